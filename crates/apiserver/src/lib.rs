@@ -1,0 +1,8 @@
+#![doc = env!("CARGO_PKG_DESCRIPTION")]
+//!
+//! It knows nothing of virtual machines: kinds come in as CRDs, rules come in through [`Admission`],
+//! subresource groups through [`Aggregated`], containers through [`Kubelet`].
+
+pub mod hooks;
+
+pub use hooks::{Admission, AdmissionInput, Aggregated, AggregatedResource, Kubelet, LogOptions, Operation, UserInfo};

@@ -1,0 +1,44 @@
+#![doc = env!("CARGO_PKG_DESCRIPTION")]
+
+pub mod streams;
+
+/// Handler ⇄ launcher, generated from `proto/launcher.proto`.
+#[allow(clippy::all, clippy::unwrap_used, clippy::too_many_lines, reason = "generated")]
+pub mod launcher {
+    tonic::include_proto!("ferrovirt.launcher.v1");
+}
+
+pub mod paths {
+    //! Paths inside a launcher pod that more than one process knows, and the pod volumes behind them.
+    //! On the host a volume is `PODS/<pod uid>/volumes/kubernetes.io~empty-dir/<volume>`, where PODS is the
+    //! kubelet's pods directory (the embedded pod runner uses the same layout).
+
+    /// Volume `sockets`.
+    pub const SOCKETS_VOLUME: &str = "sockets";
+    /// Where the launcher listens, below [`SOCKETS_VOLUME`].
+    pub const LAUNCHER_SOCKET: &str = "launcher-sock";
+    /// Mount path of [`SOCKETS_VOLUME`].
+    pub const SOCKETS_DIR: &str = "/var/run/kubevirt/sockets";
+    /// Volume `private`; holds `<vmi uid>/virt-serial0`, `virt-serial0-log`, `virt-vnc`.
+    pub const PRIVATE_VOLUME: &str = "private";
+    /// Mount path of [`PRIVATE_VOLUME`].
+    pub const PRIVATE_DIR: &str = "/var/run/kubevirt-private";
+    /// Serial console socket, below `<PRIVATE_DIR>/<vmi uid>/`.
+    pub const SERIAL_SOCKET: &str = "virt-serial0";
+    /// Serial console log, below `<PRIVATE_DIR>/<vmi uid>/`.
+    pub const SERIAL_LOG: &str = "virt-serial0-log";
+    /// VNC socket, below `<PRIVATE_DIR>/<vmi uid>/`.
+    pub const VNC_SOCKET: &str = "virt-vnc";
+    /// containerDisk image volumes are mounted at `disk_<index of the volume in spec.volumes>` below this.
+    pub const IMAGE_VOLUME_DIR: &str = "/var/run/kubevirt-image-volume";
+    /// Volume `ephemeral-disks`.
+    pub const EPHEMERAL_DIR: &str = "/var/run/kubevirt-ephemeral-disks";
+    /// Volume `libvirt-runtime`.
+    pub const LIBVIRT_RUNTIME_DIR: &str = "/var/run/libvirt";
+    /// Prepared QEMU capability cache, mounted read-only; copied into libvirtd's cache directory.
+    pub const CAPABILITY_CACHE_DIR: &str = "/var/cache/ferrovirt/libvirt-qemu";
+    /// User secrets: `<SECRET_DIR>/<volume>/…`; cloud-init secrets are volumes `<volume>-udata`, `<volume>-ndata` here.
+    pub const SECRET_DIR: &str = "/var/run/kubevirt-private/secret";
+    /// hostDisk directories: `<HOST_DISK_DIR>/<volume>/<file name of hostDisk.path>`.
+    pub const HOST_DISK_DIR: &str = "/var/run/kubevirt-private/vmi-disks";
+}

@@ -1,0 +1,63 @@
+//! Byte streams into a guest: console and VNC.
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// A stream of raw bytes, both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// Which of a guest's streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// The first serial port.
+    Console,
+    /// The display, RFB (RFC 6143).
+    Vnc {
+        /// Refuse when somebody is connected, instead of taking over.
+        preserve_session: bool,
+    },
+}
+
+/// Why there is no stream.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The VMI does not run on this node.
+    #[error("VirtualMachineInstance {0} has no guest on this node")]
+    NotHere(String),
+    /// Somebody is connected and asked to stay so.
+    #[error("there is an active session to {0}")]
+    Busy(String),
+    /// The socket could not be reached.
+    #[error("cannot connect to {path}")]
+    Connect {
+        /// The socket.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What virt-api asks the node of a VMI for. In the embedded home virt-handler is called directly;
+/// on a cluster the same verbs travel over mutual TLS.
+#[async_trait]
+pub trait NodeAgent: Send + Sync + 'static {
+    /// Opens a stream. A second client of the same stream closes the first one, unless it preserves the session.
+    ///
+    /// # Errors
+    /// See [`StreamError`].
+    async fn stream(&self, namespace: &str, vmi: &str, stream: Stream) -> Result<Box<dyn Duplex>, StreamError>;
+
+    /// Does one thing to a guest and waits until it is done.
+    ///
+    /// # Errors
+    /// The guest is not here, or the launcher refused.
+    async fn act(&self, namespace: &str, vmi: &str, action: crate::launcher::Action) -> Result<(), StreamError>;
+
+    /// JSON of `launcher.GuestInfoReply`.
+    ///
+    /// # Errors
+    /// The guest is not here, or its agent does not answer.
+    async fn guest_info(&self, namespace: &str, vmi: &str) -> Result<serde_json::Value, StreamError>;
+}
