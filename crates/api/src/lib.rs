@@ -3,9 +3,12 @@
 //! No client, no runtime: only what goes over the wire.
 
 pub mod cdi;
+pub mod coverage;
+mod crds;
 mod quantity;
 pub mod v1;
 
+pub use crds::crds;
 pub use quantity::{ParseQuantityError, Quantity};
 
 /// A `metav1.Duration`: Go's notation, such as `1h30m0s`.

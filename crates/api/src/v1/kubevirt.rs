@@ -549,6 +549,11 @@ pub struct KubeVirtSelfSignConfiguration {
     version = "v1",
     kind = "KubeVirt",
     namespaced,
+    plural = "kubevirts",
+    singular = "kubevirt",
+    shortname = "kv",
+    shortname = "kvs",
+    category = "all",
     status = "KubeVirtStatus",
     derive = "Default",
     derive = "PartialEq"

@@ -106,6 +106,11 @@ pub struct VirtualMachineInstanceMigrationSourceState {
     version = "v1",
     kind = "VirtualMachineInstanceMigration",
     namespaced,
+    plural = "virtualmachineinstancemigrations",
+    singular = "virtualmachineinstancemigration",
+    shortname = "vmim",
+    shortname = "vmims",
+    category = "all",
     status = "VirtualMachineInstanceMigrationStatus",
     derive = "Default",
     derive = "PartialEq"

@@ -13,6 +13,11 @@ use serde::{Deserialize, Serialize};
     version = "v1",
     kind = "VirtualMachineInstancePreset",
     namespaced,
+    plural = "virtualmachineinstancepresets",
+    singular = "virtualmachineinstancepreset",
+    shortname = "vmipreset",
+    shortname = "vmipresets",
+    category = "all",
     derive = "Default",
     derive = "PartialEq"
 )]

@@ -36,6 +36,11 @@ pub struct VirtualMachineInstanceReplicaSetCondition {
     version = "v1",
     kind = "VirtualMachineInstanceReplicaSet",
     namespaced,
+    plural = "virtualmachineinstancereplicasets",
+    singular = "virtualmachineinstancereplicaset",
+    shortname = "vmirs",
+    shortname = "vmirss",
+    category = "all",
     status = "VirtualMachineInstanceReplicaSetStatus",
     derive = "Default",
     derive = "PartialEq"

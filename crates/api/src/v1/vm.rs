@@ -163,6 +163,11 @@ pub struct VirtualMachineMemoryDumpRequest {
     version = "v1",
     kind = "VirtualMachine",
     namespaced,
+    plural = "virtualmachines",
+    singular = "virtualmachine",
+    shortname = "vm",
+    shortname = "vms",
+    category = "all",
     status = "VirtualMachineStatus",
     derive = "Default",
     derive = "PartialEq"

@@ -596,6 +596,11 @@ pub struct VirtualMachineInstanceResourceClaim {
     version = "v1",
     kind = "VirtualMachineInstance",
     namespaced,
+    plural = "virtualmachineinstances",
+    singular = "virtualmachineinstance",
+    shortname = "vmi",
+    shortname = "vmis",
+    category = "all",
     status = "VirtualMachineInstanceStatus",
     derive = "Default",
     derive = "PartialEq"
