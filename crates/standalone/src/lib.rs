@@ -1,1 +1,3 @@
 #![doc = env!("CARGO_PKG_DESCRIPTION")]
+
+pub mod images;
