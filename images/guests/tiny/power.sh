@@ -1,0 +1,13 @@
+#!/bin/busybox sh
+# Powers off when the ACPI power button is pressed.
+for dir in /sys/class/input/event*; do
+    case "$(cat "$dir/device/name" 2>/dev/null)" in
+        "Power Button")
+            # One event is 24 bytes: the first read returns when the button is pressed.
+            { dd if="/dev/input/${dir##*/}" bs=24 count=1 of=/dev/null 2>/dev/null
+              echo "power button: powering off" >/dev/ttyS0
+              sync
+              poweroff -f; } &
+            ;;
+    esac
+done
