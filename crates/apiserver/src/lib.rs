@@ -4,5 +4,10 @@
 //! subresource groups through [`Aggregated`], containers through [`Kubelet`].
 
 pub mod hooks;
+pub mod jsonpath;
+pub mod patch;
+pub mod schema;
+pub mod selector;
+pub mod table;
 
 pub use hooks::{Admission, AdmissionInput, Aggregated, AggregatedResource, Kubelet, LogOptions, Operation, UserInfo};
