@@ -1,0 +1,52 @@
+//! Labels, annotations, finalizers and fixed names of KubeVirt that more than one process knows.
+
+/// Label of every object that belongs to the system; pods of VMs carry [`VIRT_LAUNCHER`].
+pub const APP_LABEL: &str = "kubevirt.io";
+/// Value of [`APP_LABEL`] on pods of VMs.
+pub const VIRT_LAUNCHER: &str = "virt-launcher";
+/// Label of a pod: UID of its VMI.
+pub const CREATED_BY_LABEL: &str = "kubevirt.io/created-by";
+/// Label of a VMI and its pod: the node it runs on.
+pub const NODE_NAME_LABEL: &str = "kubevirt.io/nodeName";
+/// Label of a pod: hostname of its VMI.
+pub const VM_NAME_LABEL: &str = "vm.kubevirt.io/name";
+/// Label of a pod: name of its VMI, shortened to a label's length.
+pub const VMI_ID_LABEL: &str = "vmi.kubevirt.io/id";
+/// Label of nodes that may run VMs.
+pub const SCHEDULABLE_LABEL: &str = "kubevirt.io/schedulable";
+/// Annotation of a pod: name of its VMI.
+pub const DOMAIN_ANNOTATION: &str = "kubevirt.io/domain";
+/// Annotation of a pod: bytes that are reserved beside the guest's memory.
+pub const MEMORY_OVERHEAD_ANNOTATION: &str = "kubevirt.io/memory-overhead-bytes";
+/// Annotation of a pod: migrations go through unix sockets.
+pub const MIGRATION_TRANSPORT_UNIX_ANNOTATION: &str = "kubevirt.io/migrationTransportUnix";
+/// Annotation of a VMI: generation of the VM it was created from.
+pub const VM_GENERATION_ANNOTATION: &str = "kubevirt.io/vm-generation";
+/// Annotation that the controllers stamp: newest API version that they have seen.
+pub const LATEST_API_VERSION_ANNOTATION: &str = "kubevirt.io/latest-observed-api-version";
+/// Annotation that the controllers stamp: API version that objects are stored in.
+pub const STORAGE_API_VERSION_ANNOTATION: &str = "kubevirt.io/storage-observed-api-version";
+/// Finalizer of the VM controller, on VMs and on the VMIs that it creates.
+pub const VM_FINALIZER: &str = "kubevirt.io/virtualMachineControllerFinalize";
+/// Finalizer of the VMI controller.
+pub const VMI_FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
+/// Older spelling of [`VMI_FINALIZER`].
+pub const VMI_FINALIZER_OLD: &str = "foregroundDeleteVirtualMachine";
+/// Readiness gate of a launcher pod.
+pub const UNPAUSED_GATE: &str = "kubevirt.io/virtual-machine-unpaused";
+/// Namespace UUID of firmware UUIDs that are made from a VM's name.
+pub const FIRMWARE_UUID_NAMESPACE: uuid::Uuid = uuid::Uuid::from_u128(0x6a1a_24a1_4061_4607_8bf4_a396_3d0c_5895);
+/// User and group that launchers and QEMU run as.
+pub const RUNTIME_USER: i64 = 107;
+
+/// The firmware UUID of a VM whose template has none: the same VM always shows its guest the same one.
+#[must_use]
+pub fn firmware_uuid(vm_name: &str) -> uuid::Uuid {
+    uuid::Uuid::new_v5(&FIRMWARE_UUID_NAMESPACE, vm_name.as_bytes())
+}
+
+/// Name of the ControllerRevision that keeps the spec a VM was started with.
+#[must_use]
+pub fn start_revision(vm_uid: &str, generation: i64) -> String {
+    format!("revision-start-vm-{vm_uid}-{generation}")
+}

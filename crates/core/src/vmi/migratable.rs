@@ -1,0 +1,150 @@
+//! Whether a VMI could move to another node while it runs: `LiveMigratable`. Set by virt-handler.
+
+use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec, Volume};
+
+use super::conditions::LIVE_MIGRATABLE;
+use crate::conditions::Desired;
+
+/// Annotation of a VMI: its bridge on the pod network may migrate (the addresses change).
+pub const ALLOW_BRIDGE_ANNOTATION: &str = "kubevirt.io/allow-pod-bridge-network-live-migration";
+
+/// How a VMI's disks would move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MigrationMethod {
+    /// Only memory moves.
+    LiveMigration,
+    /// Local disks move with it.
+    BlockMigration,
+}
+
+impl MigrationMethod {
+    /// Wire form, of `status.migrationMethod`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LiveMigration => "LiveMigration",
+            Self::BlockMigration => "BlockMigration",
+        }
+    }
+}
+
+/// What `LiveMigratable` should say, and how disks would move. The first obstacle in KubeVirt's order is named.
+#[must_use]
+pub fn live_migratable(vmi: &VirtualMachineInstance) -> (Desired, MigrationMethod) {
+    let spec = &vmi.spec;
+    let method = if spec.volumes.iter().any(is_local) {
+        MigrationMethod::BlockMigration
+    } else {
+        MigrationMethod::LiveMigration
+    };
+    let bridge_allowed = vmi
+        .metadata
+        .annotations
+        .iter()
+        .any(|a| a.contains_key(ALLOW_BRIDGE_ANNOTATION));
+    let obstacle = interface_obstacle(spec, bridge_allowed)
+        .or_else(|| device_obstacle(spec))
+        .or_else(|| disk_obstacle(spec));
+    let desired = match obstacle {
+        None => Desired::new(LIVE_MIGRATABLE, true, "", ""),
+        Some((reason, message)) => Desired::new(LIVE_MIGRATABLE, false, reason, message),
+    };
+    (desired, method)
+}
+
+fn interface_obstacle(spec: &VirtualMachineInstanceSpec, bridge_allowed: bool) -> Option<(&'static str, String)> {
+    let reason = "InterfaceNotLiveMigratable";
+    for interface in &spec.domain.devices.interfaces {
+        let network = spec.networks.iter().find(|n| n.name == interface.name);
+        let on_pod_network = network.is_some_and(|n| n.pod.is_some());
+        if on_pod_network && interface.bridge.is_some() && !bridge_allowed {
+            let message = format!(
+                "cannot migrate VMI which does not use masquerade to connect to the pod network \
+                 or bridge with {ALLOW_BRIDGE_ANNOTATION} VM annotation"
+            );
+            return Some((reason, message));
+        }
+    }
+    None
+}
+
+fn device_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, String)> {
+    let devices = &spec.domain.devices;
+    (!devices.gpus.is_empty() || !devices.host_devices.is_empty())
+        .then(|| ("HostDeviceNotLiveMigratable", "VMI uses a PCI host devices".to_owned()))
+}
+
+fn disk_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, String)> {
+    spec.volumes.iter().find_map(|volume| {
+        let host_disk = volume.host_disk.as_ref()?;
+        (!host_disk.shared.unwrap_or(false)).then(|| {
+            let message = format!("cannot migrate VMI with non-shared HostDisk {}", volume.name);
+            ("DisksNotLiveMigratable", message)
+        })
+    })
+}
+
+/// Its bytes are on the node only, and the guest can change them.
+fn is_local(volume: &Volume) -> bool {
+    volume.container_disk.is_some() || volume.empty_disk.is_some() || volume.host_disk.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn vmi(volumes: serde_json::Value, interface: serde_json::Value, annotated: bool) -> VirtualMachineInstance {
+        serde_json::from_value(json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+            "metadata": {"name": "x", "annotations": if annotated { json!({ALLOW_BRIDGE_ANNOTATION: ""}) } else { json!({}) }},
+            "spec": {
+                "domain": {"devices": {"interfaces": [interface]}},
+                "networks": [{"name": "default", "pod": {}}],
+                "volumes": volumes,
+            }
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn obstacles() {
+        let masquerade = json!({"name": "default", "masquerade": {}});
+        let bridge = json!({"name": "default", "bridge": {}});
+        let container = json!([{"name": "root", "containerDisk": {"image": "x"}}]);
+        let host = json!([{"name": "root", "hostDisk": {"path": "/x", "type": "Disk"}}]);
+        let shared = json!([{"name": "root", "hostDisk": {"path": "/x", "type": "Disk", "shared": true}}]);
+        for (volumes, interface, annotated, expected, method) in [
+            (json!([]), &masquerade, false, None, MigrationMethod::LiveMigration),
+            (
+                container.clone(),
+                &masquerade,
+                false,
+                None,
+                MigrationMethod::BlockMigration,
+            ),
+            (
+                json!([]),
+                &bridge,
+                false,
+                Some("InterfaceNotLiveMigratable"),
+                MigrationMethod::LiveMigration,
+            ),
+            (json!([]), &bridge, true, None, MigrationMethod::LiveMigration),
+            (
+                host,
+                &masquerade,
+                false,
+                Some("DisksNotLiveMigratable"),
+                MigrationMethod::BlockMigration,
+            ),
+            (shared, &masquerade, false, None, MigrationMethod::BlockMigration),
+        ] {
+            let (desired, got) = live_migratable(&vmi(volumes, interface.clone(), annotated));
+            assert_eq!(desired.status, expected.is_none());
+            assert_eq!(desired.reason, expected.unwrap_or_default());
+            assert_eq!(got, method);
+        }
+    }
+}

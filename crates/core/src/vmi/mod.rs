@@ -1,0 +1,56 @@
+//! Rules of the VirtualMachineInstance: phases, conditions, what may be asked of it.
+//!
+//! Who writes which field of a VMI (each writer changes only its own, by a JSON patch that tests what it read):
+//!
+//! | Field | virt-controller | virt-handler of `status.nodeName` |
+//! |---|---|---|
+//! | `metadata.labels["kubevirt.io/nodeName"]`, finalizers | yes | – |
+//! | `status.phase`, `phaseTransitionTimestamps`, `reason` | see [`phase`] | see [`phase`] |
+//! | `nodeName`, `activePods`, `qosClass`, `runtimeUser`, `migrationTransport`, `virtualMachineRevisionName`, `launcherContainerImageVersion`, `memory`, `currentCPUTopology` | yes | – |
+//! | `interfaces`, `volumeStatus`, `guestOSInfo`, `machine`, `fsFreezeStatus`, `migrationMethod` | – | yes |
+//! | conditions `Ready`, `PodScheduled`; `Synchronized` with the reasons of [`conditions::CONTROLLER_REASONS`] | yes | – |
+//! | conditions `Paused`, `AgentConnected`, `AgentVersionNotSupported`, `LiveMigratable`, `StorageLiveMigratable`, `AccessCredentialsSynchronized`; `Synchronized` with other reasons | – | yes |
+
+pub mod actions;
+pub mod conditions;
+pub mod migratable;
+pub mod phase;
+
+use ferrovirt_api::v1::VirtualMachineInstance;
+
+pub use phase::Phase;
+
+/// What the rules of a VM need to know of its VMI.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmiFacts {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// `status.phase`.
+    pub phase: Phase,
+    /// It has a deletion timestamp.
+    pub deleting: bool,
+    /// It is or has been Running.
+    pub was_running: bool,
+}
+
+impl VmiFacts {
+    /// Reads a VMI.
+    #[must_use]
+    pub fn of(vmi: &VirtualMachineInstance) -> Self {
+        let phase = Phase::of(vmi);
+        let timestamps = vmi.status.iter().flat_map(|s| &s.phase_transition_timestamps);
+        let running = Phase::Running.as_str();
+        Self {
+            uid: vmi.metadata.uid.clone().unwrap_or_default(),
+            phase,
+            deleting: vmi.metadata.deletion_timestamp.is_some(),
+            was_running: phase == Phase::Running || timestamps.into_iter().any(|t| t.phase.as_deref() == Some(running)),
+        }
+    }
+
+    /// Not final and not being deleted.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !self.phase.is_final() && !self.deleting
+    }
+}
