@@ -1,2 +1,34 @@
-#![doc = env!("CARGO_PKG_DESCRIPTION")]
-fn main() {}
+//! `cargo xtask`: checks, the gate, benchmarks.
+
+mod bench;
+mod check;
+mod ci;
+
+use clap::Parser;
+
+/// The project's own tasks
+#[derive(Parser)]
+#[command(
+    bin_name = "cargo xtask",
+    after_help = "Examples:\n  cargo xtask check\n  cargo xtask ci\n  cargo xtask bench standalone"
+)]
+enum Task {
+    /// House rules: who may depend on whom, file sizes, sorted manifests
+    Check,
+    /// All that the gate runs: fmt, check, clippy, docs, tests
+    Ci {
+        /// Leave out the tests with real guests
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Measure, and write docs/performance.md
+    Bench(bench::Bench),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Task::parse() {
+        Task::Check => check::run(),
+        Task::Ci { quick } => ci::run(quick),
+        Task::Bench(bench) => bench.run(),
+    }
+}

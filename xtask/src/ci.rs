@@ -1,0 +1,103 @@
+//! The gate.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+/// Runs every step and stops at the first that fails.
+pub fn run(quick: bool) -> Result<()> {
+    let start = Instant::now();
+    step("format", "cargo", &["fmt", "--all", "--check"], &[])?;
+    super::check::run()?;
+    step(
+        "lints",
+        "cargo",
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ],
+        &[],
+    )?;
+    step(
+        "documentation",
+        "cargo",
+        &[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--locked",
+            "--document-private-items",
+        ],
+        &[("RUSTDOCFLAGS", "-D warnings")],
+    )?;
+    step(
+        "executables",
+        "cargo",
+        &[
+            "build",
+            "--locked",
+            "-p",
+            "ferrovirt",
+            "-p",
+            "virt-launcher",
+            "-p",
+            "virtctl",
+        ],
+        &[],
+    )?;
+    step(
+        "tests",
+        "cargo",
+        &["test", "--workspace", "--locked", "--exclude", "ferrovirt-e2e"],
+        &[],
+    )?;
+    if !quick {
+        let tiny = guest("tiny")?;
+        let debian = guest("debian")?;
+        step(
+            "tests with real guests",
+            "cargo",
+            &["test", "--locked", "-p", "ferrovirt-e2e", "--", "--nocapture"],
+            &[("FERROVIRT_TINY", &tiny), ("FERROVIRT_DEBIAN", &debian)],
+        )?;
+    }
+    println!("ci: all green after {} s", start.elapsed().as_secs());
+    Ok(())
+}
+
+/// The archive of a guest, built if it is not in the cache.
+pub fn guest(name: &str) -> Result<String> {
+    println!("ci: guest {name} (built once per machine)");
+    let output = Command::new(Path::new("images/guests/build"))
+        .arg(name)
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .context("cannot run images/guests/build")?;
+    if !output.status.success() {
+        bail!("images/guests/build {name} failed");
+    }
+    let path = String::from_utf8(output.stdout)?.trim().to_owned();
+    Ok(path)
+}
+
+fn step(name: &str, program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    println!("ci: {name}: {program} {}", args.join(" "));
+    let start = Instant::now();
+    let status = Command::new(program)
+        .args(args)
+        .envs(env.iter().copied())
+        .status()
+        .with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        bail!("{name} failed: {program} {}", args.join(" "));
+    }
+    println!("ci: {name}: {} s", start.elapsed().as_secs());
+    Ok(())
+}
