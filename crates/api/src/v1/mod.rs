@@ -1,5 +1,6 @@
 //! Group `kubevirt.io/v1`.
 
+mod config;
 mod devices;
 mod disks;
 mod domain;
@@ -13,6 +14,7 @@ mod vm;
 mod vmi;
 mod volumes;
 
+pub use config::*;
 pub use devices::*;
 pub use disks::*;
 pub use domain::*;
