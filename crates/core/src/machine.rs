@@ -15,6 +15,49 @@ pub enum Architecture {
     S390x,
 }
 
+impl Architecture {
+    /// This executable's architecture; amd64 where KubeVirt knows no name for it.
+    #[must_use]
+    pub fn host() -> Self {
+        match std::env::consts::ARCH {
+            "aarch64" => Self::Arm64,
+            "s390x" => Self::S390x,
+            _ => Self::Amd64,
+        }
+    }
+
+    /// By Kubernetes' name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "amd64" => Some(Self::Amd64),
+            "arm64" => Some(Self::Arm64),
+            "s390x" => Some(Self::S390x),
+            _ => None,
+        }
+    }
+
+    /// Kubernetes' name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "amd64",
+            Self::Arm64 => "arm64",
+            Self::S390x => "s390x",
+        }
+    }
+
+    /// QEMU's and libvirt's name.
+    #[must_use]
+    pub fn qemu_name(self) -> &'static str {
+        match self {
+            Self::Amd64 => "x86_64",
+            Self::Arm64 => "aarch64",
+            Self::S390x => "s390x",
+        }
+    }
+}
+
 /// One virtual machine, with volumes joined to disks and networks joined to interfaces.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Machine {
@@ -26,6 +69,10 @@ pub struct Machine {
     pub uuid: Uuid,
     /// SMBIOS system serial.
     pub serial: Option<String>,
+    /// SMBIOS strings of the cluster.
+    pub smbios: Smbios,
+    /// SMBIOS chassis strings of the machine.
+    pub chassis: Chassis,
     /// Processor.
     pub cpu: Cpu,
     /// Memory.
@@ -36,10 +83,18 @@ pub struct Machine {
     pub acpi: bool,
     /// APIC on.
     pub apic: bool,
+    /// APIC end of interrupt accelerated; `None`: as QEMU does.
+    pub apic_eoi: Option<bool>,
+    /// KVM hidden from the guest.
+    pub kvm_hidden: bool,
+    /// Paravirtual spinlocks; `None`: as QEMU does.
+    pub pv_spinlock: Option<bool>,
     /// System management mode on.
     pub smm: bool,
     /// Clock base.
     pub clock: Clock,
+    /// Timers that differ from QEMU's defaults.
+    pub timers: Vec<Timer>,
     /// Disks, in the order of `spec.domain.devices.disks` (then volumes without a disk).
     pub disks: Vec<Disk>,
     /// NICs, in the order of `spec.domain.devices.interfaces`.
@@ -52,8 +107,18 @@ pub struct Machine {
     pub log_serial_console: bool,
     /// VNC and a video card exist.
     pub graphics: bool,
+    /// Model of the video card, if chosen.
+    pub video: Option<String>,
     /// The balloon exists.
     pub mem_balloon: bool,
+    /// Seconds between balloon statistics; 0: none.
+    pub mem_balloon_stats_period: u32,
+    /// Watchdog.
+    pub watchdog: Option<Watchdog>,
+    /// Panic devices: isa, pvpanic or hyperv.
+    pub panic_devices: Vec<String>,
+    /// One queue per vCPU on virtio disks.
+    pub block_multi_queue: bool,
     /// Input devices.
     pub inputs: Vec<Input>,
     /// virtio models are the non-transitional ones unless this is set.
@@ -66,6 +131,62 @@ pub struct Machine {
     pub termination_grace_seconds: u64,
     /// `startStrategy: Paused`.
     pub start_paused: bool,
+    /// `rebootPolicy: Terminate`: a reboot by the guest ends the machine.
+    pub terminate_on_reboot: bool,
+}
+
+/// SMBIOS strings that a cluster gives all its guests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Smbios {
+    /// System and base board.
+    pub manufacturer: String,
+    /// System and base board.
+    pub product: String,
+    /// System.
+    pub family: String,
+    /// System.
+    pub sku: Option<String>,
+    /// System.
+    pub version: Option<String>,
+}
+
+/// SMBIOS chassis strings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chassis {
+    /// Asset tag.
+    pub asset: Option<String>,
+    /// Manufacturer.
+    pub manufacturer: Option<String>,
+    /// Serial.
+    pub serial: Option<String>,
+    /// SKU.
+    pub sku: Option<String>,
+    /// Version.
+    pub version: Option<String>,
+}
+
+/// A timer of the guest, in libvirt's words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timer {
+    /// rtc, pit, hpet, kvmclock or hypervclock.
+    pub name: &'static str,
+    /// Whether the guest sees it.
+    pub present: bool,
+    /// delay, catchup, merge or discard.
+    pub tick_policy: Option<String>,
+    /// guest or wall; rtc only.
+    pub track: Option<String>,
+}
+
+/// A watchdog device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Watchdog {
+    /// Name in the spec.
+    pub name: String,
+    /// i6300esb or diag288.
+    pub model: &'static str,
+    /// reset, poweroff or shutdown.
+    pub action: String,
 }
 
 /// Processor topology and model.
@@ -83,6 +204,20 @@ pub struct Cpu {
     pub model: CpuModel,
     /// Features over the model: name and libvirt policy (force, require, optional, disable, forbid).
     pub features: Vec<(String, String)>,
+}
+
+impl Cpu {
+    /// vCPUs at boot.
+    #[must_use]
+    pub fn vcpus(&self) -> u32 {
+        self.sockets.saturating_mul(self.cores).saturating_mul(self.threads)
+    }
+
+    /// vCPUs after the last plug.
+    #[must_use]
+    pub fn max_vcpus(&self) -> u32 {
+        self.max_sockets.saturating_mul(self.cores).saturating_mul(self.threads)
+    }
 }
 
 /// CPU model.
@@ -152,8 +287,35 @@ pub struct Disk {
     pub io: Option<String>,
     /// stop, ignore, report or enospace; default stop.
     pub error_policy: Option<String>,
+    /// PCI address, if chosen; virtio only.
+    pub pci_address: Option<PciAddress>,
     /// Where its bytes come from.
     pub source: Source,
+}
+
+/// `domain:bus:slot.function`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PciAddress {
+    /// Domain.
+    pub domain: u16,
+    /// Bus.
+    pub bus: u8,
+    /// Slot, below 32.
+    pub slot: u8,
+    /// Function, below 8.
+    pub function: u8,
+}
+
+impl std::fmt::Display for PciAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            domain,
+            bus,
+            slot,
+            function,
+        } = self;
+        write!(f, "{domain:04x}:{bus:02x}:{slot:02x}.{function}")
+    }
 }
 
 /// Kind of disk device.
@@ -245,8 +407,14 @@ pub struct Interface {
     pub binding: Binding,
     /// virtio, e1000, e1000e, rtl8139, ne2k_pci, pcnet.
     pub model: String,
-    /// MAC address, if chosen.
+    /// MAC address, if chosen, as `02:00:00:00:00:01`.
     pub mac: Option<String>,
+    /// PCI address, if chosen.
+    pub pci_address: Option<PciAddress>,
+    /// ACPI index, if chosen; the guest names the NIC by it.
+    pub acpi_index: Option<u32>,
+    /// The link is down.
+    pub link_down: bool,
     /// 1 is first.
     pub boot_order: Option<u32>,
     /// Ports that masquerade forwards; empty: all.

@@ -1,0 +1,375 @@
+//! What the cluster's administrator decides for all machines: the `KubeVirt` object's configuration with every default resolved.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ferrovirt_api::Quantity;
+use ferrovirt_api::v1::{ArchConfiguration, ArchSpecificConfiguration, DeveloperConfiguration, KubeVirtConfiguration};
+
+use crate::machine::{Architecture, Binding, Smbios};
+
+/// Gate that admits `hostDisk` volumes.
+pub const GATE_HOST_DISK: &str = "HostDisk";
+
+/// Cluster-wide settings that defaults and validation depend on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterConfig {
+    /// Architecture of a VMI that names none.
+    pub architecture: Architecture,
+    /// Machine types of amd64.
+    pub amd64: MachineTypes,
+    /// Machine types of arm64.
+    pub arm64: MachineTypes,
+    /// Machine types of s390x.
+    pub s390x: MachineTypes,
+    /// CPU model of a VMI that names none; `None`: host-model (arm64: host-passthrough).
+    pub cpu_model: Option<String>,
+    /// CPU request of a VMI that names none, if it is not KubeVirt's `100m`.
+    pub cpu_request: Option<Quantity>,
+    /// Guest memory as percentage of the memory that is requested for it.
+    pub memory_overcommit: u64,
+    /// vCPUs per requested CPU.
+    pub cpu_allocation_ratio: u64,
+    /// Binding of the interface that is added when a VMI lists none.
+    pub default_network_interface: Binding,
+    /// The bridge binding may be used on the pod network.
+    pub permit_bridge_on_pod_network: bool,
+    /// Ceiling of hotplug over what a machine boots with.
+    pub max_hotplug_ratio: u64,
+    /// `liveUpdateConfiguration.maxCpuSockets`.
+    pub max_cpu_sockets: Option<i64>,
+    /// `liveUpdateConfiguration.maxGuest`.
+    pub max_guest: Option<Quantity>,
+    /// `vmRolloutStrategy` is LiveUpdate.
+    pub live_update: bool,
+    /// Eviction strategy of a VMI that names none.
+    pub eviction_strategy: String,
+    /// Gates that are on.
+    pub feature_gates: BTreeSet<String>,
+    /// Guests may run without KVM.
+    pub use_emulation: bool,
+    /// No serial console is logged unless the VMI asks for it.
+    pub disable_serial_console_log: bool,
+    /// Seconds between balloon statistics; 0: none.
+    pub mem_balloon_stats_period: u32,
+    /// What guests read in SMBIOS.
+    pub smbios: Smbios,
+    /// Factor on the launcher's own memory.
+    pub overhead_ratio: Option<f64>,
+    /// Labels that every VM's node must have.
+    pub node_selectors: BTreeMap<String, String>,
+    /// `configuration.imagePullPolicy`, of our own images.
+    pub image_pull_policy: String,
+}
+
+/// Machine types of one architecture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineTypes {
+    /// Type of a VMI that names none.
+    pub default: String,
+    /// Patterns of what a VMI may name; `*` stands for anything.
+    pub allowed: Vec<String>,
+}
+
+impl MachineTypes {
+    fn new(default: &str, allowed: &[&str]) -> Self {
+        Self {
+            default: default.to_owned(),
+            allowed: allowed.iter().map(|&p| p.to_owned()).collect(),
+        }
+    }
+
+    /// Whether a pattern matches `name`.
+    #[must_use]
+    pub fn allows(&self, name: &str) -> bool {
+        self.allowed.iter().any(|pattern| glob(pattern, name))
+    }
+
+    fn apply(&mut self, from: Option<&ArchSpecificConfiguration>) {
+        let Some(ArchSpecificConfiguration {
+            emulated_machines,
+            machine_type,
+            ovmf_path: _,
+        }) = from
+        else {
+            return;
+        };
+        if let Some(machine_type) = machine_type.as_deref().filter(|t| !t.is_empty()) {
+            machine_type.clone_into(&mut self.default);
+        }
+        if !emulated_machines.is_empty() {
+            self.allowed.clone_from(emulated_machines);
+        }
+    }
+}
+
+/// `*` in `pattern` matches any run of characters, everything else itself.
+fn glob(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or_default();
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
+    let parts: Vec<&str> = parts.collect();
+    let Some((last, middle)) = parts.split_last() else {
+        return rest.is_empty();
+    };
+    for part in middle {
+        let Some(at) = rest.find(part) else { return false };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
+impl Default for ClusterConfig {
+    /// KubeVirt's defaults, on this executable's architecture.
+    fn default() -> Self {
+        Self {
+            architecture: Architecture::host(),
+            amd64: MachineTypes::new("q35", &["q35*", "pc-q35*"]),
+            arm64: MachineTypes::new("virt", &["virt*"]),
+            s390x: MachineTypes::new("s390-ccw-virtio", &["s390-ccw-virtio*"]),
+            cpu_model: None,
+            cpu_request: None,
+            memory_overcommit: 100,
+            cpu_allocation_ratio: 10,
+            default_network_interface: Binding::Bridge,
+            permit_bridge_on_pod_network: true,
+            max_hotplug_ratio: 4,
+            max_cpu_sockets: None,
+            max_guest: None,
+            live_update: true,
+            eviction_strategy: "None".to_owned(),
+            feature_gates: BTreeSet::new(),
+            use_emulation: false,
+            disable_serial_console_log: false,
+            mem_balloon_stats_period: 10,
+            smbios: Smbios {
+                manufacturer: "KubeVirt".to_owned(),
+                product: "None".to_owned(),
+                family: "KubeVirt".to_owned(),
+                sku: None,
+                version: None,
+            },
+            overhead_ratio: None,
+            node_selectors: BTreeMap::new(),
+            image_pull_policy: "IfNotPresent".to_owned(),
+        }
+    }
+}
+
+impl ClusterConfig {
+    /// The defaults of the embedded home: its one user owns the machine, so host disks are allowed, and a
+    /// guest without KVM is better than none.
+    #[must_use]
+    pub fn standalone() -> Self {
+        Self {
+            feature_gates: [GATE_HOST_DISK.to_owned()].into(),
+            use_emulation: true,
+            ..Self::default()
+        }
+    }
+
+    /// For readers of objects that admission has let in already, such as the launcher: nothing that an
+    /// administrator may forbid is forbidden.
+    #[must_use]
+    pub fn permissive() -> Self {
+        Self {
+            feature_gates: [GATE_HOST_DISK.to_owned()].into(),
+            amd64: MachineTypes::new("q35", &["*"]),
+            arm64: MachineTypes::new("virt", &["*"]),
+            s390x: MachineTypes::new("s390-ccw-virtio", &["*"]),
+            use_emulation: true,
+            ..Self::default()
+        }
+    }
+
+    /// The defaults, changed by what a `KubeVirt` object sets. Values that cannot be read leave the default.
+    #[must_use]
+    pub fn from_kubevirt(configuration: &KubeVirtConfiguration) -> Self {
+        Self::default().with(configuration)
+    }
+
+    /// These settings, changed by what a `KubeVirt` object sets. Values that cannot be read change nothing.
+    #[must_use]
+    pub fn with(mut self, configuration: &KubeVirtConfiguration) -> Self {
+        let c = configuration;
+        if let Some(developer) = &c.developer_configuration {
+            self.apply_developer(developer);
+        }
+        if let Some(arch) = &c.architecture_configuration {
+            self.apply_architecture(arch);
+        }
+        let own = MachineTypes {
+            default: String::new(),
+            allowed: c.emulated_machines.clone(),
+        };
+        let types = match self.architecture {
+            Architecture::Amd64 => &mut self.amd64,
+            Architecture::Arm64 => &mut self.arm64,
+            Architecture::S390x => &mut self.s390x,
+        };
+        if !own.allowed.is_empty() {
+            types.allowed = own.allowed;
+        }
+        if let Some(name) = text(&c.machine_type) {
+            types.default = name;
+        }
+        self.cpu_model = text(&c.cpu_model).or(self.cpu_model);
+        self.cpu_request = match &c.cpu_request {
+            Some(request) if request.millis().is_ok_and(|m| m == 100) => None,
+            Some(request) if request.millis().is_ok() => Some(request.clone()),
+            _ => self.cpu_request,
+        };
+        if let Some(network) = &c.network {
+            match network.default_network_interface.as_deref() {
+                Some("masquerade") => self.default_network_interface = Binding::Masquerade,
+                Some("bridge") => self.default_network_interface = Binding::Bridge,
+                _ => {}
+            }
+            if let Some(permit) = network.permit_bridge_interface_on_pod_network {
+                self.permit_bridge_on_pod_network = permit;
+            }
+        }
+        if let Some(live) = &c.live_update_configuration {
+            if let Some(ratio) = live.max_hotplug_ratio.and_then(|r| u64::try_from(r).ok()) {
+                self.max_hotplug_ratio = ratio.max(1);
+            }
+            self.max_cpu_sockets = live.max_cpu_sockets.or(self.max_cpu_sockets);
+            self.max_guest = live.max_guest.clone().or(self.max_guest);
+        }
+        if let Some(strategy) = &c.vm_rollout_strategy {
+            self.live_update = strategy != "Stage";
+        }
+        if let Some(strategy) = text(&c.eviction_strategy) {
+            self.eviction_strategy = strategy;
+        }
+        if let Some(policy) = text(&c.image_pull_policy) {
+            self.image_pull_policy = policy;
+        }
+        if let Some(options) = &c.virtual_machine_options {
+            self.disable_serial_console_log = options.disable_serial_console_log.is_some();
+        }
+        if let Some(period) = c.mem_balloon_stats_period.and_then(|p| u32::try_from(p).ok()) {
+            self.mem_balloon_stats_period = period;
+        }
+        if let Some(smbios) = &c.smbios {
+            let old = self.smbios;
+            self.smbios = Smbios {
+                manufacturer: text(&smbios.manufacturer).unwrap_or(old.manufacturer),
+                product: text(&smbios.product).unwrap_or(old.product),
+                family: text(&smbios.family).unwrap_or(old.family),
+                sku: text(&smbios.sku).or(old.sku),
+                version: text(&smbios.version).or(old.version),
+            };
+        }
+        let ratio = c.additional_guest_memory_overhead_ratio.as_deref();
+        if let Some(ratio) = ratio.and_then(|r| r.parse::<f64>().ok()).filter(|r| *r >= 1.0) {
+            self.overhead_ratio = Some(ratio);
+        }
+        self
+    }
+
+    fn apply_developer(&mut self, developer: &DeveloperConfiguration) {
+        self.feature_gates.extend(developer.feature_gates.iter().cloned());
+        for gate in &developer.disabled_feature_gates {
+            self.feature_gates.remove(gate);
+        }
+        if let Some(use_emulation) = developer.use_emulation {
+            self.use_emulation = use_emulation;
+        }
+        let positive = |n: Option<i32>| n.and_then(|n| u64::try_from(n).ok()).filter(|n| *n > 0);
+        if let Some(percent) = positive(developer.memory_overcommit) {
+            self.memory_overcommit = percent;
+        }
+        if let Some(ratio) = positive(developer.cpu_allocation_ratio) {
+            self.cpu_allocation_ratio = ratio;
+        }
+        self.node_selectors.extend(developer.node_selectors.clone());
+    }
+
+    fn apply_architecture(&mut self, configuration: &ArchConfiguration) {
+        let ArchConfiguration {
+            amd64,
+            arm64,
+            default_architecture,
+            ppc64le: _,
+            s390x,
+        } = configuration;
+        self.amd64.apply(amd64.as_ref());
+        self.arm64.apply(arm64.as_ref());
+        self.s390x.apply(s390x.as_ref());
+        if let Some(arch) = default_architecture.as_deref().and_then(Architecture::from_name) {
+            self.architecture = arch;
+        }
+    }
+
+    /// The machine types of `architecture`.
+    #[must_use]
+    pub fn machine_types(&self, architecture: Architecture) -> &MachineTypes {
+        match architecture {
+            Architecture::Amd64 => &self.amd64,
+            Architecture::Arm64 => &self.arm64,
+            Architecture::S390x => &self.s390x,
+        }
+    }
+
+    /// Whether feature gate `name` is on.
+    #[must_use]
+    pub fn gate(&self, name: &str) -> bool {
+        self.feature_gates.contains(name)
+    }
+}
+
+fn text(value: &Option<String>) -> Option<String> {
+    value.clone().filter(|v| !v.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        for (pattern, name, matches) in [
+            ("q35*", "q35", true),
+            ("q35*", "pc-q35-8.0", false),
+            ("pc-q35*", "pc-q35-8.0", true),
+            ("q35", "q35", true),
+            ("q35", "q35x", false),
+            ("*-8*0", "pc-q35-8.0", true),
+            ("*", "", true),
+            ("", "x", false),
+        ] {
+            assert_eq!(glob(pattern, name), matches, "{pattern} on {name}");
+        }
+    }
+
+    #[test]
+    fn kubevirt_configuration_wins_over_defaults() {
+        let configuration: KubeVirtConfiguration = serde_json::from_value(serde_json::json!({
+            "machineType": "pc-q35-9.0",
+            "cpuModel": "EPYC",
+            "cpuRequest": "250m",
+            "developerConfiguration": {
+                "featureGates": ["HostDisk", "Sidecar"],
+                "disabledFeatureGates": ["Sidecar"],
+                "useEmulation": true,
+                "cpuAllocationRatio": 4,
+                "memoryOvercommit": -3
+            },
+            "network": {"defaultNetworkInterface": "masquerade", "permitBridgeInterfaceOnPodNetwork": false},
+            "vmRolloutStrategy": "Stage",
+            "virtualMachineOptions": {"disableSerialConsoleLog": {}}
+        }))
+        .unwrap();
+        let config = ClusterConfig::from_kubevirt(&configuration);
+        assert_eq!(config.machine_types(config.architecture).default, "pc-q35-9.0");
+        assert_eq!(config.cpu_model.as_deref(), Some("EPYC"));
+        assert_eq!(config.cpu_request, Some("250m".into()));
+        assert!(config.gate(GATE_HOST_DISK) && !config.gate("Sidecar"));
+        assert!(config.use_emulation && !config.live_update && config.disable_serial_console_log);
+        assert_eq!((config.cpu_allocation_ratio, config.memory_overcommit), (4, 100));
+        assert_eq!(config.default_network_interface, Binding::Masquerade);
+        assert!(!config.permit_bridge_on_pod_network);
+    }
+}

@@ -1,0 +1,127 @@
+//! What a machine costs beside its guest's memory, and what its pod therefore requests.
+
+use std::collections::BTreeMap;
+
+use ferrovirt_api::Quantity;
+use ferrovirt_api::v1::VirtualMachineInstanceSpec;
+
+use crate::config::ClusterConfig;
+use crate::machine::{Architecture, Machine};
+
+const MI: u64 = 1 << 20;
+/// Our launcher.
+const LAUNCHER: u64 = 12 * MI;
+/// Its libvirtd.
+const LIBVIRTD: u64 = 40 * MI;
+/// QEMU without guest memory, threads and display.
+const QEMU: u64 = 50 * MI;
+/// Stack and emulator state per vCPU.
+const PER_VCPU: u64 = 8 * MI;
+/// QEMU's I/O thread.
+const IO_THREAD: u64 = 8 * MI;
+/// Video memory and VNC's buffers.
+const GRAPHICS: u64 = 32 * MI;
+/// Firmware flash and larger page tables of arm64 machines.
+const ARM64: u64 = 128 * MI;
+/// Bytes of guest memory per byte of page tables.
+const PAGE_TABLES: u64 = 512;
+/// Scratch files of every launcher.
+const EPHEMERAL_STORAGE: i128 = 50_000_000;
+
+/// Bytes that the compute container needs beside the guest's memory.
+#[must_use]
+pub fn memory_overhead(machine: &Machine, spec: &VirtualMachineInstanceSpec, config: &ClusterConfig) -> u64 {
+    let mut bytes = LAUNCHER + LIBVIRTD + QEMU + IO_THREAD;
+    bytes = bytes.saturating_add(machine.memory.guest / PAGE_TABLES);
+    bytes = bytes.saturating_add(PER_VCPU * u64::from(machine.cpu.vcpus()));
+    if machine.graphics {
+        bytes += GRAPHICS;
+    }
+    if machine.architecture == Architecture::Arm64 {
+        bytes += ARM64;
+    }
+    let reserved = spec.domain.memory.as_ref().and_then(|m| m.reserved_overhead.as_ref());
+    let added = reserved.and_then(|r| r.added_overhead.as_ref()?.bytes().ok());
+    bytes = bytes.saturating_add(added.and_then(|b| u64::try_from(b).ok()).unwrap_or_default());
+    match config.overhead_ratio {
+        None => bytes,
+        Some(ratio) => {
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_precision_loss,
+                clippy::cast_sign_loss,
+                reason = "a ratio of a few MiB; the cast saturates"
+            )]
+            let scaled = (bytes as f64 * ratio).ceil() as u64;
+            scaled
+        }
+    }
+}
+
+/// Requests and limits of the compute container.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodResources {
+    /// Requests, without devices.
+    pub requests: BTreeMap<String, Quantity>,
+    /// Limits, without devices.
+    pub limits: BTreeMap<String, Quantity>,
+    /// Device plugin resources, to be put into both where device plugins exist.
+    pub devices: BTreeMap<String, Quantity>,
+    /// [`memory_overhead`].
+    pub overhead: u64,
+}
+
+/// The resources of a machine's compute container. `machine` is `spec` parsed.
+#[must_use]
+pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, config: &ClusterConfig) -> PodResources {
+    let overhead = memory_overhead(machine, spec, config);
+    let wanted = spec.domain.resources.clone().unwrap_or_default();
+    let uncounted = wanted.overcommit_guest_overhead == Some(true);
+    let (mut requests, mut limits) = (wanted.requests, wanted.limits);
+
+    let guest = machine.memory.guest.saturating_mul(100) / config.memory_overcommit.max(1);
+    let asked = requests.get("memory").or(limits.get("memory"));
+    let asked = asked.and_then(|m| m.bytes().ok()).and_then(|b| u64::try_from(b).ok());
+    let counted = if uncounted { 0 } else { overhead };
+    let request = asked.unwrap_or(guest).saturating_add(counted);
+    requests.insert("memory".to_owned(), Quantity(request.to_string()));
+    if let Some(limit) = limits.get("memory").and_then(|m| m.bytes().ok()) {
+        let limit = u64::try_from(limit).unwrap_or_default().saturating_add(overhead);
+        limits.insert("memory".to_owned(), Quantity(limit.to_string()));
+    }
+
+    requests.entry("cpu".to_owned()).or_insert_with(|| {
+        let millis = u64::from(machine.cpu.vcpus()) * 1000 / config.cpu_allocation_ratio.max(1);
+        Quantity(format!("{}m", millis.max(1)))
+    });
+
+    let more = |quantity: Option<&Quantity>| {
+        let bytes = quantity.and_then(|q| q.millis().ok()).unwrap_or_default() / 1000;
+        Quantity((bytes + EPHEMERAL_STORAGE).to_string())
+    };
+    let storage = "ephemeral-storage";
+    requests.insert(storage.to_owned(), more(requests.get(storage)));
+    if limits.contains_key(storage) {
+        limits.insert(storage.to_owned(), more(limits.get(storage)));
+    }
+
+    let mut devices = BTreeMap::new();
+    let mut device = |name: &str| {
+        devices.insert(format!("devices.kubevirt.io/{name}"), Quantity("1".to_owned()));
+    };
+    if !config.use_emulation {
+        device("kvm");
+        if machine.interfaces.iter().any(|i| i.model == "virtio") {
+            device("vhost-net");
+        }
+    }
+    if !machine.interfaces.is_empty() {
+        device("tun");
+    }
+    PodResources {
+        requests,
+        limits,
+        devices,
+        overhead,
+    }
+}

@@ -1,0 +1,178 @@
+//! `spec.domain.devices`, but for disks and interfaces.
+
+use ferrovirt_api::v1::{
+    Devices, Diag288Watchdog, I6300ESBWatchdog, Input as WireInput, PanicDevice, TPMDevice, VideoDevice,
+    Watchdog as WireWatchdog,
+};
+
+use super::{Cx, on, text};
+use crate::cause::FieldPath;
+use crate::machine::{Architecture, Input, Machine, Watchdog};
+
+impl Cx<'_> {
+    pub(super) fn devices(&mut self, devices: &Devices, machine: &mut Machine, path: &FieldPath) {
+        let path = &path.child("devices");
+        let Devices {
+            autoattach_graphics_device,
+            // Both were turned into a device by the defaults.
+            autoattach_input_device: _,
+            autoattach_pod_interface: _,
+            autoattach_mem_balloon,
+            autoattach_serial_console,
+            autoattach_vsock,
+            block_multi_queue,
+            client_passthrough,
+            // Nothing is reserved for hotplug, so there is nothing to leave out.
+            disable_hotplug: _,
+            disks: _,
+            downward_metrics,
+            filesystems,
+            gpus,
+            host_devices,
+            inputs,
+            interfaces: _,
+            log_serial_console,
+            network_interface_multiqueue,
+            panic_devices,
+            rng,
+            sound,
+            tpm,
+            use_virtio_transitional,
+            video,
+            watchdog,
+        } = devices;
+        let tpm_wanted = tpm
+            .as_ref()
+            .is_some_and(|TPMDevice { enabled, persistent }| enabled.unwrap_or(true) || on(*persistent));
+        self.causes.none_of(
+            path,
+            &[
+                ("autoattachVSOCK", on(*autoattach_vsock)),
+                ("clientPassthrough", client_passthrough.is_some()),
+                ("downwardMetrics", downward_metrics.is_some()),
+                ("filesystems", !filesystems.is_empty()),
+                ("gpus", !gpus.is_empty()),
+                ("hostDevices", !host_devices.is_empty()),
+                ("networkInterfaceMultiqueue", on(*network_interface_multiqueue)),
+                ("sound", sound.is_some()),
+                ("tpm", tpm_wanted),
+            ],
+        );
+        machine.graphics = autoattach_graphics_device.unwrap_or(true);
+        machine.mem_balloon = autoattach_mem_balloon.unwrap_or(true);
+        machine.serial_console = autoattach_serial_console.unwrap_or(true);
+        machine.log_serial_console =
+            machine.serial_console && log_serial_console.unwrap_or(!self.config.disable_serial_console_log);
+        machine.block_multi_queue = on(*block_multi_queue);
+        machine.rng = rng.is_some();
+        machine.virtio_transitional = on(*use_virtio_transitional);
+        machine.inputs = self.inputs(inputs, &path.child("inputs"));
+        machine.panic_devices = self.panic_devices(panic_devices, &path.child("panicDevices"));
+        machine.video = self.video(video.as_ref(), machine.graphics, &path.child("video"));
+        machine.watchdog = self.watchdog(watchdog.as_ref(), &path.child("watchdog"));
+    }
+
+    fn inputs(&mut self, inputs: &[WireInput], path: &FieldPath) -> Vec<Input> {
+        let mut parsed: Vec<Input> = Vec::new();
+        for (i, WireInput { bus, name, r#type }) in inputs.iter().enumerate() {
+            let path = path.index(i);
+            let bus = bus.as_deref().unwrap_or("usb");
+            self.causes.one_of(&path.child("bus"), bus, &["usb", "virtio"]);
+            self.causes.one_of(&path.child("type"), r#type, &["tablet"]);
+            self.device_name(name, &path.child("name"));
+            if parsed.iter().any(|other| other.name == *name) {
+                self.causes
+                    .duplicate(&path.child("name"), format!("another input has the name \"{name}\""));
+            }
+            parsed.push(Input {
+                bus: bus.to_owned(),
+                kind: r#type.clone(),
+                name: name.clone(),
+            });
+        }
+        parsed
+    }
+
+    /// Names become aliases in the domain.
+    fn device_name(&mut self, name: &str, field: &FieldPath) {
+        if name.is_empty() {
+            self.causes.required(field, "a name is needed");
+        } else if !text::is_interface_name(name) {
+            self.causes.invalid(
+                field,
+                format!("\"{name}\" has characters other than letters, digits, _ and -"),
+            );
+        }
+    }
+
+    fn panic_devices(&mut self, devices: &[PanicDevice], path: &FieldPath) -> Vec<String> {
+        let mut models = Vec::new();
+        for (i, PanicDevice { model }) in devices.iter().enumerate() {
+            let field = path.index(i).child("model");
+            let Some(model) = model.as_deref().filter(|m| !m.is_empty()) else {
+                self.causes.required(&field, "a panic device needs a model");
+                continue;
+            };
+            self.causes.one_of(&field, model, &["hyperv", "isa", "pvpanic"]);
+            models.push(model.to_owned());
+        }
+        models
+    }
+
+    fn video(&mut self, video: Option<&VideoDevice>, graphics: bool, path: &FieldPath) -> Option<String> {
+        let VideoDevice { r#type } = video?;
+        let field = path.child("type");
+        if !graphics {
+            self.causes.invalid(path, "a video card needs autoattachGraphicsDevice");
+        }
+        let model = r#type.as_deref().filter(|t| !t.is_empty())?;
+        let models: &[&str] = match self.architecture {
+            Architecture::Amd64 => &["vga", "cirrus", "virtio", "ramfb", "bochs"],
+            Architecture::Arm64 => &["virtio", "ramfb"],
+            Architecture::S390x => &["virtio"],
+        };
+        self.causes.one_of(&field, model, models);
+        Some(model.to_owned())
+    }
+
+    fn watchdog(&mut self, watchdog: Option<&WireWatchdog>, path: &FieldPath) -> Option<Watchdog> {
+        let WireWatchdog {
+            diag288,
+            i6300esb,
+            name,
+        } = watchdog?;
+        self.device_name(name, &path.child("name"));
+        let (model, action) = match (i6300esb, diag288) {
+            (Some(_), Some(_)) => {
+                self.causes.invalid(path, "i6300esb and diag288 exclude each other");
+                return None;
+            }
+            (Some(I6300ESBWatchdog { action }), None) => ("i6300esb", action),
+            (None, Some(Diag288Watchdog { action })) => ("diag288", action),
+            (None, None) => {
+                self.causes
+                    .required(path, "a watchdog needs a model: i6300esb or diag288");
+                return None;
+            }
+        };
+        let fits = match self.architecture {
+            Architecture::Amd64 => "i6300esb",
+            Architecture::S390x => "diag288",
+            Architecture::Arm64 => "",
+        };
+        let field = path.child(model);
+        if model != fits {
+            let architecture = self.architecture.name();
+            self.causes
+                .not_supported(&field, format!("{architecture} has no {model} watchdog"));
+        }
+        let action = action.as_deref().filter(|a| !a.is_empty()).unwrap_or("reset");
+        self.causes
+            .one_of(&field.child("action"), action, &["poweroff", "reset", "shutdown"]);
+        Some(Watchdog {
+            name: name.clone(),
+            model,
+            action: action.to_owned(),
+        })
+    }
+}

@@ -1,0 +1,266 @@
+//! The only reading of a VMI's spec: [`Machine::parse`]. What it accepts is built; the rest is refused, with all causes at once.
+//!
+//! Wire structs are taken apart without `..`, so that a field that the API gains does not compile until someone
+//! decides about it.
+
+mod cpu;
+mod devices;
+mod disks;
+mod firmware;
+mod memory;
+mod networks;
+mod pod;
+mod text;
+mod volumes;
+
+use ferrovirt_api::v1::{DomainSpec, Machine as WireMachine, VirtualMachineInstance, VirtualMachineInstanceSpec};
+use uuid::Uuid;
+
+use crate::cause::{Cause, Causes, FieldPath};
+use crate::config::ClusterConfig;
+use crate::defaults::default_spec;
+use crate::machine::{Architecture, Boot, Clock, Machine};
+
+pub(crate) use text::{is_dns_label, is_dns_subdomain};
+
+/// Namespace of firmware UUIDs that derive from a machine's name.
+const FIRMWARE_UUIDS: Uuid = Uuid::from_u128(0x6a1a_24a1_4061_4607_8bf4_a396_3d0c_5895);
+/// Grace period of a VMI that names none.
+const TERMINATION_GRACE_SECONDS: u64 = 30;
+
+/// The firmware UUID of a machine that has none in its spec: always the same for the same name.
+#[must_use]
+pub fn firmware_uuid(name: &str) -> Uuid {
+    Uuid::new_v5(&FIRMWARE_UUIDS, name.as_bytes())
+}
+
+/// The host name of a VMI: its own, or the first label of the object's name, cut to 63 characters.
+#[must_use]
+pub fn hostname(name: &str, spec: &VirtualMachineInstanceSpec) -> String {
+    if let Some(hostname) = spec.hostname.as_deref().filter(|h| !h.is_empty()) {
+        return hostname.to_owned();
+    }
+    let label = name.split('.').next().unwrap_or_default();
+    let cut: String = label.chars().take(63).collect();
+    cut.trim_end_matches('-').to_owned()
+}
+
+impl Machine {
+    /// Reads a VMI, with the cluster's defaults for what it leaves unsaid.
+    ///
+    /// # Errors
+    /// Every cause to refuse it, each with the path of its field below `spec`. Never panics.
+    pub fn parse(vmi: &VirtualMachineInstance, config: &ClusterConfig) -> Result<Self, Vec<Cause>> {
+        let name = vmi.metadata.name.as_deref().unwrap_or_default();
+        parse_spec(name, &vmi.spec, &FieldPath::root("spec"), config)
+    }
+}
+
+/// What every part of the parser needs.
+pub(crate) struct Cx<'a> {
+    pub config: &'a ClusterConfig,
+    pub architecture: Architecture,
+    pub causes: Causes,
+}
+
+/// [`Machine::parse`] with field paths below `path`.
+pub(crate) fn parse_spec(
+    name: &str,
+    spec: &VirtualMachineInstanceSpec,
+    path: &FieldPath,
+    config: &ClusterConfig,
+) -> Result<Machine, Vec<Cause>> {
+    let mut spec = spec.clone();
+    default_spec(&mut spec, config);
+    let mut cx = Cx {
+        config,
+        architecture: config.architecture,
+        causes: Causes::default(),
+    };
+    let machine = cx.spec(name, &spec, path);
+    if cx.causes.is_empty() {
+        Ok(machine)
+    } else {
+        Err(cx.causes.into_vec())
+    }
+}
+
+impl Cx<'_> {
+    fn spec(&mut self, name: &str, spec: &VirtualMachineInstanceSpec, path: &FieldPath) -> Machine {
+        let VirtualMachineInstanceSpec {
+            access_credentials,
+            affinity: _,
+            architecture,
+            dns_config,
+            dns_policy,
+            domain,
+            eviction_strategy,
+            hostname: own_hostname,
+            liveness_probe,
+            networks,
+            node_selector: _,
+            priority_class_name: _,
+            readiness_probe,
+            resource_claims,
+            scheduler_name: _,
+            service_account_name,
+            start_strategy,
+            subdomain,
+            termination_grace_period_seconds,
+            tolerations: _,
+            topology_spread_constraints,
+            utility_volumes,
+            volumes,
+        } = spec;
+        self.causes.none_of(
+            path,
+            &[
+                ("accessCredentials", !access_credentials.is_empty()),
+                ("resourceClaims", !resource_claims.is_empty()),
+                ("serviceAccountName", service_account_name.is_some()),
+                ("topologySpreadConstraints", !topology_spread_constraints.is_empty()),
+                ("utilityVolumes", !utility_volumes.is_empty()),
+            ],
+        );
+        self.architecture(architecture.as_deref(), path);
+        let mut machine = self.domain(name, domain, path);
+        let sources = self.volumes(volumes, path);
+        machine.disks = self.disks(&domain.devices.disks, volumes, &sources, path);
+        machine.interfaces = self.interfaces(&domain.devices.interfaces, networks, path);
+        self.boot_orders(&domain.devices, path);
+        if let Some(address) = disks::taken_twice(&machine.disks, &machine.interfaces) {
+            let field = path.child("domain.devices");
+            self.causes
+                .duplicate(&field, format!("two devices ask for PCI address {address}"));
+        }
+        self.hostname(own_hostname.as_deref(), subdomain.as_deref(), path);
+        self.dns(dns_policy.as_deref(), dns_config.as_ref(), path);
+        self.eviction_strategy(eviction_strategy.as_deref(), path);
+        self.probe(readiness_probe.as_ref(), networks, &path.child("readinessProbe"));
+        self.probe(liveness_probe.as_ref(), networks, &path.child("livenessProbe"));
+        machine.hostname = hostname(name, spec);
+        machine.subdomain.clone_from(subdomain);
+        machine.start_paused = self.start_strategy(start_strategy.as_deref(), liveness_probe.is_some(), path);
+        machine.termination_grace_seconds = match termination_grace_period_seconds {
+            None => TERMINATION_GRACE_SECONDS,
+            Some(seconds) => u64::try_from(*seconds).unwrap_or_else(|_| {
+                let field = path.child("terminationGracePeriodSeconds");
+                self.causes.invalid(&field, format!("{seconds} is negative"));
+                TERMINATION_GRACE_SECONDS
+            }),
+        };
+        machine
+    }
+
+    fn architecture(&mut self, name: Option<&str>, path: &FieldPath) {
+        let Some(name) = name else { return };
+        match Architecture::from_name(name) {
+            Some(architecture) => self.architecture = architecture,
+            None => {
+                _ = self
+                    .causes
+                    .one_of(&path.child("architecture"), name, &["amd64", "arm64", "s390x"]);
+            }
+        }
+    }
+
+    fn domain(&mut self, name: &str, domain: &DomainSpec, path: &FieldPath) -> Machine {
+        let path = &path.child("domain");
+        let DomainSpec {
+            chassis,
+            clock,
+            cpu,
+            devices,
+            features,
+            firmware,
+            io_threads,
+            io_threads_policy,
+            launch_security,
+            machine,
+            memory,
+            reboot_policy,
+            resources,
+        } = domain;
+        self.causes.none_of(
+            path,
+            &[
+                ("ioThreads", io_threads.is_some()),
+                ("ioThreadsPolicy", io_threads_policy.is_some()),
+                ("launchSecurity", launch_security.is_some()),
+            ],
+        );
+        let mut parsed = Machine {
+            architecture: self.architecture,
+            machine_type: self.machine_type(machine.as_ref(), path),
+            uuid: firmware_uuid(name),
+            serial: None,
+            smbios: self.config.smbios.clone(),
+            chassis: self.chassis(chassis.as_ref(), path),
+            cpu: self.cpu(cpu.as_ref(), path),
+            memory: self.memory(memory.as_ref(), resources.as_ref(), path),
+            boot: Boot::Bios { use_serial: false },
+            acpi: true,
+            apic: true,
+            apic_eoi: None,
+            kvm_hidden: false,
+            pv_spinlock: None,
+            smm: false,
+            clock: Clock::Utc(0),
+            timers: Vec::new(),
+            disks: Vec::new(),
+            interfaces: Vec::new(),
+            rng: false,
+            serial_console: true,
+            log_serial_console: true,
+            graphics: true,
+            video: None,
+            mem_balloon: true,
+            mem_balloon_stats_period: self.config.mem_balloon_stats_period,
+            watchdog: None,
+            panic_devices: Vec::new(),
+            block_multi_queue: false,
+            inputs: Vec::new(),
+            virtio_transitional: false,
+            hostname: String::new(),
+            subdomain: None,
+            termination_grace_seconds: TERMINATION_GRACE_SECONDS,
+            start_paused: false,
+            terminate_on_reboot: self.reboot_policy(reboot_policy.as_deref(), path),
+        };
+        self.features(features.as_ref(), &mut parsed, path);
+        self.firmware(firmware.as_ref(), &mut parsed, path);
+        self.clock(clock.as_ref(), &mut parsed, path);
+        self.devices(devices, &mut parsed, path);
+        parsed
+    }
+
+    fn machine_type(&mut self, machine: Option<&WireMachine>, path: &FieldPath) -> String {
+        let types = self.config.machine_types(self.architecture);
+        let Some(WireMachine { r#type: Some(name) }) = machine else {
+            return types.default.clone();
+        };
+        let field = path.child("machine.type");
+        if !types.allows(name) {
+            let allowed = types.allowed.join(", ");
+            self.causes.not_supported(
+                &field,
+                format!("machine type \"{name}\" is not allowed here (allowed: {allowed})"),
+            );
+        } else if !text::is_token(name) {
+            self.causes.invalid(&field, format!("\"{name}\" is not a machine type"));
+        }
+        name.clone()
+    }
+
+    fn reboot_policy(&mut self, policy: Option<&str>, path: &FieldPath) -> bool {
+        let Some(policy) = policy else { return false };
+        self.causes
+            .one_of(&path.child("rebootPolicy"), policy, &["Reboot", "Terminate"])
+            && policy == "Terminate"
+    }
+}
+
+/// A switch that only counts when it is on: `false` asks for nothing.
+fn on(switch: Option<bool>) -> bool {
+    switch == Some(true)
+}

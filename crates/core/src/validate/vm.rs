@@ -1,0 +1,133 @@
+//! VirtualMachine.
+
+use ferrovirt_api::v1::{
+    DataVolumeTemplateSpec, VirtualMachine, VirtualMachineInstanceTemplateSpec, VirtualMachineSpec,
+};
+
+use super::metadata;
+use crate::cause::{Cause, Causes, FieldPath};
+use crate::config::ClusterConfig;
+use crate::parse::parse_spec;
+
+/// Run strategies, in the API's spelling.
+pub const RUN_STRATEGIES: [&str; 6] = ["Always", "Halted", "Manual", "Once", "RerunOnFailure", "WaitAsReceiver"];
+
+/// Causes to refuse a VM, or the change of `old` to it. What a change leaves alone is not judged again, so that a
+/// stricter release cannot freeze stored objects.
+#[must_use]
+pub fn validate_vm(vm: &VirtualMachine, old: Option<&VirtualMachine>, config: &ClusterConfig) -> Vec<Cause> {
+    let mut causes = Causes::default();
+    if old.is_some_and(|old| old.spec == vm.spec) {
+        return causes.into_vec();
+    }
+    let path = FieldPath::root("spec");
+    let VirtualMachineSpec {
+        data_volume_templates,
+        instancetype,
+        preference,
+        run_strategy,
+        running,
+        template,
+        update_volumes_strategy,
+    } = &vm.spec;
+    run(&mut causes, *running, run_strategy.as_deref(), &path);
+    causes.none_of(
+        &path,
+        &[
+            ("dataVolumeTemplates", !data_volume_templates.is_empty()),
+            ("instancetype", instancetype.is_some()),
+            ("preference", preference.is_some()),
+        ],
+    );
+    data_volume_names(&mut causes, data_volume_templates, &path.child("dataVolumeTemplates"));
+    if let Some(strategy) = update_volumes_strategy.as_deref().filter(|s| !s.is_empty()) {
+        let field = path.child("updateVolumesStrategy");
+        causes.one_of(&field, strategy, &["Replacement", "Migration"]);
+        if strategy == "Migration" {
+            causes.not_yet(&field);
+        }
+    }
+    if old.is_none_or(|old| old.spec.template != *template) {
+        let name = vm.metadata.name.as_deref().unwrap_or_default();
+        machine(&mut causes, name, template, &path.child("template"), config);
+    }
+    if let Some(old) = old {
+        in_progress(&mut causes, vm, old, &path);
+    }
+    causes.into_vec()
+}
+
+fn run(causes: &mut Causes, running: Option<bool>, strategy: Option<&str>, path: &FieldPath) {
+    let field = path.child("runStrategy");
+    match (running, strategy) {
+        (Some(_), Some(_)) => {
+            causes.invalid(&path.child("running"), "running and runStrategy exclude each other");
+        }
+        (None, None) => causes.required(&field, "RunStrategy must be specified"),
+        _ => {}
+    }
+    let Some(strategy) = strategy else { return };
+    causes.one_of(&field, strategy, &RUN_STRATEGIES);
+    if strategy == "WaitAsReceiver" {
+        causes.not_yet(&field);
+    }
+}
+
+fn data_volume_names(causes: &mut Causes, templates: &[DataVolumeTemplateSpec], path: &FieldPath) {
+    for (i, template) in templates.iter().enumerate() {
+        let name = template.metadata.as_ref().and_then(|m| m.name.as_deref());
+        if name.is_none_or(str::is_empty) {
+            let field = path.index(i).child("metadata.name");
+            causes.required(&field, "a DataVolume template needs a name");
+        }
+    }
+}
+
+fn machine(
+    causes: &mut Causes,
+    name: &str,
+    template: &VirtualMachineInstanceTemplateSpec,
+    path: &FieldPath,
+    config: &ClusterConfig,
+) {
+    let VirtualMachineInstanceTemplateSpec { metadata: own, spec } = template;
+    if let Some(own) = own {
+        metadata(causes, own, &path.child("metadata"), false);
+    }
+    let path = path.child("spec");
+    match spec {
+        None => causes.required(&path, "a template needs a spec"),
+        Some(spec) => {
+            if let Err(found) = parse_spec(name, spec, &path, config) {
+                causes.extend(found);
+            }
+        }
+    }
+}
+
+/// What must not change while a snapshot or a restore works on it.
+fn in_progress(causes: &mut Causes, vm: &VirtualMachine, old: &VirtualMachine, path: &FieldPath) {
+    let Some(status) = &old.status else { return };
+    let run = |vm: &VirtualMachine| (vm.spec.running, vm.spec.run_strategy.clone());
+    let volumes = |vm: &VirtualMachine| {
+        let spec = vm.spec.template.spec.as_ref();
+        spec.map(|s| (s.domain.devices.disks.clone(), s.volumes.clone()))
+    };
+    if let Some(snapshot) = &status.snapshot_in_progress {
+        let message = format!("cannot change while snapshot \"{snapshot}\" is in progress");
+        if volumes(vm) != volumes(old) {
+            causes.invalid(&path.child("template.spec.volumes"), message.clone());
+        }
+        if run(vm) != run(old) {
+            causes.invalid(&path.child("runStrategy"), message);
+        }
+    }
+    if let Some(restore) = &status.restore_in_progress
+        && run(vm) != run(old)
+    {
+        causes.invalid(
+            &path.child("runStrategy"),
+            format!("cannot change while restore \"{restore}\" is in progress"),
+        );
+    }
+}
