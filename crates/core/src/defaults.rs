@@ -11,13 +11,10 @@ use uuid::Uuid;
 
 use crate::config::ClusterConfig;
 use crate::machine::{Architecture, Binding};
+use crate::names::{RUNTIME_USER, VMI_FINALIZER};
 
-/// Keeps a VMI until its guest is gone.
-pub const VMI_FINALIZER: &str = "kubevirt.io/foregroundDeleteVirtualMachine";
 /// Annotation on VM templates and VMIs.
 pub const PCI_TOPOLOGY_ANNOTATION: &str = "kubevirt.io/pci-topology-version";
-/// uid of launchers and guests.
-pub const RUNTIME_USER: i64 = 107;
 /// Most vCPUs that a default of `maxSockets` allows.
 const MAX_VCPUS: i64 = 512;
 const GI: i64 = 1 << 30;

@@ -18,9 +18,8 @@ pub use cause::{Cause, CauseReason};
 pub use config::ClusterConfig;
 pub use defaults::{default_spec, default_vm, default_vmi};
 pub use overhead::{memory_overhead, pod_resources};
-pub use parse::{firmware_uuid, hostname};
+pub use parse::hostname;
 pub use preset::apply_presets;
 pub use validate::{
-    RESERVED_LABELS, RUN_STRATEGIES, validate_preset, validate_vm, validate_vmi_create,
-    validate_vmi_update,
+    RESERVED_LABELS, RUN_STRATEGIES, validate_preset, validate_vm, validate_vmi_create, validate_vmi_update,
 };

@@ -13,26 +13,17 @@ mod pod;
 mod text;
 mod volumes;
 
-use ferrovirt_api::v1::{DomainSpec, Machine as WireMachine, VirtualMachineInstance, VirtualMachineInstanceSpec};
-use uuid::Uuid;
-
 use crate::cause::{Cause, Causes, FieldPath};
 use crate::config::ClusterConfig;
 use crate::defaults::default_spec;
 use crate::machine::{Architecture, Boot, Clock, Machine};
+use crate::names::firmware_uuid;
+use ferrovirt_api::v1::{DomainSpec, Machine as WireMachine, VirtualMachineInstance, VirtualMachineInstanceSpec};
 
 pub(crate) use text::{is_dns_label, is_dns_subdomain};
 
-/// Namespace of firmware UUIDs that derive from a machine's name.
-const FIRMWARE_UUIDS: Uuid = Uuid::from_u128(0x6a1a_24a1_4061_4607_8bf4_a396_3d0c_5895);
 /// Grace period of a VMI that names none.
 const TERMINATION_GRACE_SECONDS: u64 = 30;
-
-/// The firmware UUID of a machine that has none in its spec: always the same for the same name.
-#[must_use]
-pub fn firmware_uuid(name: &str) -> Uuid {
-    Uuid::new_v5(&FIRMWARE_UUIDS, name.as_bytes())
-}
 
 /// The host name of a VMI: its own, or the first label of the object's name, cut to 63 characters.
 #[must_use]
