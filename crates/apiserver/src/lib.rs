@@ -3,6 +3,7 @@
 //! It knows nothing of virtual machines: kinds come in as CRDs, rules come in through [`Admission`],
 //! subresource groups through [`Aggregated`], containers through [`Kubelet`].
 
+pub mod builtin;
 pub mod hooks;
 pub mod jsonpath;
 pub mod patch;

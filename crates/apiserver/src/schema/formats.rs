@@ -22,6 +22,7 @@ pub(super) fn text_fits(format: &str, text: &str) -> bool {
         "uri" => text.split_once(':').is_some_and(|(scheme, _)| is_scheme(scheme)) || text.starts_with('/'),
         "uuid" | "uuid3" | "uuid4" | "uuid5" => uuid::Uuid::try_parse(text).is_ok(),
         "duration" => is_duration(text),
+        "quantity" => is_quantity(text),
         _ => true,
     }
 }
@@ -72,4 +73,22 @@ fn is_duration(text: &str) -> bool {
         parts += 1;
     }
     parts > 0
+}
+
+/// Kubernetes' quantities: a decimal number with a binary or decimal suffix, or an exponent.
+fn is_quantity(text: &str) -> bool {
+    const SUFFIXES: [&str; 16] = [
+        "", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei",
+    ];
+    let number = text.strip_prefix(['-', '+']).unwrap_or(text);
+    let end = number
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(number.len());
+    let (digits, suffix) = number.split_at(end);
+    let exponent = suffix
+        .strip_prefix(['e', 'E'])
+        .is_some_and(|e| e.parse::<i16>().is_ok());
+    digits.contains(|c: char| c.is_ascii_digit())
+        && digits.matches('.').count() <= 1
+        && (exponent || SUFFIXES.contains(&suffix))
 }

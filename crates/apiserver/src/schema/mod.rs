@@ -16,7 +16,7 @@ use std::sync::Arc;
 use serde_json::{Number, Value};
 
 pub use compile::SchemaError;
-pub(crate) use compile::{Arena, compile_definitions};
+pub(crate) use compile::{Arena, compile_definitions, object_meta};
 
 /// One thing wrong with one field, in Kubernetes' words.
 #[derive(Clone, Debug, PartialEq, Eq)]
