@@ -1,1 +1,100 @@
 #![doc = env!("CARGO_PKG_DESCRIPTION")]
+//!
+//! [`domain_xml`] is pure: the same machine and facts give the same text. One file per element of the domain.
+
+mod balloon;
+mod boot;
+mod channel;
+mod clock;
+mod console;
+mod controller;
+mod cpu;
+mod disk;
+mod facts;
+mod features;
+mod graphics;
+mod input;
+mod interface;
+mod lifecycle;
+mod memory;
+mod metadata;
+mod panic;
+mod rng;
+mod sysinfo;
+mod video;
+mod watchdog;
+mod xml;
+
+use ferrovirt_core::machine::{Architecture, Machine};
+
+pub use disk::targets as disk_targets;
+pub use facts::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, MissingFact, NicFact};
+pub use lifecycle::domain_name;
+use xml::{Element, el};
+
+/// The libvirt domain of `machine` on this node.
+///
+/// # Errors
+/// A disk, NIC or firmware of the machine has no counterpart in `facts`.
+pub fn domain_xml(machine: &Machine, facts: &Facts) -> Result<String, MissingFact> {
+    let domain = el("domain")
+        .attr("type", if facts.kvm { "kvm" } else { "qemu" })
+        .child(el("name").text(domain_name(&facts.namespace, &facts.name)))
+        .child(el("uuid").text(machine.uuid))
+        .child(metadata::metadata(machine, facts))
+        .children(memory::memory(machine))
+        .children(cpu::vcpus(machine))
+        .children(sysinfo::sysinfo(machine))
+        .child(boot::os(machine, facts)?)
+        .child(features::features(machine))
+        .child(cpu::cpu(machine, facts))
+        .child(clock::clock(machine))
+        .children(lifecycle::actions(machine))
+        .child(devices(machine, facts)?);
+    Ok(domain.to_xml())
+}
+
+fn devices(machine: &Machine, facts: &Facts) -> Result<Element, MissingFact> {
+    Ok(el("devices")
+        .child(el("emulator").text(facts.emulator.display()))
+        .children(disk::disks(machine, facts)?)
+        .children(controller::controllers(machine))
+        .children(interface::interfaces(machine, facts)?)
+        .children(console::serial(machine, facts))
+        .child(channel::guest_agent(facts))
+        .children(input::inputs(machine))
+        .children(graphics::graphics(machine, facts))
+        .children(video::video(machine))
+        .child(balloon::balloon(machine))
+        .children(rng::rng(machine))
+        .children(watchdog::watchdog(machine))
+        .children(panic::panics(machine))
+        .children(memory::device(machine)))
+}
+
+/// libvirt's model of a virtio device.
+fn virtio(machine: &Machine) -> &'static str {
+    match (machine.architecture, machine.virtio_transitional) {
+        (Architecture::S390x, _) => "virtio",
+        (Architecture::Amd64 | Architecture::Arm64, true) => "virtio-transitional",
+        (Architecture::Amd64 | Architecture::Arm64, false) => "virtio-non-transitional",
+    }
+}
+
+/// `ua-<name>`: how a device of the spec is found again in libvirt's events and in QEMU.
+fn alias(name: &str) -> Element {
+    el("alias").attr("name", format!("ua-{name}"))
+}
+
+/// A device's place on the PCI bus, where the spec chooses it.
+fn pci_address(address: Option<ferrovirt_core::machine::PciAddress>) -> Option<Element> {
+    let address = address?;
+    Some(
+        el("address")
+            .attr("type", "pci")
+            .attr("domain", format!("0x{:04x}", address.domain))
+            .attr("bus", format!("0x{:02x}", address.bus))
+            .attr("slot", format!("0x{:02x}", address.slot))
+            .attr("function", format!("0x{:x}", address.function)),
+    )
+}

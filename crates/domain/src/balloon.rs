@@ -1,0 +1,18 @@
+//! The memory balloon.
+
+use ferrovirt_core::machine::Machine;
+
+use crate::virtio;
+use crate::xml::{Element, el};
+
+pub(crate) fn balloon(machine: &Machine) -> Element {
+    if !machine.mem_balloon {
+        return el("memballoon").attr("model", "none");
+    }
+    let period = machine.mem_balloon_stats_period;
+    el("memballoon")
+        .attr("model", virtio(machine))
+        // The guest gives pages back that it has freed.
+        .attr("freePageReporting", "on")
+        .children((period > 0).then(|| el("stats").attr("period", period)))
+}

@@ -1,0 +1,43 @@
+//! Machine type, firmware and how it boots.
+
+use ferrovirt_core::machine::{Architecture, Boot, Machine};
+
+use crate::facts::{Facts, MissingFact};
+use crate::xml::{Element, el};
+
+/// Time to connect and choose a boot device when a machine starts paused.
+const MENU_MILLIS: u32 = 10_000;
+
+pub(crate) fn os(machine: &Machine, facts: &Facts) -> Result<Element, MissingFact> {
+    let kind = el("type")
+        .attr("arch", machine.architecture.qemu_name())
+        .attr("machine", &machine.machine_type)
+        .text("hvm");
+    let mut os = el("os").child(kind);
+    match machine.boot {
+        Boot::Bios { use_serial } => {
+            if use_serial && machine.serial_console {
+                os = os.child(el("bios").attr("useserial", "yes"));
+            }
+        }
+        Boot::Efi { secure_boot } => {
+            let files = facts.firmware.as_ref().ok_or(MissingFact::Firmware)?;
+            let loader = el("loader")
+                .attr("readonly", "yes")
+                .attr("secure", if secure_boot { "yes" } else { "no" })
+                .attr("type", "pflash")
+                .text(files.code.display());
+            let nvram = el("nvram")
+                .attr("template", files.vars_template.display())
+                .text(files.nvram.display());
+            os = os.child(loader).child(nvram);
+        }
+    }
+    if machine.start_paused {
+        os = os.child(el("bootmenu").attr("enable", "yes").attr("timeout", MENU_MILLIS));
+    }
+    if machine.architecture != Architecture::S390x {
+        os = os.child(el("smbios").attr("mode", "sysinfo"));
+    }
+    Ok(os)
+}

@@ -1,0 +1,25 @@
+//! Controllers that the machine's devices need; PCIe ports are left to libvirt.
+
+use ferrovirt_core::machine::{Bus, Machine};
+
+use crate::input::has_usb_input;
+use crate::virtio;
+use crate::xml::{Element, el};
+
+pub(crate) fn controllers(machine: &Machine) -> Vec<Element> {
+    let has = |bus| machine.disks.iter().any(|disk| disk.bus == bus);
+    let controller = |kind: &str| el("controller").attr("type", kind).attr("index", 0);
+    // Without a word, libvirt adds a USB controller that costs a guest's kernel its polling.
+    let usb = has(Bus::Usb) || has_usb_input(machine);
+    let mut controllers = vec![controller("usb").attr("model", if usb { "qemu-xhci" } else { "none" })];
+    if has(Bus::Scsi) {
+        let model = match virtio(machine) {
+            "virtio" => "virtio-scsi",
+            model => model,
+        };
+        controllers.push(controller("scsi").attr("model", model));
+    }
+    // For the guest agent's channel, which is always there.
+    controllers.push(controller("virtio-serial").attr("model", virtio(machine)));
+    controllers
+}

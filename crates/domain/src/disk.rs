@@ -1,0 +1,115 @@
+//! Disks and CD-ROMs.
+
+use ferrovirt_core::machine::{Bus, Disk, DiskDevice, Machine};
+
+use crate::facts::{Backing, DiskFile, Facts, MissingFact};
+use crate::xml::{Element, el};
+use crate::{alias, pci_address, virtio};
+
+/// Name of the target device of each disk, in order: `vda`, `sda`, …
+#[must_use]
+pub fn targets(disks: &[Disk]) -> Vec<String> {
+    let (mut vd, mut sd) = (0, 0);
+    disks
+        .iter()
+        .map(|disk| {
+            let (prefix, count) = match disk.bus {
+                Bus::Virtio => ("vd", &mut vd),
+                Bus::Sata | Bus::Scsi | Bus::Usb => ("sd", &mut sd),
+            };
+            let name = format!("{prefix}{}", letters(*count));
+            *count += 1;
+            name
+        })
+        .collect()
+}
+
+/// a, b, … z, aa, ab, …
+fn letters(mut n: usize) -> String {
+    let mut letters = Vec::new();
+    loop {
+        letters.push(char::from(b'a' + u8::try_from(n % 26).unwrap_or_default()));
+        if n < 26 {
+            return letters.iter().rev().collect();
+        }
+        n = n / 26 - 1;
+    }
+}
+
+pub(crate) fn disks(machine: &Machine, facts: &Facts) -> Result<Vec<Element>, MissingFact> {
+    let targets = targets(&machine.disks);
+    let disks = machine.disks.iter().zip(targets);
+    disks
+        .map(|(disk, target)| {
+            let missing = || MissingFact::Disk(disk.name.clone());
+            let file = facts.disks.get(&disk.name).ok_or_else(missing)?;
+            Ok(element(machine, disk, file, &target))
+        })
+        .collect()
+}
+
+fn element(machine: &Machine, disk: &Disk, file: &DiskFile, target: &str) -> Element {
+    let (device, tray) = match disk.device {
+        DiskDevice::Disk => ("disk", None),
+        DiskDevice::Cdrom { open } => ("cdrom", Some(if open { "open" } else { "closed" })),
+    };
+    let bus = match disk.bus {
+        Bus::Virtio => "virtio",
+        Bus::Sata => "sata",
+        Bus::Scsi => "scsi",
+        Bus::Usb => "usb",
+    };
+    let mut element = el("disk").attr("type", "file").attr("device", device);
+    if disk.bus == Bus::Virtio {
+        element = element.attr("model", virtio(machine));
+    }
+    element = element
+        .child(driver(machine, disk, file))
+        .child(el("source").attr("file", file.path.display()))
+        .child(backing(file.backing.as_ref()))
+        .child(el("target").attr("dev", target).attr("bus", bus).attr_if("tray", tray));
+    if disk.readonly {
+        element = element.child(el("readonly"));
+    }
+    element
+        .children(disk.serial.as_ref().map(|serial| el("serial").text(serial)))
+        .children(disk.boot_order.map(|order| el("boot").attr("order", order)))
+        .child(alias(&disk.name))
+        .children(pci_address(disk.pci_address))
+}
+
+fn driver(machine: &Machine, disk: &Disk, file: &DiskFile) -> Element {
+    let queues = machine.block_multi_queue && disk.bus == Bus::Virtio;
+    el("driver")
+        .attr("name", "qemu")
+        .attr("type", file.format.name())
+        .attr("cache", disk.cache.as_ref().unwrap_or(&file.cache))
+        .attr("error_policy", disk.error_policy.as_deref().unwrap_or("stop"))
+        .attr_if("io", disk.io.as_deref())
+        .attr("discard", "unmap")
+        .attr_if("queues", queues.then(|| machine.cpu.vcpus()))
+}
+
+/// The chain below the image, said in full: libvirt need not look into files to find it.
+fn backing(backing: Option<&Backing>) -> Element {
+    match backing {
+        None => el("backingStore"),
+        Some(Backing { path, format }) => el("backingStore")
+            .attr("type", "file")
+            .child(el("format").attr("type", format.name()))
+            .child(el("source").attr("file", path.display()))
+            .child(el("backingStore")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::letters;
+
+    #[test]
+    fn names_go_on_after_z() {
+        for (n, name) in [(0, "a"), (25, "z"), (26, "aa"), (51, "az"), (52, "ba"), (702, "aaa")] {
+            assert_eq!(letters(n), name);
+        }
+    }
+}

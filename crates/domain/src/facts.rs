@@ -1,0 +1,128 @@
+//! What only the node and the launcher know about a machine.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Where a machine runs and what was prepared for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The VMI's namespace.
+    pub namespace: String,
+    /// The VMI's name.
+    pub name: String,
+    /// The VMI's UID.
+    pub uid: String,
+    /// KVM works here; otherwise QEMU emulates (TCG).
+    pub kvm: bool,
+    /// QEMU, e.g. `/usr/bin/qemu-system-x86_64`.
+    pub emulator: PathBuf,
+    /// Disk images by name of the disk.
+    pub disks: BTreeMap<String, DiskFile>,
+    /// NICs by name of the interface.
+    pub nics: BTreeMap<String, NicFact>,
+    /// UEFI firmware; needed when the machine boots by it.
+    pub firmware: Option<FirmwareFiles>,
+    /// Unix socket of serial0, made by QEMU.
+    pub serial_socket: PathBuf,
+    /// Everything that serial0 says is appended here, if the machine logs it.
+    pub serial_log: PathBuf,
+    /// Unix socket of VNC, made by QEMU.
+    pub vnc_socket: PathBuf,
+    /// Unix socket of the guest agent's channel, made by QEMU.
+    pub agent_socket: PathBuf,
+}
+
+/// The image behind a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskFile {
+    /// File.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+    /// The image that it is an overlay of.
+    pub backing: Option<Backing>,
+    /// Cache mode for a disk that chooses none: `none` where `O_DIRECT` works, else `writethrough`.
+    pub cache: String,
+}
+
+/// An image below an overlay; has no image below itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// File.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+}
+
+/// Format of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// Bytes of the disk.
+    Raw,
+    /// QEMU's own.
+    Qcow2,
+}
+
+impl DiskFormat {
+    /// QEMU's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// A tap device that waits for its guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NicFact {
+    /// Device, e.g. `tap0`.
+    pub tap: String,
+    /// The guest's address.
+    pub mac: String,
+    /// The guest's MTU.
+    pub mtu: u32,
+}
+
+/// Files of a UEFI firmware build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirmwareFiles {
+    /// Code, shared and read-only.
+    pub code: PathBuf,
+    /// Variables to begin with.
+    pub vars_template: PathBuf,
+    /// This machine's variables, copied from the template by libvirt.
+    pub nvram: PathBuf,
+}
+
+impl FirmwareFiles {
+    /// Debian's OVMF build in `directory` (`/usr/share/OVMF`) that fits.
+    #[must_use]
+    pub fn ovmf(directory: &std::path::Path, secure_boot: bool, nvram: PathBuf) -> Self {
+        let (code, vars) = if secure_boot {
+            ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.ms.fd")
+        } else {
+            ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd")
+        };
+        Self {
+            code: directory.join(code),
+            vars_template: directory.join(vars),
+            nvram,
+        }
+    }
+}
+
+/// The facts lack something that the machine has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MissingFact {
+    /// No image.
+    #[error("disk \"{0}\" was not prepared: it has no image")]
+    Disk(String),
+    /// No tap device.
+    #[error("interface \"{0}\" was not prepared: it has no tap device")]
+    Nic(String),
+    /// No firmware files.
+    #[error("the machine boots by UEFI, and this node has no UEFI firmware")]
+    Firmware,
+}

@@ -1,0 +1,43 @@
+//! NICs on tap devices that virt-handler made.
+
+use ferrovirt_core::machine::{Interface, Machine};
+
+use crate::facts::{Facts, MissingFact, NicFact};
+use crate::xml::{Element, el};
+use crate::{alias, pci_address, virtio};
+
+pub(crate) fn interfaces(machine: &Machine, facts: &Facts) -> Result<Vec<Element>, MissingFact> {
+    machine
+        .interfaces
+        .iter()
+        .map(|interface| {
+            let missing = || MissingFact::Nic(interface.name.clone());
+            let nic = facts.nics.get(&interface.name).ok_or_else(missing)?;
+            Ok(element(machine, interface, nic))
+        })
+        .collect()
+}
+
+fn element(machine: &Machine, interface: &Interface, nic: &NicFact) -> Element {
+    let model = match interface.model.as_str() {
+        "virtio" => virtio(machine),
+        other => other,
+    };
+    let boot = match interface.boot_order {
+        Some(order) => el("boot").attr("order", order),
+        // An option ROM costs memory and boot time, and only network boot needs it.
+        None => el("rom").attr("enabled", "no"),
+    };
+    let down = interface.link_down.then(|| el("link").attr("state", "down"));
+    el("interface")
+        .attr("type", "ethernet")
+        .child(el("mac").attr("address", interface.mac.as_ref().unwrap_or(&nic.mac)))
+        .child(el("target").attr("dev", &nic.tap).attr("managed", "no"))
+        .child(el("model").attr("type", model))
+        .child(el("mtu").attr("size", nic.mtu))
+        .children(down)
+        .child(boot)
+        .children(interface.acpi_index.map(|index| el("acpi").attr("index", index)))
+        .child(alias(&interface.name))
+        .children(pci_address(interface.pci_address))
+}
