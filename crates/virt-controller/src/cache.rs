@@ -98,7 +98,10 @@ impl<K> Default for Cache<K> {
 /// UID of the controlling owner.
 pub fn owner_uid<K: Resource>(object: &K) -> Option<&str> {
     let owners = object.meta().owner_references.as_ref()?;
-    owners.iter().find(|o| o.controller == Some(true)).map(|o| o.uid.as_str())
+    owners
+        .iter()
+        .find(|o| o.controller == Some(true))
+        .map(|o| o.uid.as_str())
 }
 
 fn version<K: Resource>(object: &K) -> u64 {
@@ -116,7 +119,10 @@ impl<K: Resource> Inner<K> {
         if let Some(listing) = &mut self.listing {
             listing.insert(key.clone());
         }
-        let same = self.entries.get(&key).filter(|e| e.object.meta().uid == object.meta().uid);
+        let same = self
+            .entries
+            .get(&key)
+            .filter(|e| e.object.meta().uid == object.meta().uid);
         if same.is_some_and(|e| version(&*e.object) >= version(&object)) {
             return None;
         }
@@ -197,9 +203,17 @@ impl<K: Resource> Cache<K> {
                 inner.bury(object.meta().uid.as_deref());
                 let key = Key::of(&object);
                 // A new object of the same name may already be known from the answer to its creation.
-                let stale = inner.entries.get(&key).is_some_and(|e| e.object.meta().uid == object.meta().uid);
+                let stale = inner
+                    .entries
+                    .get(&key)
+                    .is_some_and(|e| e.object.meta().uid == object.meta().uid);
                 let old = if stale { inner.remove(&key) } else { None };
-                old.map(|old| Change { old: Some(old), new: None }).into_iter().collect()
+                old.map(|old| Change {
+                    old: Some(old),
+                    new: None,
+                })
+                .into_iter()
+                .collect()
             }
             Event::Init => {
                 inner.listing = Some(HashSet::new());
@@ -209,7 +223,12 @@ impl<K: Resource> Cache<K> {
                 let listed = inner.listing.take().unwrap_or_default();
                 let gone: Vec<Key> = inner.entries.keys().filter(|k| !listed.contains(*k)).cloned().collect();
                 let removed = gone.iter().filter_map(|key| inner.remove(key));
-                removed.map(|old| Change { old: Some(old), new: None }).collect()
+                removed
+                    .map(|old| Change {
+                        old: Some(old),
+                        new: None,
+                    })
+                    .collect()
             }
         }
     }
@@ -232,7 +251,9 @@ mod tests {
 
     fn versions(cache: &Cache<Pod>) -> Vec<(String, u64)> {
         let all = cache.owned_by("owner");
-        all.iter().map(|e| (e.object.metadata.name.clone().unwrap(), version(&*e.object))).collect()
+        all.iter()
+            .map(|e| (e.object.metadata.name.clone().unwrap(), version(&*e.object)))
+            .collect()
     }
 
     fn expect(cache: &Cache<Pod>, expected: &[(&str, u64)]) {

@@ -15,7 +15,6 @@ use crate::queue::Sender;
 use crate::vm::Revisions;
 
 /// Clients, caches and queues.
-#[derive(Debug)]
 pub struct Context {
     /// The API server.
     pub client: Client,
@@ -71,12 +70,18 @@ impl Trouble {
             kube::Error::Api(status) => status.message.clone(),
             other => other.to_string(),
         };
-        Self::Failed { reason, message: format!("{doing}: {message}") }
+        Self::Failed {
+            reason,
+            message: format!("{doing}: {message}"),
+        }
     }
 
     /// A failure that is nobody's fault.
     pub fn call(doing: &'static str, source: kube::Error) -> Self {
-        Self::Call { doing, source: Box::new(source) }
+        Self::Call {
+            doing,
+            source: Box::new(source),
+        }
     }
 
     /// A status that cannot be serialized.

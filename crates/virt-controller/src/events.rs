@@ -30,12 +30,20 @@ pub struct Notice {
 impl Notice {
     /// Something went as it should.
     pub fn normal(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { warning: false, reason, message: message.into() }
+        Self {
+            warning: false,
+            reason,
+            message: message.into(),
+        }
     }
 
     /// Something did not.
     pub fn warning(reason: &'static str, message: impl Into<String>) -> Self {
-        Self { warning: true, reason, message: message.into() }
+        Self {
+            warning: true,
+            reason,
+            message: message.into(),
+        }
     }
 }
 
@@ -82,12 +90,16 @@ impl Writer {
             };
             let namespace = about.namespace.clone().unwrap_or_default();
             let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-            let known = written.iter_mut().find(|w| w.about.uid == about.uid && w.notice == notice);
+            let known = written
+                .iter_mut()
+                .find(|w| w.about.uid == about.uid && w.notice == notice);
             let result = match known {
                 Some(known) => {
                     known.count = known.count.saturating_add(1);
                     let change = json!({"count": known.count, "lastTimestamp": Time(Timestamp::now())});
-                    api.patch(&known.name, &PatchParams::default(), &Patch::Merge(change)).await.map(|_| ())
+                    api.patch(&known.name, &PatchParams::default(), &Patch::Merge(change))
+                        .await
+                        .map(|_| ())
                 }
                 None => {
                     let event = event(&about, &notice, Timestamp::now());
@@ -96,7 +108,12 @@ impl Writer {
                         written.pop_front();
                     }
                     let result = api.create(&PostParams::default(), &event).await.map(|_| ());
-                    written.push_back(Written { about, notice, name, count: 1 });
+                    written.push_back(Written {
+                        about,
+                        notice,
+                        name,
+                        count: 1,
+                    });
                     result
                 }
             };
@@ -108,21 +125,31 @@ impl Writer {
 }
 
 fn event(about: &ObjectReference, notice: &Notice, now: Timestamp) -> Event {
-    let name = format!("{}.{:016x}", about.name.as_deref().unwrap_or_default(), rand::random::<u64>());
+    let name = format!(
+        "{}.{:016x}",
+        about.name.as_deref().unwrap_or_default(),
+        rand::random::<u64>()
+    );
     Event {
         metadata: ObjectMeta {
             name: Some(name),
             namespace: about.namespace.clone(),
             ..ObjectMeta::default()
         },
-        involved_object: ObjectReference { resource_version: None, ..about.clone() },
+        involved_object: ObjectReference {
+            resource_version: None,
+            ..about.clone()
+        },
         type_: Some(if notice.warning { "Warning" } else { "Normal" }.to_owned()),
         reason: Some(notice.reason.to_owned()),
         message: Some(notice.message.clone()),
         count: Some(1),
         first_timestamp: Some(Time(now)),
         last_timestamp: Some(Time(now)),
-        source: Some(EventSource { component: Some(COMPONENT.to_owned()), host: None }),
+        source: Some(EventSource {
+            component: Some(COMPONENT.to_owned()),
+            host: None,
+        }),
         reporting_component: Some(COMPONENT.to_owned()),
         event_time: None::<MicroTime>,
         ..Event::default()

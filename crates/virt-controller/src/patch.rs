@@ -1,6 +1,6 @@
 //! Status writes as JSON patches of what changed, each guarded by tests of what it is based on.
 
-use json_patch::Patch;
+use kube::api::Patch;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,7 @@ pub fn status_patch<S: Serialize>(
     new: &S,
     tested: &[&str],
     resource_version: Option<&str>,
-) -> Result<Option<Patch>, serde_json::Error> {
+) -> Result<Option<Patch<()>>, serde_json::Error> {
     let new = fields(new)?;
     let Some(old) = old else {
         if new.is_empty() {
@@ -63,8 +63,8 @@ fn fields<S: Serialize>(status: &S) -> Result<Map<String, Value>, serde_json::Er
 ///
 /// # Errors
 /// They are no JSON patch.
-pub fn patch(operations: Vec<Value>) -> Result<Patch, serde_json::Error> {
-    serde_json::from_value(Value::Array(operations))
+pub fn patch(operations: Vec<Value>) -> Result<Patch<()>, serde_json::Error> {
+    serde_json::from_value(Value::Array(operations)).map(Patch::Json)
 }
 
 #[cfg(test)]
@@ -73,7 +73,11 @@ mod tests {
 
     fn diff(old: Option<Value>, new: Value, tested: &[&str]) -> Value {
         let patch = status_patch(old.as_ref(), &new, tested, Some("7")).unwrap();
-        serde_json::to_value(patch).unwrap()
+        match patch {
+            None => Value::Null,
+            Some(Patch::Json(patch)) => serde_json::to_value(patch).unwrap(),
+            Some(other) => panic!("{other:?} is no JSON patch"),
+        }
     }
 
     #[test]

@@ -134,7 +134,11 @@ impl Queue {
             }
             Outcome::Done | Outcome::After(_) => {
                 self.failures.remove(&key);
-                if let Outcome::After(pause) = outcome { Some(pause) } else { None }
+                if let Outcome::After(pause) = outcome {
+                    Some(pause)
+                } else {
+                    None
+                }
             }
         };
         if self.changed.remove(&key) {
@@ -157,7 +161,10 @@ mod tests {
     use super::*;
 
     fn key(name: &str) -> Key {
-        Key { namespace: "n".into(), name: name.into() }
+        Key {
+            namespace: "n".into(),
+            name: name.into(),
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use jiff::Timestamp;
+use kube::Resource;
 use kube::api::Api;
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
-use kube::Resource;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -75,4 +75,3 @@ fn readable<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) ->
         Event::InitDone => Event::InitDone,
     })
 }
-

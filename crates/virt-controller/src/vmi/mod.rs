@@ -30,7 +30,9 @@ const TESTED: [&str; 2] = ["phase", "conditions"];
 
 /// Brings one VMI on its way. Never fails for what a user can cause: that becomes a condition.
 pub async fn reconcile(context: Arc<Context>, key: Key) -> Outcome {
-    let Some(observed) = gather(&context, &key) else { return Outcome::Done };
+    let Some(observed) = gather(&context, &key) else {
+        return Outcome::Done;
+    };
     let now = Timestamp::now();
     let plan = plan::plan(&observed, now);
     let mut status = plan.status;
@@ -39,7 +41,9 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Outcome {
         if let Err(trouble) = apply(&context, &observed, effect).await {
             if let Trouble::Failed { reason, message } = &trouble {
                 plan::failed(&mut status, reason, message, now);
-                context.events.tell(&*observed.vmi, Notice::warning(reason, message.clone()));
+                context
+                    .events
+                    .tell(&*observed.vmi, Notice::warning(reason, message.clone()));
             }
             failure = Some(trouble);
             break;
@@ -76,9 +80,11 @@ async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Resul
     let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
     match effect {
         Effect::CreatePod(pod) => create_pod(context, vmi, namespace, pod).await,
-        Effect::DeletePod { name, uid, grace_seconds } => {
-            delete_pod(context, vmi, namespace, (name, uid), *grace_seconds).await
-        }
+        Effect::DeletePod {
+            name,
+            uid,
+            grace_seconds,
+        } => delete_pod(context, vmi, namespace, (name, uid), *grace_seconds).await,
         Effect::LabelNode(node) => {
             let change = json!({"metadata": {"labels": {ferrovirt_core::names::NODE_NAME_LABEL: node}}});
             patch_vmi(context, vmi, &Patch::Merge(change)).await
@@ -91,7 +97,7 @@ async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Resul
                 json!({"op": "replace", "path": path, "value": new}),
             ];
             let change = patch::patch(operations).map_err(Trouble::patch)?;
-            patch_vmi(context, vmi, &Patch::Json::<()>(change)).await
+            patch_vmi(context, vmi, &change).await
         }
     }
 }
@@ -107,7 +113,10 @@ async fn create_pod(
     match pods.create(&PostParams::default(), pod).await {
         Ok(created) => {
             context.pods.observe(created, Timestamp::now());
-            context.events.tell(vmi, Notice::normal("SuccessfulCreate", format!("Created virtual machine pod {name}")));
+            context.events.tell(
+                vmi,
+                Notice::normal("SuccessfulCreate", format!("Created virtual machine pod {name}")),
+            );
             context.vmi_queue.send(Key::of(vmi));
             Ok(())
         }
@@ -116,7 +125,10 @@ async fn create_pod(
             let existing = pods.get(&name).await.map_err(|e| Trouble::call("getting the pod", e))?;
             if owner_uid(&existing) != vmi.metadata.uid.as_deref() {
                 let message = format!("Error creating pod: pod {name} exists and belongs to something else; delete it");
-                return Err(Trouble::Failed { reason: rules::FAILED_CREATE, message });
+                return Err(Trouble::Failed {
+                    reason: rules::FAILED_CREATE,
+                    message,
+                });
             }
             context.pods.observe(existing, Timestamp::now());
             context.vmi_queue.send(Key::of(vmi));
@@ -136,7 +148,10 @@ async fn delete_pod(
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let parameters = DeleteParams {
         grace_period_seconds: u32::try_from(grace_seconds).ok(),
-        preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        }),
         ..DeleteParams::default()
     };
     match pods.delete(name, &parameters).await {
@@ -144,7 +159,10 @@ async fn delete_pod(
             if let Some(deleting) = answer.left().filter(|pod| pod.metadata.deletion_timestamp.is_some()) {
                 context.pods.observe(deleting, Timestamp::now());
             }
-            context.events.tell(vmi, Notice::normal("SuccessfulDelete", format!("Deleted virtual machine pod {name}")));
+            context.events.tell(
+                vmi,
+                Notice::normal("SuccessfulDelete", format!("Deleted virtual machine pod {name}")),
+            );
             Ok(())
         }
         Err(error) if gone(&error) || conflict(&error) => Ok(()),
@@ -154,7 +172,11 @@ async fn delete_pod(
 
 async fn open_gate(context: &Context, namespace: &str, name: &str, open: bool) -> Result<(), Trouble> {
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
-    let (status, reason) = if open { ("True", "NotPaused") } else { ("False", "Paused") };
+    let (status, reason) = if open {
+        ("True", "NotPaused")
+    } else {
+        ("False", "Paused")
+    };
     let condition = json!({
         "type": ferrovirt_core::names::UNPAUSED_GATE, "status": status, "reason": reason,
         "lastTransitionTime": ferrovirt_core::conditions::wire_time(Timestamp::now()),
@@ -196,12 +218,17 @@ async fn write_status(
     let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
     let name = vmi.metadata.name.as_deref().unwrap_or_default();
     // The label may have been patched a moment ago: the newest version counts.
-    let newest = context.vmis.get(&Key::of(vmi)).filter(|n| n.metadata.uid == vmi.metadata.uid);
+    let newest = context
+        .vmis
+        .get(&Key::of(vmi))
+        .filter(|n| n.metadata.uid == vmi.metadata.uid);
     let version = newest.as_deref().unwrap_or(vmi).metadata.resource_version.clone();
     let change = patch::status_patch(vmi.status.as_ref(), status, &TESTED, version.as_deref());
-    let Some(change) = change.map_err(Trouble::patch)? else { return Ok(()) };
+    let Some(change) = change.map_err(Trouble::patch)? else {
+        return Ok(());
+    };
     let api: Api<VirtualMachineInstance> = Api::namespaced(context.client.clone(), namespace);
-    match api.patch_status(name, &PatchParams::default(), &Patch::Json::<()>(change)).await {
+    match api.patch_status(name, &PatchParams::default(), &change).await {
         Ok(patched) => {
             let again = patched.metadata.deletion_timestamp.is_some();
             context.vmis.observe(patched, Timestamp::now());

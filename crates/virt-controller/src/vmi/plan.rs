@@ -90,7 +90,11 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let pod = active_pod(&observed.pods);
     let (view, requeue) = view(pod, now);
     let next = next_phase(phase, Seen::Pod { pod: view, deleting });
-    let mut plan = Plan { effects: Vec::new(), status: old, requeue };
+    let mut plan = Plan {
+        effects: Vec::new(),
+        status: old,
+        requeue,
+    };
     if let Some((next, reason)) = next {
         enter(&mut plan.status, next, reason, now);
     }
@@ -117,7 +121,11 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
 fn active_pod(pods: &[Entry<Pod>]) -> Option<&Entry<Pod>> {
     pods.iter().max_by_key(|entry| {
         let pod = &entry.object;
-        (ended(pod).is_none(), pod.metadata.creation_timestamp.clone().map(|t| t.0), entry.seen)
+        (
+            ended(pod).is_none(),
+            pod.metadata.creation_timestamp.clone().map(|t| t.0),
+            entry.seen,
+        )
     })
 }
 
@@ -147,7 +155,9 @@ fn up(pod: &Pod) -> bool {
 
 /// What the pod looks like, and when it will look different by the mere passing of time.
 fn view(pod: Option<&Entry<Pod>>, now: Timestamp) -> (PodView, Option<Duration>) {
-    let Some(entry) = pod else { return (PodView::Absent, None) };
+    let Some(entry) = pod else {
+        return (PodView::Absent, None);
+    };
     let pod = &*entry.object;
     let left = |since: Timestamp, limit: Duration| {
         let age = Duration::try_from(now.duration_since(since)).unwrap_or_default();
@@ -155,7 +165,13 @@ fn view(pod: Option<&Entry<Pod>>, now: Timestamp) -> (PodView, Option<Duration>)
     };
     if let Some((failed, at)) = ended(pod) {
         let wait = at.and_then(|at| left(at, HANDLER_TIME));
-        return (PodView::Ended { failed, settled: wait.is_none() }, wait);
+        return (
+            PodView::Ended {
+                failed,
+                settled: wait.is_none(),
+            },
+            wait,
+        );
     }
     if pod.metadata.deletion_timestamp.is_some() {
         return (PodView::Terminating, None);
@@ -165,7 +181,12 @@ fn view(pod: Option<&Entry<Pod>>, now: Timestamp) -> (PodView, Option<Duration>)
     }
     let trouble = rules::pod_scheduled(Some(pod)).is_some() || rules::image_trouble(Some(pod)).is_some();
     let wait = if trouble { None } else { left(entry.seen, QUICK_START) };
-    (PodView::Starting { telling: wait.is_none() }, wait)
+    (
+        PodView::Starting {
+            telling: wait.is_none(),
+        },
+        wait,
+    )
 }
 
 fn enter(status: &mut VirtualMachineInstanceStatus, phase: Phase, reason: Option<&str>, now: Timestamp) {
@@ -173,10 +194,12 @@ fn enter(status: &mut VirtualMachineInstanceStatus, phase: Phase, reason: Option
     if let Some(reason) = reason {
         status.reason = Some(reason.to_owned());
     }
-    status.phase_transition_timestamps.push(VirtualMachineInstancePhaseTransitionTimestamp {
-        phase: Some(phase.as_str().to_owned()),
-        phase_transition_timestamp: Some(conditions::wire_time(now)),
-    });
+    status
+        .phase_transition_timestamps
+        .push(VirtualMachineInstancePhaseTransitionTimestamp {
+            phase: Some(phase.as_str().to_owned()),
+            phase_transition_timestamp: Some(conditions::wire_time(now)),
+        });
 }
 
 fn create(observed: &Observed, mut plan: Plan, now: Timestamp) -> Plan {
@@ -200,7 +223,11 @@ fn remove(observed: &Observed, phase_changes: bool, plan: &mut Plan) {
     for entry in &observed.pods {
         let meta = &entry.object.metadata;
         let pending = meta.deletion_timestamp.is_some();
-        if pending && meta.deletion_grace_period_seconds.is_none_or(|current| current <= grace_seconds) {
+        if pending
+            && meta
+                .deletion_grace_period_seconds
+                .is_none_or(|current| current <= grace_seconds)
+        {
             continue;
         }
         plan.effects.push(Effect::DeletePod {
@@ -225,7 +252,9 @@ fn remove(observed: &Observed, phase_changes: bool, plan: &mut Plan) {
 }
 
 fn label(observed: &Observed, pod: &Pod, plan: &mut Plan) {
-    let Some(node) = pod.spec.as_ref().and_then(|s| s.node_name.as_ref()) else { return };
+    let Some(node) = pod.spec.as_ref().and_then(|s| s.node_name.as_ref()) else {
+        return;
+    };
     let labels = observed.vmi.metadata.labels.as_ref();
     let current = labels.and_then(|l| l.get(names::NODE_NAME_LABEL));
     if current != Some(node) && observed.vmi.metadata.deletion_timestamp.is_none() {
@@ -243,6 +272,9 @@ fn gate(observed: &Observed, pod: &Pod, phase: Phase, plan: &mut Plan) {
     let current = conditions.and_then(|list| list.iter().find(|c| c.type_ == names::UNPAUSED_GATE));
     let wanted = if open { conditions::TRUE } else { conditions::FALSE };
     if current.is_none_or(|c| c.status != wanted) {
-        plan.effects.push(Effect::OpenGate { name: pod.metadata.name.clone().unwrap_or_default(), open });
+        plan.effects.push(Effect::OpenGate {
+            name: pod.metadata.name.clone().unwrap_or_default(),
+            open,
+        });
     }
 }

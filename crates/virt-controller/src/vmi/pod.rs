@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{Probe, VirtualMachineInstance, VirtualMachineInstanceSpec};
+use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::cause::{self, Cause};
 use ferrovirt_core::machine::{CloudInitData, CpuModel, Disk, Machine, Source};
 use ferrovirt_core::names;
 use ferrovirt_core::overhead::{PodResources, pod_resources};
-use ferrovirt_core::ClusterConfig;
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HostPathVolumeSource,
@@ -34,8 +34,11 @@ const SUFFIX_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 /// What Kubernetes leaves of a `generateName`.
 const MAX_NAME_BASE: usize = 58;
 /// Annotations of a VMI that its pod does not get.
-const PRIVATE_ANNOTATIONS: [&str; 3] =
-    ["kubectl.kubernetes.io", names::LATEST_API_VERSION_ANNOTATION, names::STORAGE_API_VERSION_ANNOTATION];
+const PRIVATE_ANNOTATIONS: [&str; 3] = [
+    "kubectl.kubernetes.io",
+    names::LATEST_API_VERSION_ANNOTATION,
+    names::STORAGE_API_VERSION_ANNOTATION,
+];
 
 /// Why there is no pod for a VMI.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,7 +70,10 @@ pub fn name(vmi: &VirtualMachineInstance) -> String {
     let base = name_base(vmi);
     let base = base.get(..MAX_NAME_BASE).unwrap_or(&base);
     let digest = Sha1::digest(vmi.metadata.uid.as_deref().unwrap_or_default().as_bytes());
-    let suffix = digest.iter().take(5).map(|byte| char::from(SUFFIX_ALPHABET[usize::from(*byte) % SUFFIX_ALPHABET.len()]));
+    let suffix = digest
+        .iter()
+        .take(5)
+        .map(|byte| char::from(SUFFIX_ALPHABET[usize::from(*byte) % SUFFIX_ALPHABET.len()]));
     base.chars().chain(suffix).collect()
 }
 
@@ -99,8 +105,11 @@ pub fn render(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &Op
             init_containers: logging.then(|| vec![console_log(vmi, config, options)]),
             node_selector: Some(node_selector(vmi, &machine, config, options)),
             priority_class_name: spec.priority_class_name.clone(),
-            readiness_gates: (options.home == Home::Cluster)
-                .then(|| vec![PodReadinessGate { condition_type: names::UNPAUSED_GATE.to_owned() }]),
+            readiness_gates: (options.home == Home::Cluster).then(|| {
+                vec![PodReadinessGate {
+                    condition_type: names::UNPAUSED_GATE.to_owned(),
+                }]
+            }),
             restart_policy: Some("Never".to_owned()),
             scheduler_name: spec.scheduler_name.clone(),
             security_context: Some(PodSecurityContext {
@@ -136,14 +145,28 @@ fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodReso
         (names::VMI_ID_LABEL.to_owned(), label_of(&vmi_name)),
     ]);
     let public = |key: &String| !PRIVATE_ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix));
-    let mut annotations: BTreeMap<String, String> =
-        meta.annotations.clone().unwrap_or_default().into_iter().filter(|(key, _)| public(key)).collect();
+    let mut annotations: BTreeMap<String, String> = meta
+        .annotations
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(key, _)| public(key))
+        .collect();
     annotations.extend([
         (names::DOMAIN_ANNOTATION.to_owned(), vmi_name.clone()),
-        ("kubectl.kubernetes.io/default-container".to_owned(), "compute".to_owned()),
+        (
+            "kubectl.kubernetes.io/default-container".to_owned(),
+            "compute".to_owned(),
+        ),
         (names::MIGRATION_TRANSPORT_UNIX_ANNOTATION.to_owned(), "true".to_owned()),
-        (names::MEMORY_OVERHEAD_ANNOTATION.to_owned(), resources.overhead.to_string()),
-        ("descheduler.alpha.kubernetes.io/request-evict-only".to_owned(), String::new()),
+        (
+            names::MEMORY_OVERHEAD_ANNOTATION.to_owned(),
+            resources.overhead.to_string(),
+        ),
+        (
+            "descheduler.alpha.kubernetes.io/request-evict-only".to_owned(),
+            String::new(),
+        ),
     ]);
     ObjectMeta {
         annotations: Some(annotations),
@@ -220,7 +243,10 @@ fn compute(
 }
 
 fn wire(quantities: &BTreeMap<String, Quantity>) -> BTreeMap<String, K8sQuantity> {
-    quantities.iter().map(|(name, quantity)| (name.clone(), quantity.clone().into())).collect()
+    quantities
+        .iter()
+        .map(|(name, quantity)| (name.clone(), quantity.clone().into()))
+        .collect()
 }
 
 fn security(capabilities: &[&str]) -> SecurityContext {
@@ -252,7 +278,10 @@ fn environment(vmi: &VirtualMachineInstance) -> Vec<EnvVar> {
             name: "POD_NAME".to_owned(),
             value: None,
             value_from: Some(EnvVarSource {
-                field_ref: Some(ObjectFieldSelector { api_version: None, field_path: "metadata.name".to_owned() }),
+                field_ref: Some(ObjectFieldSelector {
+                    api_version: None,
+                    field_path: "metadata.name".to_owned(),
+                }),
                 ..EnvVarSource::default()
             }),
         },
@@ -305,7 +334,12 @@ fn console_log(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &O
     let log = format!("{}/{uid}/{}", paths::PRIVATE_DIR, paths::SERIAL_LOG);
     let quantities = |cpu: &str, memory: &str| {
         let pairs = [("cpu", cpu), ("memory", memory)];
-        Some(pairs.into_iter().map(|(k, v)| (k.to_owned(), K8sQuantity(v.to_owned()))).collect())
+        Some(
+            pairs
+                .into_iter()
+                .map(|(k, v)| (k.to_owned(), K8sQuantity(v.to_owned())))
+                .collect(),
+        )
     };
     Container {
         command: Some(vec!["/usr/bin/virt-tail".to_owned(), "--logfile".to_owned(), log]),
@@ -362,16 +396,27 @@ struct Storage {
 }
 
 fn mount(volume: &str, path: &str) -> VolumeMount {
-    VolumeMount { name: volume.to_owned(), mount_path: path.to_owned(), ..VolumeMount::default() }
+    VolumeMount {
+        name: volume.to_owned(),
+        mount_path: path.to_owned(),
+        ..VolumeMount::default()
+    }
 }
 
 fn volume(name: &str) -> Volume {
-    Volume { name: name.to_owned(), ..Volume::default() }
+    Volume {
+        name: name.to_owned(),
+        ..Volume::default()
+    }
 }
 
 impl Storage {
     fn of(vmi: &VirtualMachineInstance, machine: &Machine) -> Self {
-        let mut storage = Self { volumes: Vec::new(), mounts: Vec::new(), pull_secrets: None };
+        let mut storage = Self {
+            volumes: Vec::new(),
+            mounts: Vec::new(),
+            pull_secrets: None,
+        };
         // Parents come before what is mounted below them.
         for (name, path) in [
             (paths::PRIVATE_VOLUME, paths::PRIVATE_DIR),
@@ -381,12 +426,27 @@ impl Storage {
             ("ephemeral-disks", paths::EPHEMERAL_DIR),
         ] {
             let empty_dir = Some(EmptyDirVolumeSource::default());
-            storage.add(Volume { empty_dir, ..volume(name) }, path.to_owned(), false);
+            storage.add(
+                Volume {
+                    empty_dir,
+                    ..volume(name)
+                },
+                path.to_owned(),
+                false,
+            );
         }
         let mut secrets = BTreeSet::new();
         for disk in &machine.disks {
-            let source = vmi.spec.volumes.get(disk.volume_index).and_then(|v| v.container_disk.as_ref());
-            secrets.extend(source.and_then(|s| s.image_pull_secret.clone()).filter(|s| !s.is_empty()));
+            let source = vmi
+                .spec
+                .volumes
+                .get(disk.volume_index)
+                .and_then(|v| v.container_disk.as_ref());
+            secrets.extend(
+                source
+                    .and_then(|s| s.image_pull_secret.clone())
+                    .filter(|s| !s.is_empty()),
+            );
             let policy = source.and_then(|s| s.image_pull_policy.clone());
             storage.add_disk(disk, policy);
         }
@@ -398,26 +458,54 @@ impl Storage {
 
     fn add(&mut self, volume: Volume, path: String, read_only: bool) {
         let read_only = read_only.then_some(true);
-        self.mounts.push(VolumeMount { read_only, ..mount(&volume.name, &path) });
+        self.mounts.push(VolumeMount {
+            read_only,
+            ..mount(&volume.name, &path)
+        });
         self.volumes.push(volume);
     }
 
     fn add_disk(&mut self, disk: &Disk, pull_policy: Option<String>) {
         match &disk.source {
             Source::ContainerDisk { image, path: _ } => {
-                let image = Some(ImageVolumeSource { pull_policy, reference: Some(image.clone()) });
+                let image = Some(ImageVolumeSource {
+                    pull_policy,
+                    reference: Some(image.clone()),
+                });
                 let path = format!("{}/disk_{}", paths::IMAGE_VOLUME_DIR, disk.volume_index);
-                self.add(Volume { image, ..volume(&disk.name) }, path, true);
+                self.add(
+                    Volume {
+                        image,
+                        ..volume(&disk.name)
+                    },
+                    path,
+                    true,
+                );
             }
             Source::HostDisk { path, create } => {
                 let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-                let kind = if create.is_some() { "DirectoryOrCreate" } else { "Directory" };
+                let kind = if create.is_some() {
+                    "DirectoryOrCreate"
+                } else {
+                    "Directory"
+                };
                 let host_path = Some(HostPathVolumeSource {
-                    path: if directory.is_empty() { "/".to_owned() } else { directory.to_owned() },
+                    path: if directory.is_empty() {
+                        "/".to_owned()
+                    } else {
+                        directory.to_owned()
+                    },
                     type_: Some(kind.to_owned()),
                 });
                 let path = format!("{}/{}", paths::HOST_DISK_DIR, disk.name);
-                self.add(Volume { host_path, ..volume(&disk.name) }, path, false);
+                self.add(
+                    Volume {
+                        host_path,
+                        ..volume(&disk.name)
+                    },
+                    path,
+                    false,
+                );
             }
             Source::CloudInit(init) => {
                 for (data, suffix) in [(&init.user_data, "udata"), (&init.network_data, "ndata")] {
@@ -431,8 +519,18 @@ impl Storage {
     }
 
     fn add_secret(&mut self, name: &str, secret: &str) {
-        let source = SecretVolumeSource { secret_name: Some(secret.to_owned()), ..SecretVolumeSource::default() };
+        let source = SecretVolumeSource {
+            secret_name: Some(secret.to_owned()),
+            ..SecretVolumeSource::default()
+        };
         let path = format!("{}/{name}", paths::SECRET_DIR);
-        self.add(Volume { secret: Some(source), ..volume(name) }, path, true);
+        self.add(
+            Volume {
+                secret: Some(source),
+                ..volume(name)
+            },
+            path,
+            true,
+        );
     }
 }
