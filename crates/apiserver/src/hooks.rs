@@ -21,6 +21,37 @@ pub struct UserInfo {
     pub extra: BTreeMap<String, Vec<String>>,
 }
 
+impl UserInfo {
+    /// A member of `system:masters`, who may do everything.
+    pub fn admin(username: &str) -> Self {
+        let groups = ["system:masters", "system:authenticated"].map(str::to_owned).to_vec();
+        Self {
+            username: username.to_owned(),
+            groups,
+            ..Self::default()
+        }
+    }
+
+    /// A controller inside this process: may do everything, and is recorded as `system:serviceaccount:kube-system:NAME`.
+    pub fn controller(name: &str) -> Self {
+        Self::admin(&format!("system:serviceaccount:kube-system:{name}"))
+    }
+
+    /// Somebody who gave no credentials.
+    pub fn anonymous() -> Self {
+        Self {
+            username: "system:anonymous".into(),
+            groups: vec!["system:unauthenticated".into()],
+            ..Self::default()
+        }
+    }
+
+    /// Whether this is a member of the group.
+    pub fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|member| member == group)
+    }
+}
+
 /// What a write does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
