@@ -242,7 +242,7 @@ fn compare(
     let wrong = |want: &str| Some(format!("is {} instead of {want}", found["type"]));
     match kind {
         Value::Array(alternatives) => {
-            let ok = alternatives.iter().filter_map(Value::as_str).any(|t| is(t));
+            let ok = alternatives.iter().filter_map(Value::as_str).any(&is);
             if ok { None } else { wrong(&kind.to_string()) }
         }
         Value::Object(object) => {
@@ -282,37 +282,48 @@ fn compare(
                     defs,
                 );
             }
-            if kind.ends_with(".Quantity") || kind.ends_with(".IntOrString") {
-                let ok = found["x-kubernetes-int-or-string"] == true;
-                return if ok { None } else { wrong("a quantity (int-or-string)") };
-            }
-            if kind.ends_with("meta.v1.Time") || kind.ends_with("meta.v1.MicroTime") {
-                let ok = is("string") && found["format"] == "date-time";
-                return if ok { None } else { wrong("string (date-time)") };
-            }
-            if kind.ends_with("meta.v1.Duration") {
-                return if is("string") { None } else { wrong("string (duration)") };
-            }
-            if definitions.contains_key(kind) || kind.starts_with("k8s.io.") || kind == "object" {
-                return if is("object") { None } else { wrong("object") };
-            }
-            let (name, format) = kind.split_once('(').unwrap_or((kind, ""));
-            if !is(name) {
-                return wrong(kind);
-            }
-            let format = format.trim_end_matches(')');
-            let rust = match format {
-                "byte" => "uint8",
-                other => other,
-            };
-            let ok = format.is_empty() || found["format"] == format || found["format"] == rust;
-            if ok {
-                None
-            } else {
-                Some(format!("has format {} instead of {format}", found["format"]))
-            }
+            compare_named(definitions, kind, found, &is)
         }
         other => Some(format!("has a type that is not understood: {other}")),
+    }
+}
+
+/// Compares with one named type: a scalar, one of Kubernetes' types, or a definition.
+fn compare_named(
+    definitions: &serde_json::Map<String, Value>,
+    kind: &str,
+    found: &Value,
+    is: &dyn Fn(&str) -> bool,
+) -> Option<String> {
+    let wrong = |want: &str| Some(format!("is {} instead of {want}", found["type"]));
+    if kind.ends_with(".Quantity") || kind.ends_with(".IntOrString") {
+        let ok = found["x-kubernetes-int-or-string"] == true;
+        return if ok { None } else { wrong("a quantity (int-or-string)") };
+    }
+    if kind.ends_with("meta.v1.Time") || kind.ends_with("meta.v1.MicroTime") {
+        let ok = is("string") && found["format"] == "date-time";
+        return if ok { None } else { wrong("string (date-time)") };
+    }
+    if kind.ends_with("meta.v1.Duration") {
+        return if is("string") { None } else { wrong("string (duration)") };
+    }
+    if definitions.contains_key(kind) || kind.starts_with("k8s.io.") || kind == "object" {
+        return if is("object") { None } else { wrong("object") };
+    }
+    let (name, format) = kind.split_once('(').unwrap_or((kind, ""));
+    if !is(name) {
+        return wrong(kind);
+    }
+    let format = format.trim_end_matches(')');
+    let rust = match format {
+        "byte" => "uint8",
+        other => other,
+    };
+    let ok = format.is_empty() || found["format"] == format || found["format"] == rust;
+    if ok {
+        None
+    } else {
+        Some(format!("has format {} instead of {format}", found["format"]))
     }
 }
 

@@ -1,0 +1,293 @@
+//! What this process knows of one kind: fed by one watch, read by every reconciler.
+//!
+//! A reconciler also puts in the answers to its own writes ([`Cache::observe`]), so that it never decides on a state
+//! that it has changed itself. Older versions never replace newer ones, and deleted objects do not come back.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use kube::Resource;
+use kube::runtime::watcher::Event;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl Key {
+    /// The key of an object.
+    pub fn of<K: Resource>(object: &K) -> Self {
+        let meta = object.meta();
+        Self {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A change of the cache.
+#[derive(Debug)]
+pub struct Change<K> {
+    /// Before.
+    pub old: Option<Arc<K>>,
+    /// After.
+    pub new: Option<Arc<K>>,
+}
+
+/// An object and when this process saw it first.
+#[derive(Debug)]
+pub struct Entry<K> {
+    /// The newest version seen.
+    pub object: Arc<K>,
+    /// First sight of this object (not of this version).
+    pub seen: Timestamp,
+}
+
+impl<K> Clone for Entry<K> {
+    fn clone(&self) -> Self {
+        Self {
+            object: Arc::clone(&self.object),
+            seen: self.seen,
+        }
+    }
+}
+
+/// How many deleted objects are remembered.
+const TOMBSTONES: usize = 1024;
+
+#[derive(Debug)]
+struct Inner<K> {
+    entries: HashMap<Key, Entry<K>>,
+    by_owner: HashMap<String, BTreeSet<Key>>,
+    tombstones: VecDeque<String>,
+    /// Keys seen since the watch began to list anew.
+    listing: Option<HashSet<Key>>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Cache<K> {
+    inner: RwLock<Inner<K>>,
+}
+
+impl<K> Default for Cache<K> {
+    fn default() -> Self {
+        Self {
+            inner: RwLock::new(Inner {
+                entries: HashMap::new(),
+                by_owner: HashMap::new(),
+                tombstones: VecDeque::new(),
+                listing: None,
+            }),
+        }
+    }
+}
+
+/// UID of the controlling owner.
+pub fn owner_uid<K: Resource>(object: &K) -> Option<&str> {
+    let owners = object.meta().owner_references.as_ref()?;
+    owners
+        .iter()
+        .find(|o| o.controller == Some(true))
+        .map(|o| o.uid.as_str())
+}
+
+fn version<K: Resource>(object: &K) -> u64 {
+    let text = object.meta().resource_version.as_deref().unwrap_or_default();
+    text.parse().unwrap_or_default()
+}
+
+impl<K: Resource> Inner<K> {
+    fn put(&mut self, object: K, now: Timestamp) -> Option<Change<K>> {
+        let key = Key::of(&object);
+        let uid = object.meta().uid.clone().unwrap_or_default();
+        if self.tombstones.contains(&uid) {
+            return None;
+        }
+        if let Some(listing) = &mut self.listing {
+            listing.insert(key.clone());
+        }
+        let same = self
+            .entries
+            .get(&key)
+            .filter(|e| e.object.meta().uid == object.meta().uid);
+        if same.is_some_and(|e| version(&*e.object) >= version(&object)) {
+            return None;
+        }
+        let seen = same.map_or(now, |e| e.seen);
+        let old = self.remove(&key);
+        if let Some(owner) = owner_uid(&object) {
+            self.by_owner.entry(owner.to_owned()).or_default().insert(key.clone());
+        }
+        let object = Arc::new(object);
+        let new = Some(Arc::clone(&object));
+        self.entries.insert(key, Entry { object, seen });
+        Some(Change { old, new })
+    }
+
+    fn remove(&mut self, key: &Key) -> Option<Arc<K>> {
+        let old = self.entries.remove(key)?.object;
+        if let Some(owner) = owner_uid(&*old)
+            && let Some(keys) = self.by_owner.get_mut(owner)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_owner.remove(owner);
+            }
+        }
+        Some(old)
+    }
+
+    fn bury(&mut self, uid: Option<&str>) {
+        let Some(uid) = uid else { return };
+        if self.tombstones.len() == TOMBSTONES {
+            self.tombstones.pop_front();
+        }
+        self.tombstones.push_back(uid.to_owned());
+    }
+}
+
+impl<K: Resource> Cache<K> {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner<K>> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Inner<K>> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The object with this key.
+    pub fn get(&self, key: &Key) -> Option<Arc<K>> {
+        self.read().entries.get(key).map(|e| Arc::clone(&e.object))
+    }
+
+    /// The objects that the object with this UID controls, in the order of their keys.
+    pub fn owned_by(&self, uid: &str) -> Vec<Entry<K>> {
+        let inner = self.read();
+        let keys = inner.by_owner.get(uid).into_iter().flatten();
+        keys.filter_map(|key| inner.entries.get(key).cloned()).collect()
+    }
+
+    /// All keys.
+    pub fn keys(&self) -> Vec<Key> {
+        self.read().entries.keys().cloned().collect()
+    }
+
+    /// Takes in the answer to a write of this process.
+    pub fn observe(&self, object: K, now: Timestamp) {
+        let mut inner = self.write();
+        let fresh = inner.entries.contains_key(&Key::of(&object)) || object.meta().deletion_timestamp.is_none();
+        if fresh {
+            inner.put(object, now);
+        }
+    }
+
+    /// Takes in an event of the watch. Returns what changed.
+    pub fn apply(&self, event: Event<K>, now: Timestamp) -> Vec<Change<K>> {
+        let mut inner = self.write();
+        match event {
+            Event::Apply(object) | Event::InitApply(object) => inner.put(object, now).into_iter().collect(),
+            Event::Delete(object) => {
+                inner.bury(object.meta().uid.as_deref());
+                let key = Key::of(&object);
+                // A new object of the same name may already be known from the answer to its creation.
+                let stale = inner
+                    .entries
+                    .get(&key)
+                    .is_some_and(|e| e.object.meta().uid == object.meta().uid);
+                let old = if stale { inner.remove(&key) } else { None };
+                old.map(|old| Change {
+                    old: Some(old),
+                    new: None,
+                })
+                .into_iter()
+                .collect()
+            }
+            Event::Init => {
+                inner.listing = Some(HashSet::new());
+                Vec::new()
+            }
+            Event::InitDone => {
+                let listed = inner.listing.take().unwrap_or_default();
+                let gone: Vec<Key> = inner.entries.keys().filter(|k| !listed.contains(*k)).cloned().collect();
+                let removed = gone.iter().filter_map(|key| inner.remove(key));
+                removed
+                    .map(|old| Change {
+                        old: Some(old),
+                        new: None,
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, uid: &str, version: u64) -> Pod {
+        serde_json::from_value(json!({"metadata": {
+            "namespace": "n", "name": name, "uid": uid, "resourceVersion": version.to_string(),
+            "ownerReferences": [{"apiVersion": "v1", "kind": "K", "name": "o", "uid": "owner", "controller": true}]
+        }}))
+        .unwrap()
+    }
+
+    fn versions(cache: &Cache<Pod>) -> Vec<(String, u64)> {
+        let all = cache.owned_by("owner");
+        all.iter()
+            .map(|e| (e.object.metadata.name.clone().unwrap(), version(&*e.object)))
+            .collect()
+    }
+
+    fn expect(cache: &Cache<Pod>, expected: &[(&str, u64)]) {
+        let expected: Vec<(String, u64)> = expected.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
+        assert_eq!(versions(cache), expected);
+    }
+
+    #[test]
+    fn older_versions_and_deleted_objects_stay_away() {
+        let cache = Cache::default();
+        let t = |s| Timestamp::from_second(s).unwrap();
+        cache.observe(pod("a", "1", 5), t(1));
+        assert!(cache.apply(Event::Apply(pod("a", "1", 4)), t(2)).is_empty());
+        assert_eq!(cache.apply(Event::Apply(pod("a", "1", 6)), t(3)).len(), 1);
+        assert_eq!(cache.owned_by("owner")[0].seen, t(1));
+        expect(&cache, &[("a", 6)]);
+        assert_eq!(cache.apply(Event::Delete(pod("a", "1", 7)), t(4)).len(), 1);
+        cache.observe(pod("a", "1", 6), t(5));
+        expect(&cache, &[]);
+        cache.observe(pod("a", "2", 8), t(6));
+        assert!(cache.apply(Event::Delete(pod("a", "1", 7)), t(7)).is_empty());
+        expect(&cache, &[("a", 8)]);
+    }
+
+    #[test]
+    fn a_new_list_forgets_what_is_not_on_it() {
+        let cache = Cache::default();
+        let now = Timestamp::UNIX_EPOCH;
+        cache.observe(pod("a", "1", 1), now);
+        cache.observe(pod("b", "2", 2), now);
+        cache.apply(Event::Init, now);
+        cache.apply(Event::InitApply(pod("b", "2", 2)), now);
+        cache.observe(pod("c", "3", 3), now);
+        assert_eq!(cache.apply(Event::InitDone, now).len(), 1);
+        expect(&cache, &[("b", 2), ("c", 3)]);
+    }
+}

@@ -1,0 +1,243 @@
+//! VirtualMachineInstance: one pod for it, and its phases up to Scheduled.
+//!
+//! gather ([`Observed`]) → [`plan`](plan::plan) → apply. See [`ferrovirt_core::vmi`] for who writes what.
+
+pub mod plan;
+pub mod pod;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus};
+use ferrovirt_core::vmi::conditions as rules;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use serde_json::json;
+
+use crate::cache::{Key, owner_uid};
+use crate::context::{Context, Trouble, conflict, gone};
+use crate::events::Notice;
+use crate::patch;
+use crate::queue::Outcome;
+use plan::{Effect, Observed};
+
+/// The fields of a VMI's status that every plan is based on. virt-handler writes some of them, too.
+const TESTED: [&str; 2] = ["phase", "conditions"];
+
+/// Brings one VMI on its way. Never fails for what a user can cause: that becomes a condition.
+pub async fn reconcile(context: Arc<Context>, key: Key) -> Outcome {
+    let Some(observed) = gather(&context, &key) else {
+        return Outcome::Done;
+    };
+    let now = Timestamp::now();
+    let plan = plan::plan(&observed, now);
+    let mut status = plan.status;
+    let mut failure = None;
+    for effect in &plan.effects {
+        if let Err(trouble) = apply(&context, &observed, effect).await {
+            if let Trouble::Failed { reason, message } = &trouble {
+                plan::failed(&mut status, reason, message, now);
+                context
+                    .events
+                    .tell(&*observed.vmi, Notice::warning(reason, message.clone()));
+            }
+            failure = Some(trouble);
+            break;
+        }
+    }
+    let written = write_status(&context, &observed.vmi, &status).await;
+    match failure.or(written.err()) {
+        Some(trouble) => {
+            tracing::debug!(vmi = %key, %trouble, "a VMI could not be reconciled");
+            Outcome::Retry
+        }
+        None => plan.requeue.map_or(Outcome::Done, Outcome::After),
+    }
+}
+
+fn gather(context: &Context, key: &Key) -> Option<Observed> {
+    let vmi = context.vmis.get(key)?;
+    let uid = vmi.metadata.uid.as_deref().unwrap_or_default();
+    let owner_exists = owner_uid(&*vmi).is_some_and(|owner| {
+        let owned = context.vms.get(key);
+        owned.is_some_and(|vm| vm.metadata.uid.as_deref() == Some(owner))
+    });
+    Some(Observed {
+        pods: context.pods.owned_by(uid),
+        owner_exists,
+        config: Arc::clone(&context.config.borrow()),
+        options: Arc::clone(&context.options),
+        vmi,
+    })
+}
+
+async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Result<(), Trouble> {
+    let vmi = &*observed.vmi;
+    let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
+    match effect {
+        Effect::CreatePod(pod) => create_pod(context, vmi, namespace, pod).await,
+        Effect::DeletePod {
+            name,
+            uid,
+            grace_seconds,
+        } => delete_pod(context, vmi, namespace, (name, uid), *grace_seconds).await,
+        Effect::LabelNode(node) => {
+            let change = json!({"metadata": {"labels": {ferrovirt_core::names::NODE_NAME_LABEL: node}}});
+            patch_vmi(context, vmi, &Patch::Merge(change)).await
+        }
+        Effect::OpenGate { name, open } => open_gate(context, namespace, name, *open).await,
+        Effect::SetFinalizers { old, new } => {
+            let path = "/metadata/finalizers";
+            let operations = vec![
+                json!({"op": "test", "path": path, "value": old}),
+                json!({"op": "replace", "path": path, "value": new}),
+            ];
+            let change = patch::patch(operations).map_err(Trouble::patch)?;
+            patch_vmi(context, vmi, &change).await
+        }
+    }
+}
+
+async fn create_pod(
+    context: &Context,
+    vmi: &VirtualMachineInstance,
+    namespace: &str,
+    pod: &Pod,
+) -> Result<(), Trouble> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let name = pod.metadata.name.clone().unwrap_or_default();
+    match pods.create(&PostParams::default(), pod).await {
+        Ok(created) => {
+            context.pods.observe(created, Timestamp::now());
+            context.events.tell(
+                vmi,
+                Notice::normal("SuccessfulCreate", format!("Created virtual machine pod {name}")),
+            );
+            context.vmi_queue.send(Key::of(vmi));
+            Ok(())
+        }
+        // Created before, and not seen yet.
+        Err(error) if conflict(&error) => {
+            let existing = pods.get(&name).await.map_err(|e| Trouble::call("getting the pod", e))?;
+            if owner_uid(&existing) != vmi.metadata.uid.as_deref() {
+                let message = format!("Error creating pod: pod {name} exists and belongs to something else; delete it");
+                return Err(Trouble::Failed {
+                    reason: rules::FAILED_CREATE,
+                    message,
+                });
+            }
+            context.pods.observe(existing, Timestamp::now());
+            context.vmi_queue.send(Key::of(vmi));
+            Ok(())
+        }
+        Err(error) => Err(Trouble::failed(rules::FAILED_CREATE, "Error creating pod", &error)),
+    }
+}
+
+async fn delete_pod(
+    context: &Context,
+    vmi: &VirtualMachineInstance,
+    namespace: &str,
+    (name, uid): (&str, &str),
+    grace_seconds: i64,
+) -> Result<(), Trouble> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let parameters = DeleteParams {
+        grace_period_seconds: u32::try_from(grace_seconds).ok(),
+        preconditions: Some(Preconditions {
+            uid: Some(uid.to_owned()),
+            resource_version: None,
+        }),
+        ..DeleteParams::default()
+    };
+    match pods.delete(name, &parameters).await {
+        Ok(answer) => {
+            if let Some(deleting) = answer.left().filter(|pod| pod.metadata.deletion_timestamp.is_some()) {
+                context.pods.observe(deleting, Timestamp::now());
+            }
+            context.events.tell(
+                vmi,
+                Notice::normal("SuccessfulDelete", format!("Deleted virtual machine pod {name}")),
+            );
+            Ok(())
+        }
+        Err(error) if gone(&error) || conflict(&error) => Ok(()),
+        Err(error) => Err(Trouble::failed(rules::FAILED_DELETE, "Error deleting pod", &error)),
+    }
+}
+
+async fn open_gate(context: &Context, namespace: &str, name: &str, open: bool) -> Result<(), Trouble> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let (status, reason) = if open {
+        ("True", "NotPaused")
+    } else {
+        ("False", "Paused")
+    };
+    let condition = json!({
+        "type": ferrovirt_core::names::UNPAUSED_GATE, "status": status, "reason": reason,
+        "lastTransitionTime": ferrovirt_core::conditions::wire_time(Timestamp::now()),
+    });
+    let change = Patch::Strategic(json!({"status": {"conditions": [condition]}}));
+    match pods.patch_status(name, &PatchParams::default(), &change).await {
+        Ok(pod) => {
+            context.pods.observe(pod, Timestamp::now());
+            Ok(())
+        }
+        Err(error) if gone(&error) => Ok(()),
+        Err(error) => Err(Trouble::call("setting the pod's readiness gate", error)),
+    }
+}
+
+async fn patch_vmi<P: serde::Serialize + std::fmt::Debug>(
+    context: &Context,
+    vmi: &VirtualMachineInstance,
+    change: &Patch<P>,
+) -> Result<(), Trouble> {
+    let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
+    let name = vmi.metadata.name.as_deref().unwrap_or_default();
+    let api: Api<VirtualMachineInstance> = Api::namespaced(context.client.clone(), namespace);
+    match api.patch(name, &PatchParams::default(), change).await {
+        Ok(patched) => {
+            context.vmis.observe(patched, Timestamp::now());
+            Ok(())
+        }
+        Err(error) if gone(&error) => Ok(()),
+        Err(error) => Err(Trouble::call("patching the VMI", error)),
+    }
+}
+
+async fn write_status(
+    context: &Context,
+    vmi: &VirtualMachineInstance,
+    status: &VirtualMachineInstanceStatus,
+) -> Result<(), Trouble> {
+    let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
+    let name = vmi.metadata.name.as_deref().unwrap_or_default();
+    // The label may have been patched a moment ago: the newest version counts.
+    let newest = context
+        .vmis
+        .get(&Key::of(vmi))
+        .filter(|n| n.metadata.uid == vmi.metadata.uid);
+    let version = newest.as_deref().unwrap_or(vmi).metadata.resource_version.clone();
+    let change = patch::status_patch(vmi.status.as_ref(), status, &TESTED, version.as_deref());
+    let Some(change) = change.map_err(Trouble::patch)? else {
+        return Ok(());
+    };
+    let api: Api<VirtualMachineInstance> = Api::namespaced(context.client.clone(), namespace);
+    match api.patch_status(name, &PatchParams::default(), &change).await {
+        Ok(patched) => {
+            let again = patched.metadata.deletion_timestamp.is_some();
+            context.vmis.observe(patched, Timestamp::now());
+            if again {
+                context.vmi_queue.send(Key::of(vmi));
+            }
+            Ok(())
+        }
+        Err(error) if gone(&error) => Ok(()),
+        Err(error) => Err(Trouble::call("writing the VMI's status", error)),
+    }
+}

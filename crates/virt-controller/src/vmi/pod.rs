@@ -1,0 +1,536 @@
+//! The launcher pod of a VMI. Pure: the same VMI, configuration and options always give the same pod, its name
+//! included, so that creating it twice is impossible.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ferrovirt_api::Quantity;
+use ferrovirt_api::v1::{Probe, VirtualMachineInstance, VirtualMachineInstanceSpec};
+use ferrovirt_core::ClusterConfig;
+use ferrovirt_core::cause::{self, Cause};
+use ferrovirt_core::machine::{CloudInitData, CpuModel, Disk, Machine, Source};
+use ferrovirt_core::names;
+use ferrovirt_core::overhead::{PodResources, pod_resources};
+use ferrovirt_protocol::paths;
+use k8s_openapi::api::core::v1::{
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HostPathVolumeSource,
+    ImageVolumeSource, LocalObjectReference, ObjectFieldSelector, Pod, PodReadinessGate, PodSecurityContext, PodSpec,
+    Probe as PodProbe, ResourceRequirements, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::Resource;
+use sha1::{Digest, Sha1};
+
+use crate::{Home, Options};
+
+/// Seconds that a pod lives longer than its guest's grace period, so that the pod never stops QEMU first.
+pub const GRACE_MARGIN: i64 = 15;
+/// Grace period of a guest whose VMI names none.
+const DEFAULT_GRACE: i64 = 30;
+/// Seconds that probes wait beyond what the VMI asks for: QEMU has to start first.
+const PROBE_DELAY: i32 = 10;
+/// Names of pods end in letters and digits that spell no words.
+const SUFFIX_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+/// What Kubernetes leaves of a `generateName`.
+const MAX_NAME_BASE: usize = 58;
+/// Annotations of a VMI that its pod does not get.
+const PRIVATE_ANNOTATIONS: [&str; 3] = [
+    "kubectl.kubernetes.io",
+    names::LATEST_API_VERSION_ANNOTATION,
+    names::STORAGE_API_VERSION_ANNOTATION,
+];
+
+/// Why there is no pod for a VMI.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RenderError {
+    /// The spec cannot be read. Admission refuses such VMIs, but a cluster's configuration may have changed since.
+    #[error("the VMI's spec is not valid: {}", cause::summary(.0))]
+    Invalid(Vec<Cause>),
+    /// A probe that only runs inside the guest.
+    #[error("spec.{0}: exec and guestAgentPing are not supported yet; use httpGet or tcpSocket")]
+    Probe(&'static str),
+}
+
+/// Seconds between asking a VMI's guest to stop and the end of its pod.
+#[must_use]
+pub fn grace_seconds(spec: &VirtualMachineInstanceSpec) -> i64 {
+    spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE).max(0) + GRACE_MARGIN
+}
+
+/// Bytes that a VMI's pod requests beside its guest's memory.
+#[must_use]
+pub fn overhead(vmi: &VirtualMachineInstance, config: &ClusterConfig) -> Option<u64> {
+    let machine = Machine::parse(vmi, config).ok()?;
+    Some(pod_resources(&machine, &vmi.spec, config).overhead)
+}
+
+/// Name of the pod of a VMI: `virt-launcher-<vmi>-` and five characters made from its UID.
+#[must_use]
+pub fn name(vmi: &VirtualMachineInstance) -> String {
+    let base = name_base(vmi);
+    let base = base.get(..MAX_NAME_BASE).unwrap_or(&base);
+    let digest = Sha1::digest(vmi.metadata.uid.as_deref().unwrap_or_default().as_bytes());
+    let suffix = digest
+        .iter()
+        .take(5)
+        .map(|byte| char::from(SUFFIX_ALPHABET[usize::from(*byte) % SUFFIX_ALPHABET.len()]));
+    base.chars().chain(suffix).collect()
+}
+
+fn name_base(vmi: &VirtualMachineInstance) -> String {
+    format!("virt-launcher-{}-", vmi.metadata.name.as_deref().unwrap_or_default())
+}
+
+/// The pod of a VMI.
+///
+/// # Errors
+/// The VMI asks for something that no pod can give.
+pub fn render(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &Options) -> Result<Pod, RenderError> {
+    let machine = Machine::parse(vmi, config).map_err(RenderError::Invalid)?;
+    let resources = pod_resources(&machine, &vmi.spec, config);
+    let storage = Storage::of(vmi, &machine);
+    let spec = &vmi.spec;
+    let logging = machine.serial_console && machine.log_serial_console;
+    Ok(Pod {
+        metadata: metadata(vmi, &machine, &resources),
+        spec: Some(PodSpec {
+            affinity: spec.affinity.clone(),
+            automount_service_account_token: Some(spec.service_account_name.is_some()),
+            containers: vec![compute(vmi, &machine, config, options, &resources, &storage)?],
+            dns_config: spec.dns_config.clone(),
+            dns_policy: spec.dns_policy.clone(),
+            enable_service_links: Some(false),
+            hostname: Some(machine.hostname.clone()),
+            image_pull_secrets: storage.pull_secrets,
+            init_containers: logging.then(|| vec![console_log(vmi, config, options)]),
+            node_selector: Some(node_selector(vmi, &machine, config, options)),
+            priority_class_name: spec.priority_class_name.clone(),
+            readiness_gates: (options.home == Home::Cluster).then(|| {
+                vec![PodReadinessGate {
+                    condition_type: names::UNPAUSED_GATE.to_owned(),
+                }]
+            }),
+            restart_policy: Some("Never".to_owned()),
+            scheduler_name: spec.scheduler_name.clone(),
+            security_context: Some(PodSecurityContext {
+                fs_group: Some(names::RUNTIME_USER),
+                run_as_group: Some(names::RUNTIME_USER),
+                run_as_non_root: Some(true),
+                run_as_user: Some(names::RUNTIME_USER),
+                ..PodSecurityContext::default()
+            }),
+            service_account_name: spec.service_account_name.clone(),
+            subdomain: spec.subdomain.clone(),
+            termination_grace_period_seconds: Some(grace_seconds(spec)),
+            tolerations: (!spec.tolerations.is_empty()).then(|| spec.tolerations.clone()),
+            topology_spread_constraints: (!spec.topology_spread_constraints.is_empty())
+                .then(|| spec.topology_spread_constraints.clone()),
+            volumes: Some(storage.volumes),
+            ..PodSpec::default()
+        }),
+        status: None,
+    })
+}
+
+fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodResources) -> ObjectMeta {
+    let meta = &vmi.metadata;
+    let vmi_name = meta.name.clone().unwrap_or_default();
+    let uid = meta.uid.clone().unwrap_or_default();
+    let mut labels = meta.labels.clone().unwrap_or_default();
+    labels.remove(names::NODE_NAME_LABEL);
+    labels.extend([
+        (names::APP_LABEL.to_owned(), names::VIRT_LAUNCHER.to_owned()),
+        (names::CREATED_BY_LABEL.to_owned(), uid.clone()),
+        (names::VM_NAME_LABEL.to_owned(), machine.hostname.clone()),
+        (names::VMI_ID_LABEL.to_owned(), label_of(&vmi_name)),
+    ]);
+    let public = |key: &String| !PRIVATE_ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix));
+    let mut annotations: BTreeMap<String, String> = meta
+        .annotations
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(key, _)| public(key))
+        .collect();
+    annotations.extend([
+        (names::DOMAIN_ANNOTATION.to_owned(), vmi_name.clone()),
+        (
+            "kubectl.kubernetes.io/default-container".to_owned(),
+            "compute".to_owned(),
+        ),
+        (names::MIGRATION_TRANSPORT_UNIX_ANNOTATION.to_owned(), "true".to_owned()),
+        (
+            names::MEMORY_OVERHEAD_ANNOTATION.to_owned(),
+            resources.overhead.to_string(),
+        ),
+        (
+            "descheduler.alpha.kubernetes.io/request-evict-only".to_owned(),
+            String::new(),
+        ),
+    ]);
+    ObjectMeta {
+        annotations: Some(annotations),
+        generate_name: Some(name_base(vmi)),
+        labels: Some(labels),
+        name: Some(name(vmi)),
+        namespace: meta.namespace.clone(),
+        owner_references: Some(vec![OwnerReference {
+            api_version: VirtualMachineInstance::api_version(&()).into_owned(),
+            block_owner_deletion: Some(true),
+            controller: Some(true),
+            kind: VirtualMachineInstance::kind(&()).into_owned(),
+            name: vmi_name,
+            uid,
+        }]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// A name as the value of a label: what is too long is cut and made unique again.
+fn label_of(name: &str) -> String {
+    if name.len() <= 63 {
+        return name.to_owned();
+    }
+    let digest = Sha1::digest(name.as_bytes());
+    let hash: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
+    format!("{}-{hash}", name.get(..54).unwrap_or(name))
+}
+
+fn compute(
+    vmi: &VirtualMachineInstance,
+    machine: &Machine,
+    config: &ClusterConfig,
+    options: &Options,
+    resources: &PodResources,
+    storage: &Storage,
+) -> Result<Container, RenderError> {
+    let meta = &vmi.metadata;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let command = [
+        "/usr/bin/virt-launcher".to_owned(),
+        "--name".to_owned(),
+        text(&meta.name),
+        "--namespace".to_owned(),
+        text(&meta.namespace),
+        "--uid".to_owned(),
+        text(&meta.uid),
+        "--grace-period-seconds".to_owned(),
+        grace_seconds(&vmi.spec).to_string(),
+    ];
+    let (mut requests, mut limits) = (wire(&resources.requests), wire(&resources.limits));
+    if options.home == Home::Cluster {
+        requests.extend(wire(&resources.devices));
+        limits.extend(wire(&resources.devices));
+    }
+    Ok(Container {
+        command: Some(command.to_vec()),
+        env: Some(environment(vmi)),
+        image: Some(options.launcher_image.clone()),
+        image_pull_policy: Some(config.image_pull_policy.clone()),
+        liveness_probe: probe(vmi.spec.liveness_probe.as_ref(), "livenessProbe")?,
+        name: "compute".to_owned(),
+        ports: ports(machine),
+        readiness_probe: probe(vmi.spec.readiness_probe.as_ref(), "readinessProbe")?,
+        resources: Some(ResourceRequirements {
+            claims: None,
+            limits: (!limits.is_empty()).then_some(limits),
+            requests: Some(requests),
+        }),
+        security_context: Some(security(&["NET_BIND_SERVICE"])),
+        volume_mounts: Some(storage.mounts.clone()),
+        ..Container::default()
+    })
+}
+
+fn wire(quantities: &BTreeMap<String, Quantity>) -> BTreeMap<String, K8sQuantity> {
+    quantities
+        .iter()
+        .map(|(name, quantity)| (name.clone(), quantity.clone().into()))
+        .collect()
+}
+
+fn security(capabilities: &[&str]) -> SecurityContext {
+    let add: Vec<String> = capabilities.iter().map(|&c| c.to_owned()).collect();
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        capabilities: Some(Capabilities {
+            add: (!add.is_empty()).then_some(add),
+            drop: Some(vec!["ALL".to_owned()]),
+        }),
+        run_as_group: Some(names::RUNTIME_USER),
+        run_as_non_root: Some(true),
+        run_as_user: Some(names::RUNTIME_USER),
+        ..SecurityContext::default()
+    }
+}
+
+fn environment(vmi: &VirtualMachineInstance) -> Vec<EnvVar> {
+    let value = |name: &str, value: &str| EnvVar {
+        name: name.to_owned(),
+        value: Some(value.to_owned()),
+        value_from: None,
+    };
+    let mut all = vec![
+        value("XDG_CACHE_HOME", paths::PRIVATE_DIR),
+        value("XDG_CONFIG_HOME", paths::PRIVATE_DIR),
+        value("XDG_RUNTIME_DIR", "/var/run"),
+        EnvVar {
+            name: "POD_NAME".to_owned(),
+            value: None,
+            value_from: Some(EnvVarSource {
+                field_ref: Some(ObjectFieldSelector {
+                    api_version: None,
+                    field_path: "metadata.name".to_owned(),
+                }),
+                ..EnvVarSource::default()
+            }),
+        },
+    ];
+    let labels = vmi.metadata.labels.as_ref();
+    if let Some(verbosity) = labels.and_then(|l| l.get("logVerbosity")) {
+        all.push(value("VIRT_LAUNCHER_LOG_VERBOSITY", verbosity));
+    }
+    if labels.and_then(|l| l.get("debugLogs")).is_some_and(|v| v == "true") {
+        all.push(value("LIBVIRT_DEBUG_LOGS", "1"));
+    }
+    all
+}
+
+fn ports(machine: &Machine) -> Option<Vec<ContainerPort>> {
+    let ports: Vec<ContainerPort> = machine
+        .interfaces
+        .iter()
+        .flat_map(|interface| &interface.ports)
+        .map(|port| ContainerPort {
+            container_port: port.port.into(),
+            name: (!port.name.is_empty()).then(|| port.name.clone()),
+            protocol: Some(if port.udp { "UDP" } else { "TCP" }.to_owned()),
+            ..ContainerPort::default()
+        })
+        .collect();
+    (!ports.is_empty()).then_some(ports)
+}
+
+fn probe(probe: Option<&Probe>, field: &'static str) -> Result<Option<PodProbe>, RenderError> {
+    let Some(probe) = probe else { return Ok(None) };
+    if probe.exec.is_some() || probe.guest_agent_ping.is_some() {
+        return Err(RenderError::Probe(field));
+    }
+    Ok(Some(PodProbe {
+        failure_threshold: probe.failure_threshold,
+        http_get: probe.http_get.clone(),
+        initial_delay_seconds: Some(probe.initial_delay_seconds.unwrap_or(0).saturating_add(PROBE_DELAY)),
+        period_seconds: probe.period_seconds,
+        success_threshold: probe.success_threshold,
+        tcp_socket: probe.tcp_socket.clone(),
+        timeout_seconds: probe.timeout_seconds,
+        ..PodProbe::default()
+    }))
+}
+
+/// The sidecar whose output is the guest's serial console, for `kubectl logs`.
+fn console_log(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &Options) -> Container {
+    let uid = vmi.metadata.uid.as_deref().unwrap_or_default();
+    let log = format!("{}/{uid}/{}", paths::PRIVATE_DIR, paths::SERIAL_LOG);
+    let quantities = |cpu: &str, memory: &str| {
+        let pairs = [("cpu", cpu), ("memory", memory)];
+        Some(
+            pairs
+                .into_iter()
+                .map(|(k, v)| (k.to_owned(), K8sQuantity(v.to_owned())))
+                .collect(),
+        )
+    };
+    Container {
+        command: Some(vec!["/usr/bin/virt-tail".to_owned(), "--logfile".to_owned(), log]),
+        image: Some(options.launcher_image.clone()),
+        image_pull_policy: Some(config.image_pull_policy.clone()),
+        name: "guest-console-log".to_owned(),
+        resources: Some(ResourceRequirements {
+            claims: None,
+            limits: quantities("15m", "60M"),
+            requests: quantities("5m", "35M"),
+        }),
+        restart_policy: Some("Always".to_owned()),
+        security_context: Some(security(&[])),
+        volume_mounts: Some(vec![VolumeMount {
+            read_only: Some(true),
+            ..mount(paths::PRIVATE_VOLUME, paths::PRIVATE_DIR)
+        }]),
+        ..Container::default()
+    }
+}
+
+fn node_selector(
+    vmi: &VirtualMachineInstance,
+    machine: &Machine,
+    config: &ClusterConfig,
+    options: &Options,
+) -> BTreeMap<String, String> {
+    let yes = || "true".to_owned();
+    let mut all = BTreeMap::from([
+        (names::SCHEDULABLE_LABEL.to_owned(), yes()),
+        ("kubernetes.io/arch".to_owned(), machine.architecture.name().to_owned()),
+    ]);
+    if options.home == Home::Cluster {
+        all.insert(format!("machine-type.node.kubevirt.io/{}", machine.machine_type), yes());
+        if let CpuModel::Named(model) = &machine.cpu.model {
+            all.insert(format!("cpu-model.node.kubevirt.io/{model}"), yes());
+        }
+        for (feature, policy) in &machine.cpu.features {
+            if policy == "require" {
+                all.insert(format!("cpu-feature.node.kubevirt.io/{feature}"), yes());
+            }
+        }
+    }
+    all.extend(config.node_selectors.clone());
+    all.extend(vmi.spec.node_selector.clone());
+    all
+}
+
+/// Volumes of the pod, and where its compute container finds them.
+struct Storage {
+    volumes: Vec<Volume>,
+    mounts: Vec<VolumeMount>,
+    pull_secrets: Option<Vec<LocalObjectReference>>,
+}
+
+fn mount(volume: &str, path: &str) -> VolumeMount {
+    VolumeMount {
+        name: volume.to_owned(),
+        mount_path: path.to_owned(),
+        ..VolumeMount::default()
+    }
+}
+
+fn volume(name: &str) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        ..Volume::default()
+    }
+}
+
+impl Storage {
+    fn of(vmi: &VirtualMachineInstance, machine: &Machine) -> Self {
+        let mut storage = Self {
+            volumes: Vec::new(),
+            mounts: Vec::new(),
+            pull_secrets: None,
+        };
+        // Parents come before what is mounted below them.
+        for (name, path) in [
+            (paths::PRIVATE_VOLUME, paths::PRIVATE_DIR),
+            ("public", "/var/run/kubevirt"),
+            (paths::SOCKETS_VOLUME, paths::SOCKETS_DIR),
+            ("libvirt-runtime", paths::LIBVIRT_RUNTIME_DIR),
+            ("ephemeral-disks", paths::EPHEMERAL_DIR),
+        ] {
+            let empty_dir = Some(EmptyDirVolumeSource::default());
+            storage.add(
+                Volume {
+                    empty_dir,
+                    ..volume(name)
+                },
+                path.to_owned(),
+                false,
+            );
+        }
+        let mut secrets = BTreeSet::new();
+        for disk in &machine.disks {
+            let source = vmi
+                .spec
+                .volumes
+                .get(disk.volume_index)
+                .and_then(|v| v.container_disk.as_ref());
+            secrets.extend(
+                source
+                    .and_then(|s| s.image_pull_secret.clone())
+                    .filter(|s| !s.is_empty()),
+            );
+            let policy = source.and_then(|s| s.image_pull_policy.clone());
+            storage.add_disk(disk, policy);
+        }
+        if !secrets.is_empty() {
+            storage.pull_secrets = Some(secrets.into_iter().map(|name| LocalObjectReference { name }).collect());
+        }
+        storage
+    }
+
+    fn add(&mut self, volume: Volume, path: String, read_only: bool) {
+        let read_only = read_only.then_some(true);
+        self.mounts.push(VolumeMount {
+            read_only,
+            ..mount(&volume.name, &path)
+        });
+        self.volumes.push(volume);
+    }
+
+    fn add_disk(&mut self, disk: &Disk, pull_policy: Option<String>) {
+        match &disk.source {
+            Source::ContainerDisk { image, path: _ } => {
+                let image = Some(ImageVolumeSource {
+                    pull_policy,
+                    reference: Some(image.clone()),
+                });
+                let path = format!("{}/disk_{}", paths::IMAGE_VOLUME_DIR, disk.volume_index);
+                self.add(
+                    Volume {
+                        image,
+                        ..volume(&disk.name)
+                    },
+                    path,
+                    true,
+                );
+            }
+            Source::HostDisk { path, create } => {
+                let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+                let kind = if create.is_some() {
+                    "DirectoryOrCreate"
+                } else {
+                    "Directory"
+                };
+                let host_path = Some(HostPathVolumeSource {
+                    path: if directory.is_empty() {
+                        "/".to_owned()
+                    } else {
+                        directory.to_owned()
+                    },
+                    type_: Some(kind.to_owned()),
+                });
+                let path = format!("{}/{}", paths::HOST_DISK_DIR, disk.name);
+                self.add(
+                    Volume {
+                        host_path,
+                        ..volume(&disk.name)
+                    },
+                    path,
+                    false,
+                );
+            }
+            Source::CloudInit(init) => {
+                for (data, suffix) in [(&init.user_data, "udata"), (&init.network_data, "ndata")] {
+                    if let Some(CloudInitData::Secret(secret)) = data {
+                        self.add_secret(&format!("{}-{suffix}", disk.name), secret);
+                    }
+                }
+            }
+            Source::EmptyDisk { .. } => {}
+        }
+    }
+
+    fn add_secret(&mut self, name: &str, secret: &str) {
+        let source = SecretVolumeSource {
+            secret_name: Some(secret.to_owned()),
+            ..SecretVolumeSource::default()
+        };
+        let path = format!("{}/{name}", paths::SECRET_DIR);
+        self.add(
+            Volume {
+                secret: Some(source),
+                ..volume(name)
+            },
+            path,
+            true,
+        );
+    }
+}

@@ -1,0 +1,115 @@
+//! The fields and conditions of a VMI's status that virt-controller owns. Pure.
+
+use ferrovirt_api::Quantity;
+use ferrovirt_api::v1::{CPUTopology, MemoryStatus, VirtualMachineInstance, VirtualMachineInstanceStatus};
+use ferrovirt_core::conditions;
+use ferrovirt_core::names;
+use ferrovirt_core::vmi::{Phase, conditions as rules};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::plan::Observed;
+use super::pod;
+use crate::cache::owner_uid;
+
+/// Brings the controller's part of a status up to date for a VMI in `phase` with `pod`.
+pub fn describe(
+    status: &mut VirtualMachineInstanceStatus,
+    observed: &Observed,
+    phase: Phase,
+    pod: Option<&Pod>,
+    now: Timestamp,
+) {
+    set_conditions(status, observed, phase, pod, now);
+    if phase.is_final() {
+        return;
+    }
+    if let Some(pod) = pod {
+        place(status, pod, phase);
+        if status.launcher_container_image_version.is_none() {
+            status.launcher_container_image_version = Some(observed.options.launcher_image.clone());
+        }
+    }
+    if status.virtual_machine_revision_name.is_none() {
+        status.virtual_machine_revision_name = revision(&observed.vmi);
+    }
+    status.runtime_user.get_or_insert(names::RUNTIME_USER);
+    size(status, observed);
+}
+
+fn set_conditions(
+    status: &mut VirtualMachineInstanceStatus,
+    observed: &Observed,
+    phase: Phase,
+    pod: Option<&Pod>,
+    now: Timestamp,
+) {
+    let list = &mut status.conditions;
+    conditions::set(list, &rules::ready(&observed.vmi, phase, pod), now);
+    match rules::pod_scheduled(pod).filter(|_| !phase.is_final()) {
+        Some(desired) => conditions::set(list, &desired, now),
+        None => conditions::remove(list, rules::POD_SCHEDULED),
+    };
+    let trouble = rules::image_trouble(pod).filter(|_| !phase.is_final());
+    let ours = conditions::find(list, rules::SYNCHRONIZED)
+        .is_some_and(|c| rules::CONTROLLER_REASONS.contains(&c.reason.as_deref().unwrap_or_default()));
+    match trouble {
+        Some(desired) => {
+            conditions::set(list, &desired, now);
+        }
+        None if ours => {
+            conditions::remove(list, rules::SYNCHRONIZED);
+        }
+        None => {}
+    }
+}
+
+fn place(status: &mut VirtualMachineInstanceStatus, pod: &Pod, phase: Phase) {
+    let node = pod.spec.as_ref().and_then(|s| s.node_name.clone());
+    if let Some(uid) = &pod.metadata.uid {
+        let node = node.clone().unwrap_or_default();
+        if status.active_pods.get(uid) != Some(&node) {
+            status.active_pods.retain(|other, _| other == uid);
+            status.active_pods.insert(uid.clone(), node);
+        }
+    }
+    if let Some(class) = pod.status.as_ref().and_then(|s| s.qos_class.clone()) {
+        status.qos_class = Some(class);
+    }
+    if phase == Phase::Scheduled {
+        status.node_name = node;
+        status.migration_transport = Some("Unix".to_owned());
+    }
+}
+
+/// Name of the revision of the VM that a VMI was created from, if a VM created it.
+fn revision(vmi: &VirtualMachineInstance) -> Option<String> {
+    let annotations = vmi.metadata.annotations.as_ref()?;
+    let generation = annotations.get(names::VM_GENERATION_ANNOTATION)?.parse().ok()?;
+    Some(names::start_revision(owner_uid(vmi)?, generation))
+}
+
+/// How large the guest was made.
+fn size(status: &mut VirtualMachineInstanceStatus, observed: &Observed) {
+    let domain = &observed.vmi.spec.domain;
+    if status.current_cpu_topology.is_none() {
+        let cpu = domain.cpu.as_ref();
+        let count = |n: Option<i64>| Some(n.filter(|n| *n > 0).unwrap_or(1));
+        status.current_cpu_topology = Some(CPUTopology {
+            cores: count(cpu.and_then(|c| c.cores)),
+            sockets: count(cpu.and_then(|c| c.sockets)),
+            threads: count(cpu.and_then(|c| c.threads)),
+        });
+    }
+    let guest = domain.memory.as_ref().and_then(|m| m.guest.clone());
+    let memory = status.memory.get_or_insert_with(|| MemoryStatus {
+        guest_at_boot: guest.clone(),
+        guest_current: guest.clone(),
+        guest_requested: guest,
+        memory_overhead: None,
+    });
+    if memory.memory_overhead.is_none() {
+        let bytes = pod::overhead(&observed.vmi, &observed.config);
+        memory.memory_overhead = bytes.map(|bytes| Quantity(bytes.to_string()));
+    }
+}
