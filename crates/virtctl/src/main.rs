@@ -1,2 +1,7 @@
-#![doc = env!("CARGO_PKG_DESCRIPTION")]
-fn main() {}
+//! `virtctl`, also `kubectl virt`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    virtctl::main(std::env::args_os())
+}
