@@ -4,5 +4,6 @@
 //! Both are plain functions of a request: the embedded home calls them directly, on a cluster they stand
 //! behind webhooks and an APIService.
 
+pub mod admission;
 mod status;
 pub mod subresources;

@@ -22,7 +22,8 @@ pub(crate) fn failure(code: StatusCode, reason: &str, message: impl Into<String>
     })
 }
 
-fn about(mut status: Refusal, kind: &str, name: &str, causes: Option<Vec<StatusCause>>) -> Refusal {
+/// Says which object a refusal is about.
+pub(crate) fn about(mut status: Refusal, kind: &str, name: &str, causes: Option<Vec<StatusCause>>) -> Refusal {
     status.details = Some(StatusDetails {
         causes,
         group: Some(GROUP.to_owned()),
@@ -43,24 +44,14 @@ pub(crate) fn not_found(resource: &str, name: &str) -> Refusal {
     about(status, resource, name, None)
 }
 
-/// 409: the object is in a state that does not allow this.
-pub(crate) fn conflict(resource: &str, name: &str, why: &str) -> Refusal {
-    let status = failure(
-        StatusCode::CONFLICT,
-        "Conflict",
-        format!("Operation cannot be fulfilled on {resource}.{GROUP} \"{name}\": {why}"),
-    );
-    about(status, resource, name, None)
-}
-
-/// 403 about one object.
-pub(crate) fn forbidden(resource: &str, name: &str, why: &str) -> Refusal {
-    let status = failure(
-        StatusCode::FORBIDDEN,
-        "Forbidden",
-        format!("{resource}.{GROUP} \"{name}\" is forbidden: {why}"),
-    );
-    about(status, resource, name, None)
+/// A refusal of the rules that processes share.
+pub(crate) fn from_rule(resource: &str, name: &str, rule: ferrovirt_core::refusal::Refusal) -> Refusal {
+    let code = StatusCode::from_u16(rule.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let status = failure(code, rule.reason, rule.message);
+    if code == StatusCode::CONFLICT || code == StatusCode::FORBIDDEN {
+        return about(status, resource, name, None);
+    }
+    status
 }
 
 /// 400.

@@ -14,6 +14,7 @@ mod websocket;
 use std::sync::Arc;
 
 use axum::body::Body;
+use ferrovirt_core::refusal::Refusal as Rule;
 use ferrovirt_protocol::streams::NodeAgent;
 use http::{Request, Response, StatusCode};
 use serde_json::{Value, json};
@@ -135,8 +136,9 @@ struct Target {
 }
 
 impl Target {
-    fn conflict(&self, why: &str) -> Refusal {
-        status::conflict(self.kind.singular(), &self.name, why)
+    /// The answer to a rule that this target's state breaks.
+    fn refuse(&self, rule: Rule) -> Refusal {
+        status::from_rule(self.kind.singular(), &self.name, rule)
     }
 }
 

@@ -7,14 +7,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
-use ferrovirt_api::v1::VirtualMachineInstance;
+use ferrovirt_core::vmi::actions::{VmiAction, first_address};
 use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 use super::route::Transport;
-use super::{Subresources, Target, vmi, websocket};
+use super::{Subresources, Target, websocket};
 use crate::status::{self, Refusal};
 
 /// A guest that drops the packets must not hold the request for minutes.
@@ -28,7 +28,10 @@ impl Subresources {
         transport: Transport,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Refusal> {
-        let address = SocketAddr::new(address(target, &self.vmi(target).await?)?, port);
+        let address = SocketAddr::new(
+            address(first_address(&self.admitted(target, VmiAction::PortForward).await?))?,
+            port,
+        );
         let handshake = websocket::handshake(&mut request)?;
         let what = format!("port {address} of {}/{}", target.namespace, target.name);
         let failed = |error: io::Error| status::internal(format!("dialing VM: {address}: {error}"));
@@ -46,25 +49,12 @@ impl Subresources {
     }
 }
 
-/// Where the guest is reached, if it can be.
-fn address(target: &Target, found: &VirtualMachineInstance) -> Result<IpAddr, Refusal> {
-    if vmi::phase(found) != "Running" {
-        return Err(target.conflict("VMI is not running"));
-    }
-    if vmi::condition(found, "Paused") {
-        return Err(target.conflict("VMI is paused"));
-    }
-    let interfaces = found.status.iter().flat_map(|status| &status.interfaces);
-    let Some(interface) = interfaces.into_iter().next() else {
-        return Err(status::bad_request("no network interfaces are present"));
-    };
-    let text = interface.ip_address.as_deref().unwrap_or_default();
+/// Where the guest is reached: status writes an address with or without its prefix length.
+fn address(text: Option<&str>) -> Result<IpAddr, Refusal> {
+    let text = text.unwrap_or_default();
     let bare = text.split('/').next().unwrap_or_default();
-    bare.parse().map_err(|_| {
-        status::bad_request(format!(
-            "status.interfaces[0].ipAddress: {text:?} is no IP address (yet): the guest cannot be reached"
-        ))
-    })
+    bare.parse()
+        .map_err(|_| status::bad_request(format!("status.interfaces: {text:?} is no IP address")))
 }
 
 /// A connected UDP socket as a stream: each read is one datagram, each write is one.
@@ -113,28 +103,22 @@ impl AsyncWrite for Datagrams {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::subresources::vmi::tests::{target, vmi};
-    use serde_json::json;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     #[test]
-    fn where_a_guest_is() {
-        let at = |text: &str| json!([{"name": "default", "ipAddress": text}, {"ipAddress": "10.9.9.9"}]);
-        let paused = json!([{"type": "Paused", "status": "True"}]);
-        let rows = [
-            ("Running", json!([]), at("10.0.0.5"), Ok("10.0.0.5")),
-            ("Running", json!([]), at("fd00::5/64"), Ok("fd00::5")),
-            ("Running", json!([]), json!([]), Err(400)),
-            ("Running", json!([]), at(""), Err(400)),
-            ("Running", paused, at("10.0.0.5"), Err(409)),
-            ("Scheduled", json!([]), at("10.0.0.5"), Err(409)),
-        ];
-        for (phase, conditions, interfaces, expected) in rows {
-            let status = json!({"phase": phase, "conditions": conditions, "interfaces": interfaces});
-            let found = vmi(&json!({"domain": {"devices": {}}}), &status);
-            let got = address(&target(), &found).map_err(|refusal| refusal.code.unwrap());
-            assert_eq!(got, expected.map(|text| text.parse().unwrap()), "{status}");
+    fn addresses() {
+        for (text, expected) in [
+            ("10.0.0.5", Some("10.0.0.5")),
+            ("fd00::5/64", Some("fd00::5")),
+            ("x", None),
+        ] {
+            assert_eq!(
+                address(Some(text)).ok(),
+                expected.map(|text| text.parse().unwrap()),
+                "{text}"
+            );
         }
+        assert_eq!(address(None).unwrap_err().code, Some(400));
     }
 
     #[tokio::test]

@@ -1,0 +1,295 @@
+//! What KubeVirt's webhooks do: complete objects of `kubevirt.io` and refuse those that make no sense.
+//!
+//! The rules are functions of [`ferrovirt_core`]; here they are chosen by kind and operation, and their causes
+//! become the answer that a webhook's client sees. Status writes and deletes pass: their writers are trusted, and
+//! what exists may go.
+
+mod denial;
+mod object;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use ferrovirt_api::v1::{
+    KubeVirt, VirtualMachine, VirtualMachineInstance, VirtualMachineInstancePreset, VirtualMachineInstanceReplicaSet,
+};
+use ferrovirt_core::cause::{Cause, CauseReason};
+use ferrovirt_core::{ClusterConfig, apply_presets, default_vm, default_vmi};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, Time};
+use kube::Api;
+use kube::api::ListParams;
+use serde_json::Value;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::status::{self, Refusal};
+use denial::Denial;
+
+/// Group whose objects are judged.
+const GROUP: &str = "kubevirt.io";
+/// Service accounts of our own components: they write what users may not.
+const OURS: [&str; 4] = [
+    "system:serviceaccount:kubevirt:kubevirt-apiserver",
+    "system:serviceaccount:kubevirt:kubevirt-controller",
+    "system:serviceaccount:kubevirt:kubevirt-handler",
+    "system:serviceaccount:kubevirt:kubevirt-operator",
+];
+
+/// What a write does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A new object.
+    Create,
+    /// An existing object is replaced, patched or applied to.
+    Update,
+    /// An object is deleted.
+    Delete,
+}
+
+/// Who makes a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct User<'a> {
+    /// For example `system:serviceaccount:kubevirt:kubevirt-controller`.
+    pub username: &'a str,
+    /// For example `system:masters`.
+    pub groups: &'a [String],
+}
+
+impl User<'_> {
+    fn is_ours(self) -> bool {
+        OURS.contains(&self.username)
+    }
+}
+
+/// One write that is about to be stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// What is done.
+    pub operation: Operation,
+    /// API group.
+    pub group: &'a str,
+    /// API version.
+    pub version: &'a str,
+    /// Plural resource name.
+    pub resource: &'a str,
+    /// `status`, `scale` …
+    pub subresource: Option<&'a str>,
+    /// Namespace, if the kind has one.
+    pub namespace: Option<&'a str>,
+    /// Object name; empty when the server still has to generate it.
+    pub name: &'a str,
+    /// The stored object, for updates and deletes.
+    pub old: Option<&'a Value>,
+    /// Who asks.
+    pub user: User<'a>,
+    /// Nothing is going to be stored.
+    pub dry_run: bool,
+}
+
+/// Kinds with rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    KubeVirt,
+    Machine,
+    Instance,
+    Migration,
+    Preset,
+    ReplicaSet,
+}
+
+impl Kind {
+    /// The kind whose rules a request has to follow, if there are any.
+    fn of(request: &Request<'_>) -> Option<Self> {
+        if request.group != GROUP || request.subresource.is_some() || request.operation == Operation::Delete {
+            return None;
+        }
+        match request.resource {
+            "kubevirts" => Some(Self::KubeVirt),
+            "virtualmachines" => Some(Self::Machine),
+            "virtualmachineinstances" => Some(Self::Instance),
+            "virtualmachineinstancemigrations" => Some(Self::Migration),
+            "virtualmachineinstancepresets" => Some(Self::Preset),
+            "virtualmachineinstancereplicasets" => Some(Self::ReplicaSet),
+            _ => None,
+        }
+    }
+
+    /// The kind's name.
+    fn name(self) -> &'static str {
+        match self {
+            Self::KubeVirt => "KubeVirt",
+            Self::Machine => "VirtualMachine",
+            Self::Instance => "VirtualMachineInstance",
+            Self::Migration => "VirtualMachineInstanceMigration",
+            Self::Preset => "VirtualMachineInstancePreset",
+            Self::ReplicaSet => "VirtualMachineInstanceReplicaSet",
+        }
+    }
+}
+
+/// Judges and completes writes.
+#[derive(Clone)]
+pub struct Admission {
+    client: kube::Client,
+    config: watch::Receiver<Arc<ClusterConfig>>,
+}
+
+impl Admission {
+    /// Presets and existing `KubeVirt` objects are read through `client`; `config` is what the administrator decides.
+    pub fn new(client: kube::Client, config: watch::Receiver<Arc<ClusterConfig>>) -> Self {
+        Self { client, config }
+    }
+
+    fn config(&self) -> Arc<ClusterConfig> {
+        self.config.borrow().clone()
+    }
+
+    /// Completes a new object in place. Returns warnings for the client.
+    ///
+    /// # Errors
+    /// The request is refused with this `Status`: presets contradict each other, or the object cannot be read.
+    pub async fn mutate(&self, request: Request<'_>, object: &mut Value) -> Result<Vec<String>, Box<Status>> {
+        let Some(kind) = Kind::of(&request).filter(|_| request.operation == Operation::Create) else {
+            return Ok(Vec::new());
+        };
+        let denial = Denial::new(kind, &request, object);
+        match kind {
+            Kind::Machine => object::edit(object, &denial, |vm: &mut VirtualMachine| {
+                default_vm(vm, &self.config(), Uuid::new_v4(), Uuid::new_v4());
+                Ok(Vec::new())
+            }),
+            Kind::Instance => {
+                let presets = self.presets(&request).await?;
+                let config = self.config();
+                object::edit(object, &denial, |vmi: &mut VirtualMachineInstance| {
+                    if vmi.metadata.namespace.is_none() {
+                        vmi.metadata.namespace = request.namespace.map(str::to_owned);
+                    }
+                    let applied = apply_presets(vmi, &presets)?;
+                    default_vmi(vmi, &config, &Time(jiff::Timestamp::now()), Uuid::new_v4());
+                    Ok(applied.warnings)
+                })
+            }
+            Kind::KubeVirt | Kind::Migration | Kind::Preset | Kind::ReplicaSet => Ok(Vec::new()),
+        }
+    }
+
+    /// Judges the final object (`None` for deletes). Returns warnings for the client.
+    ///
+    /// # Errors
+    /// The request is refused with this `Status`: 422 with every cause and its field.
+    pub async fn validate(&self, request: Request<'_>, object: Option<&Value>) -> Result<Vec<String>, Box<Status>> {
+        let (Some(kind), Some(object)) = (Kind::of(&request), object) else {
+            return Ok(Vec::new());
+        };
+        let denial = Denial::new(kind, &request, object);
+        let causes = match kind {
+            Kind::KubeVirt => self.kubevirt(&request, object, &denial).await?,
+            _ => judge(kind, &request, object, &denial, &self.config())?,
+        };
+        denial.unless_empty(causes)?;
+        Ok(warnings(kind, object))
+    }
+
+    async fn presets(&self, request: &Request<'_>) -> Result<Vec<VirtualMachineInstancePreset>, Refusal> {
+        let namespace = request.namespace.unwrap_or("default");
+        let api: Api<VirtualMachineInstancePreset> = Api::namespaced(self.client.clone(), namespace);
+        match api.list(&ListParams::default()).await {
+            Ok(list) => Ok(list.items),
+            // Without the kind there are no presets.
+            Err(kube::Error::Api(refused)) if refused.code == 404 => Ok(Vec::new()),
+            Err(error) => Err(status::from_client(error)),
+        }
+    }
+
+    /// There is one configuration, so there is one `KubeVirt` object.
+    async fn kubevirt(&self, request: &Request<'_>, object: &Value, denial: &Denial) -> Result<Vec<Cause>, Refusal> {
+        let _: KubeVirt = object::read(object, denial)?;
+        if request.operation != Operation::Create {
+            return Ok(Vec::new());
+        }
+        let api: Api<KubeVirt> = Api::all(self.client.clone());
+        let list = api.list(&ListParams::default()).await.map_err(status::from_client)?;
+        let cause = list.items.first().map(|other| Cause {
+            reason: CauseReason::FieldValueDuplicate,
+            field: "metadata.name".to_owned(),
+            message: format!(
+                "there is already a KubeVirt object, {}/{}: change that one",
+                other.metadata.namespace.as_deref().unwrap_or_default(),
+                other.metadata.name.as_deref().unwrap_or_default()
+            ),
+        });
+        Ok(cause.into_iter().collect())
+    }
+}
+
+/// All causes to refuse a write. Pure.
+fn judge(
+    kind: Kind,
+    request: &Request<'_>,
+    object: &Value,
+    denial: &Denial,
+    config: &ClusterConfig,
+) -> Result<Vec<Cause>, Refusal> {
+    let ours = request.user.is_ours();
+    let old = request.old.filter(|_| request.operation == Operation::Update);
+    Ok(match kind {
+        Kind::Machine => {
+            let vm: VirtualMachine = object::read(object, denial)?;
+            let old: Option<VirtualMachine> = old.map(|old| object::read(old, denial)).transpose()?;
+            ferrovirt_core::validate_vm(&vm, old.as_ref(), config)
+        }
+        Kind::Instance => {
+            let vmi: VirtualMachineInstance = object::read(object, denial)?;
+            match old {
+                Some(old) => ferrovirt_core::validate_vmi_update(&object::read(old, denial)?, &vmi, ours),
+                None => ferrovirt_core::validate_vmi_create(&vmi, config, ours),
+            }
+        }
+        Kind::Preset => ferrovirt_core::validate_preset(&object::read(object, denial)?),
+        Kind::ReplicaSet => replica_set(&object::read(object, denial)?, old.is_none()),
+        Kind::Migration if old.is_some() => Vec::new(),
+        Kind::Migration => vec![later("kind", "VirtualMachineInstanceMigration")],
+        Kind::KubeVirt => Vec::new(),
+    })
+}
+
+fn later(field: &str, what: &str) -> Cause {
+    Cause {
+        reason: CauseReason::FieldValueNotSupported,
+        field: field.to_owned(),
+        message: format!("not supported yet: {what}"),
+    }
+}
+
+/// A replica set that exists may still be changed, for example to lose its finalizers.
+fn replica_set(set: &VirtualMachineInstanceReplicaSet, new: bool) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let metadata = set.spec.template.metadata.as_ref();
+    let labels = metadata
+        .and_then(|metadata| metadata.labels.clone())
+        .unwrap_or_default();
+    if !ferrovirt_core::preset::selects(&set.spec.selector, &labels) {
+        causes.push(Cause {
+            reason: CauseReason::FieldValueInvalid,
+            field: "spec.selector".to_owned(),
+            message: "selector does not match labels.".to_owned(),
+        });
+    }
+    if new {
+        causes.push(later("kind", "VirtualMachineInstanceReplicaSet"));
+    }
+    causes
+}
+
+/// What works, but will not for ever.
+fn warnings(kind: Kind, object: &Value) -> Vec<String> {
+    let running = object
+        .pointer("/spec/running")
+        .is_some_and(|running| !running.is_null());
+    if kind == Kind::Machine && running {
+        return vec!["spec.running is deprecated, please use spec.runStrategy instead.".to_owned()];
+    }
+    Vec::new()
+}

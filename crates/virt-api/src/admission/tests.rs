@@ -1,0 +1,205 @@
+use super::*;
+use serde_json::json;
+
+const CONTROLLER: &str = "system:serviceaccount:kubevirt:kubevirt-controller";
+
+fn request<'a>(operation: Operation, resource: &'a str, old: Option<&'a Value>, username: &'a str) -> Request<'a> {
+    Request {
+        operation,
+        group: GROUP,
+        version: "v1",
+        resource,
+        subresource: None,
+        namespace: Some("default"),
+        name: "x",
+        old,
+        user: User { username, groups: &[] },
+        dry_run: false,
+    }
+}
+
+fn object(kind: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "kubevirt.io/v1",
+        "kind": kind,
+        "metadata": {"name": "x", "namespace": "default"},
+        "spec": spec,
+    })
+}
+
+fn vmi_spec() -> Value {
+    json!({"domain": {"devices": {}, "memory": {"guest": "64Mi"}}})
+}
+
+fn vm(run: Value) -> Value {
+    let mut spec = json!({"template": {"spec": vmi_spec()}});
+    spec.as_object_mut().unwrap().extend(run.as_object().unwrap().clone());
+    object("VirtualMachine", spec)
+}
+
+/// What the rules say about a write, as `fields of causes`.
+fn verdict(request: &Request<'_>, object: &Value) -> Result<Vec<String>, Refusal> {
+    let kind = Kind::of(request).unwrap();
+    let denial = Denial::new(kind, request, object);
+    let causes = judge(kind, request, object, &denial, &ClusterConfig::standalone())?;
+    Ok(causes.into_iter().map(|cause| cause.field).collect())
+}
+
+#[test]
+fn creates() {
+    let preset = |operator: &str| {
+        let expression = json!({"key": "a", "operator": operator});
+        object(
+            "VirtualMachineInstancePreset",
+            json!({"selector": {"matchExpressions": [expression]}}),
+        )
+    };
+    let set = |label: &str| {
+        let template = json!({"metadata": {"labels": {"app": label}}, "spec": vmi_spec()});
+        object(
+            "VirtualMachineInstanceReplicaSet",
+            json!({"selector": {"matchLabels": {"app": "a"}}, "template": template}),
+        )
+    };
+    let mut reserved = object("VirtualMachineInstance", vmi_spec());
+    reserved["metadata"]["labels"] = json!({"kubevirt.io/nodeName": "n"});
+    let rows: [(&str, Value, &str, &[&str]); 9] = [
+        ("virtualmachines", vm(json!({"runStrategy": "Always"})), "jane", &[]),
+        ("virtualmachines", vm(json!({})), "jane", &["spec.runStrategy"]),
+        (
+            "virtualmachineinstances",
+            object("VirtualMachineInstance", vmi_spec()),
+            "jane",
+            &[],
+        ),
+        ("virtualmachineinstances", reserved.clone(), CONTROLLER, &[]),
+        ("virtualmachineinstancepresets", preset("Exists"), "jane", &[]),
+        ("virtualmachineinstancereplicasets", set("a"), "jane", &["kind"]),
+        (
+            "virtualmachineinstancereplicasets",
+            set("b"),
+            "jane",
+            &["spec.selector", "kind"],
+        ),
+        (
+            "virtualmachineinstancemigrations",
+            object("VirtualMachineInstanceMigration", json!({"vmiName": "x"})),
+            "jane",
+            &["kind"],
+        ),
+        (
+            "virtualmachineinstancepresets",
+            preset("Near"),
+            "jane",
+            &["spec.selector.matchExpressions[0].operator"],
+        ),
+    ];
+    for (resource, object, user, expected) in rows {
+        let request = request(Operation::Create, resource, None, user);
+        assert_eq!(verdict(&request, &object).unwrap(), expected, "{object}");
+    }
+    let by_user = request(Operation::Create, "virtualmachineinstances", None, "jane");
+    assert_eq!(verdict(&by_user, &reserved).unwrap().len(), 1);
+}
+
+#[test]
+fn updates_of_instances_are_restricted() {
+    let old = object("VirtualMachineInstance", vmi_spec());
+    let mut new = old.clone();
+    new["spec"]["domain"]["memory"]["guest"] = json!("128Mi");
+    for (user, expected) in [("jane", 1), (CONTROLLER, 0)] {
+        let request = request(Operation::Update, "virtualmachineinstances", Some(&old), user);
+        assert_eq!(verdict(&request, &new).unwrap().len(), expected, "{user}");
+        assert_eq!(verdict(&request, &old).unwrap().len(), 0, "{user}");
+    }
+}
+
+#[test]
+fn answers_read_like_a_webhooks() {
+    let bad = vm(json!({"running": true, "runStrategy": "Always"}));
+    let request = request(Operation::Create, "virtualmachines", None, "jane");
+    let denial = Denial::new(Kind::Machine, &request, &bad);
+    let causes = judge(Kind::Machine, &request, &bad, &denial, &ClusterConfig::standalone()).unwrap();
+    let refusal = denial.unless_empty(causes).unwrap_err();
+    assert_eq!((refusal.code, refusal.reason.as_deref()), (Some(422), Some("Invalid")));
+    let message = refusal.message.unwrap();
+    let start = "admission webhook \"virtualmachine-validator.kubevirt.io\" denied the request: spec.running: ";
+    assert!(message.starts_with(start), "{message}");
+    let details = refusal.details.unwrap();
+    assert_eq!(
+        (details.kind.as_deref(), details.name.as_deref()),
+        (Some("VirtualMachine"), Some("x"))
+    );
+    assert_eq!(details.causes.unwrap()[0].field.as_deref(), Some("spec.running"));
+}
+
+#[test]
+fn many_causes_are_counted() {
+    let request = request(Operation::Create, "virtualmachines", None, "jane");
+    let denial = Denial::new(Kind::Machine, &request, &Value::Null);
+    let causes = (0..12).map(|index| later(&format!("f{index}"), "x")).collect();
+    let refusal = denial.unless_empty(causes).unwrap_err();
+    assert!(
+        refusal
+            .message
+            .unwrap()
+            .ends_with("f9: not supported yet: x (and 2 more)")
+    );
+    assert_eq!(refusal.details.unwrap().causes.unwrap().len(), 12);
+}
+
+#[test]
+fn objects_of_another_shape_are_refused() {
+    let request = request(Operation::Create, "virtualmachines", None, "jane");
+    let refusal = verdict(&request, &object("VirtualMachine", json!({"template": 5}))).unwrap_err();
+    assert_eq!(refusal.code, Some(400));
+    assert!(refusal.message.unwrap().contains("cannot read VirtualMachine \"x\""));
+}
+
+#[test]
+fn what_has_no_rules_passes() {
+    let base = request(Operation::Create, "virtualmachines", None, "jane");
+    for request in [
+        Request { group: "apps", ..base },
+        Request {
+            subresource: Some("status"),
+            ..base
+        },
+        Request {
+            operation: Operation::Delete,
+            ..base
+        },
+        Request {
+            resource: "others",
+            ..base
+        },
+    ] {
+        assert_eq!(Kind::of(&request), None, "{request:?}");
+    }
+}
+
+#[test]
+fn the_old_way_to_say_always_is_warned_about() {
+    assert_eq!(warnings(Kind::Machine, &vm(json!({"running": false}))).len(), 1);
+    assert_eq!(warnings(Kind::Machine, &vm(json!({"runStrategy": "Always"}))).len(), 0);
+}
+
+#[test]
+fn completing_keeps_what_belongs_to_the_server() {
+    let mut object = object("VirtualMachineInstance", vmi_spec());
+    object["metadata"]["managedFields"] = json!([{"manager": "kubectl", "operation": "Apply"}]);
+    let request = request(Operation::Create, "virtualmachineinstances", None, "jane");
+    let denial = Denial::new(Kind::Instance, &request, &object);
+    let managed = object["metadata"]["managedFields"].clone();
+    let edited = object::edit(&mut object, &denial, |vmi: &mut VirtualMachineInstance| {
+        let now = Time(jiff::Timestamp::UNIX_EPOCH);
+        default_vmi(vmi, &ClusterConfig::standalone(), &now, Uuid::nil());
+        Ok(vec!["careful".to_owned()])
+    });
+    assert_eq!(edited.unwrap(), ["careful"]);
+    assert_eq!(object["metadata"]["managedFields"], managed);
+    assert_eq!(object["metadata"]["name"], "x");
+    assert_eq!(object["spec"]["domain"]["firmware"]["uuid"], Uuid::nil().to_string());
+    assert_eq!(object["status"]["phase"], "Pending");
+    assert!(object["metadata"]["finalizers"].is_array());
+}
