@@ -350,9 +350,7 @@ async fn delete(home: &Home, names: &[String]) -> Result<()> {
 async fn revision(home: &Home) -> Result<i64> {
     let api: Api<k8s_openapi::api::core::v1::ConfigMap> = Api::default_namespaced(home.client());
     let list = api.list(&kube::api::ListParams::default().limit(1)).await?;
-    let revision = list["metadata"]["resourceVersion"]
-        .as_str()
-        .context("a list has a resourceVersion")?;
+    let revision = list.metadata.resource_version.context("a list has a resourceVersion")?;
     Ok(revision.parse()?)
 }
 
