@@ -187,6 +187,7 @@ pub fn served(crd: &Value) -> Vec<Served> {
             crd: crd["metadata"]["name"].as_str().map(Into::into),
             status: version["subresources"]["status"].is_object(),
             generation: true,
+            terminating: crate::rest::meta::deleting(crd),
             warning: (version["deprecated"] == true).then(|| {
                 let default = || format!("{} {} is deprecated", api_version(group, &info.version), info.kind);
                 version["deprecationWarning"]

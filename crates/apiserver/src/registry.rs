@@ -6,7 +6,6 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::builtin::{ResourceInfo, builtin_resources};
-use crate::failure::qualified;
 
 /// One resource in one version.
 #[derive(Clone)]
@@ -23,6 +22,8 @@ pub struct Served {
     pub status: bool,
     /// Whether `metadata.generation` counts changes of the spec.
     pub generation: bool,
+    /// Its CRD is being deleted.
+    pub terminating: bool,
     /// What a client of a deprecated version is told.
     pub warning: Option<String>,
 }
@@ -31,11 +32,6 @@ impl Served {
     /// `group/version`, or `v1`.
     pub fn api_version(&self) -> String {
         api_version(&self.info.group, &self.info.version)
-    }
-
-    /// `virtualmachines.kubevirt.io`.
-    pub fn qualified(&self) -> String {
-        qualified(&self.info.group, &self.info.plural)
     }
 
     /// Whether there is such a subresource.
@@ -120,16 +116,6 @@ impl Registry {
         self.groups.get(group)?.get(plural)?.first().cloned()
     }
 
-    /// A resource by its kind.
-    pub fn kind(&self, group: &str, version: &str, kind: &str) -> Option<Arc<Served>> {
-        self.groups
-            .get(group)?
-            .values()
-            .flatten()
-            .find(|served| served.info.version == version && served.info.kind == kind)
-            .cloned()
-    }
-
     /// Whether the resource is defined by something else than the CRD.
     pub fn taken(&self, group: &str, plural: &str, crd: &str) -> bool {
         self.groups
@@ -201,6 +187,7 @@ fn builtin(info: ResourceInfo) -> Served {
         crd: None,
         status: info.subresource("status").is_some(),
         generation: has_generation(&info),
+        terminating: false,
         warning: None,
         info,
     }

@@ -326,3 +326,132 @@ async fn a_burst_of_writes_is_quick() {
     println!("200 creates: {:?}", started.elapsed());
     assert_eq!(api.list(&ListParams::default()).await.unwrap().items.len(), 200);
 }
+
+/// Waits until `done` says so; at most ten seconds.
+async fn eventually<F: Future<Output = bool>>(what: &str, mut done: impl FnMut() -> F) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !done().await {
+        assert!(std::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+fn owned_by(object: &mut ObjectMeta, owner: &DynamicObject, block: bool) {
+    object.owner_references = Some(vec![
+        serde_json::from_value(json!({"apiVersion": "example.com/v1", "kind": "Widget",
+        "name": owner.metadata.name, "uid": owner.metadata.uid, "controller": true, "blockOwnerDeletion": block}))
+        .unwrap(),
+    ]);
+}
+
+#[tokio::test]
+async fn dependents_go_with_their_owner() {
+    let (_server, client) = server().await;
+    let (api, maps) = (widgets(&client), Api::<ConfigMap>::default_namespaced(client.clone()));
+    for (name, params) in [
+        ("background", DeleteParams::background()),
+        ("foreground", DeleteParams::foreground()),
+        ("orphan", DeleteParams::orphan()),
+    ] {
+        let owner = api
+            .create(&PostParams::default(), &widget(name, json!({"size": 1})))
+            .await
+            .unwrap();
+        let mut map = config_map(name, "x");
+        owned_by(&mut map.metadata, &owner, true);
+        maps.create(&PostParams::default(), &map).await.unwrap();
+        api.delete(name, &params).await.unwrap();
+        eventually("owner gone", async || api.get_opt(name).await.unwrap().is_none()).await;
+        if name == "orphan" {
+            assert!(maps.get(name).await.unwrap().metadata.owner_references.is_none());
+        } else {
+            eventually("dependent gone", async || maps.get_opt(name).await.unwrap().is_none()).await;
+        }
+    }
+    let mut lost = config_map("lost", "x");
+    let mut owner = widget("never", json!({"size": 1}));
+    owner.metadata.uid = Some("00000000-0000-0000-0000-000000000000".into());
+    owned_by(&mut lost.metadata, &owner, false);
+    maps.create(&PostParams::default(), &lost).await.unwrap();
+    eventually("object of an absent owner gone", async || {
+        maps.get_opt("lost").await.unwrap().is_none()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deleted_namespace_is_emptied() {
+    let (_server, client) = server().await;
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let namespace = Namespace {
+        metadata: ObjectMeta {
+            name: Some("n".into()),
+            ..ObjectMeta::default()
+        },
+        ..Namespace::default()
+    };
+    namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "n");
+    let mut held = config_map("held", "x");
+    held.metadata.finalizers = Some(vec!["example.com/hold".into()]);
+    maps.create(&PostParams::default(), &held).await.unwrap();
+    let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = Api::namespaced(client.clone(), "n");
+    eventually("default account", async || {
+        accounts.get_opt("default").await.unwrap().is_some()
+    })
+    .await;
+    let deleted = namespaces.delete("n", &DeleteParams::default()).await.unwrap();
+    assert_eq!(
+        deleted.left().unwrap().status.unwrap().phase.as_deref(),
+        Some("Terminating")
+    );
+    let (code, _, message) = status(
+        maps.create(&PostParams::default(), &config_map("late", "x"))
+            .await
+            .unwrap_err(),
+    );
+    assert_eq!(code, 403);
+    assert_eq!(
+        message,
+        "configmaps \"late\" is forbidden: unable to create new content in namespace n because it is being terminated"
+    );
+    eventually("account gone", async || {
+        accounts.get_opt("default").await.unwrap().is_none()
+    })
+    .await;
+    assert!(namespaces.get_opt("n").await.unwrap().is_some(), "the finalizer holds");
+    maps.patch(
+        "held",
+        &PatchParams::default(),
+        &Patch::Merge(json!({"metadata": {"finalizers": []}})),
+    )
+    .await
+    .unwrap();
+    eventually("namespace gone", async || {
+        namespaces.get_opt("n").await.unwrap().is_none()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deleted_crd_takes_its_objects_along() {
+    let (_server, client) = server().await;
+    let crds: Api<k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition> =
+        Api::all(client.clone());
+    let api = widgets(&client);
+    api.create(&PostParams::default(), &widget("w", json!({"size": 1})))
+        .await
+        .unwrap();
+    crds.delete("widgets.example.com", &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually("CRD gone", async || {
+        crds.get_opt("widgets.example.com").await.unwrap().is_none()
+    })
+    .await;
+    let (code, _, message) = status(api.list(&ListParams::default()).await.unwrap_err());
+    assert_eq!(
+        (code, message.as_str()),
+        (404, "the server could not find the requested resource")
+    );
+}

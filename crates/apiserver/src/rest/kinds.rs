@@ -15,16 +15,22 @@ pub const NAMESPACES: &str = "/namespaces";
 pub const CRDS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 /// Storage key of events.
 pub const EVENTS: &str = "/events";
+/// Storage key of service accounts.
+pub const ACCOUNTS: &str = "/serviceaccounts";
 /// Storage key of pods.
 pub const PODS: &str = "/pods";
 /// The finalizer that keeps a CRD until its objects are gone.
 pub const CRD_CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
-/// Nothing is created in a namespace that is absent or on its way out.
+/// Nothing is created in a namespace that is absent or on its way out, or of a kind that is on its way out.
 ///
 /// # Errors
-/// 404 or 403.
+/// 404, 403 or 405.
 pub fn check_namespace(context: &Context, name: &str) -> Result<()> {
+    if context.served.terminating {
+        let message = "create not allowed while custom resource definition is terminating";
+        return Err(Failure::method_not_allowed().with_message(message));
+    }
     let Some(namespace) = &context.namespace else {
         return Ok(());
     };
