@@ -278,3 +278,53 @@ impl Reader<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn paths_by_table() {
+        let object = json!({
+            "a": {"b": 1, "c.d": 2, "list": [{"type": "X", "n": 1}, {"type": "Ready", "n": 2, "ok": true}], "e": [1, 2, 3, 4]},
+        });
+        for (path, expected) in [
+            (".a.b", json!([1])),
+            ("{.a.b}", json!([1])),
+            ("$.a.b", json!([1])),
+            (r".a.c\.d", json!([2])),
+            (".a['c.d']", json!([2])),
+            (".a.list[0].n", json!([1])),
+            (".a.list[-1].n", json!([2])),
+            (".a.list[*].n", json!([1, 2])),
+            (r#".a.list[?(@.type=="Ready")].n"#, json!([2])),
+            (".a.list[?(@.type == 'Ready')].n", json!([2])),
+            (".a.list[?(@.n > 1)].type", json!(["Ready"])),
+            (".a.list[?(@.n!=1)].type", json!(["Ready"])),
+            (".a.list[?(@.ok)].type", json!(["Ready"])),
+            (".a.e[1:3]", json!([2, 3])),
+            (".a.e[:1]", json!([1])),
+            (".none.deep[0]", json!([])),
+        ] {
+            let found: Vec<Value> = JsonPath::parse(path).unwrap().find(&object).into_iter().cloned().collect();
+            assert_eq!(Value::from(found), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn malformed_paths_are_refused() {
+        for path in ["a b", ".a[", ".a[?(x)]", ".a[?(@.b==)]", ".a['b]", ".a[x]", ".a..b.", ".a]"] {
+            assert!(JsonPath::parse(path).is_err(), "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(text in "[a-z.@?()\\[\\]'=\\\\0-9:*{} -]{0,24}") {
+            let _ = JsonPath::parse(&text);
+        }
+    }
+}

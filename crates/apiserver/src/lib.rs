@@ -19,6 +19,7 @@ mod discovery;
 pub mod failure;
 pub mod hooks;
 pub mod jsonpath;
+pub mod openapi;
 mod openapi_documents;
 pub mod patch;
 mod registry;

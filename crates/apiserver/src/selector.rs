@@ -506,3 +506,134 @@ fn unescape(value: &str) -> Result<String, SelectorError> {
     }
     Ok(result)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn label_selectors_by_table() {
+        let object = json!({"metadata": {"labels": {"app": "web", "tier": "1", "empty": ""}}});
+        for (text, expected) in [
+            ("", true),
+            ("app=web", true),
+            ("app==web,tier!=2", true),
+            ("app in (db, web)", true),
+            ("app notin (db)", true),
+            ("other notin (db)", true),
+            ("other!=x", true),
+            ("app,!other", true),
+            ("other", false),
+            ("app=", false),
+            ("empty=", true),
+            ("tier>0,tier<2", true),
+            ("tier>1", false),
+            ("app in (db)", false),
+            ("!app", false),
+            ("example.com/x=y", false),
+        ] {
+            assert_eq!(LabelSelector::parse(text).unwrap().matches(&object), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn malformed_label_selectors_are_explained() {
+        for (text, expected) in [
+            ("a,", "unable to parse requirement: found '', expected: identifier after ','"),
+            ("=b", "unable to parse requirement: found '=', expected: !, identifier, or 'end of string'"),
+            ("a in b", "unable to parse requirement: found 'b' expected: '('"),
+            ("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt"),
+            ("a in (b", "unable to parse requirement: found '', expected: ',' or ')'"),
+        ] {
+            assert_eq!(LabelSelector::parse(text).unwrap_err().to_string(), expected);
+        }
+        assert!(LabelSelector::parse("a=b c").is_err());
+        assert!(LabelSelector::parse("-a=b").is_err());
+        assert!(LabelSelector::parse("a=-b").is_err());
+    }
+
+    #[test]
+    fn selector_objects() {
+        let labels = json!({"a": "1", "b": "2"});
+        let selects = |selector: Value| {
+            LabelSelector::from_object(&selector).map(|s| s.is_some_and(|s| s.matches_labels(&labels)))
+        };
+        assert_eq!(selects(Value::Null), Ok(false));
+        assert_eq!(selects(json!({})), Ok(true));
+        assert_eq!(selects(json!({"matchLabels": {"a": "1"}})), Ok(true));
+        let expression = json!([{"key": "b", "operator": "In", "values": ["3"]}]);
+        assert_eq!(selects(json!({"matchExpressions": expression})), Ok(false));
+        assert!(selects(json!({"matchExpressions": [{"key": "b", "operator": "In"}]})).is_err());
+        assert!(selects(json!({"matchExpressions": [{"key": "b", "operator": "Like"}]})).is_err());
+    }
+
+    #[test]
+    fn field_selectors_by_table() {
+        let pod = json!({"kind": "Pod", "metadata": {"name": "p", "namespace": "n"}, "spec": {"nodeName": "x,y"}});
+        for (text, expected) in [
+            ("", true),
+            ("metadata.name=p", true),
+            ("metadata.name==p,metadata.namespace!=m", true),
+            (r"spec.nodeName=x\,y", true),
+            ("spec.nodeName!=", true),
+            ("status.phase=", true),
+            ("spec.hostNetwork=false", true),
+            ("metadata.name=q", false),
+        ] {
+            assert_eq!(FieldSelector::parse(text).unwrap().matches(&pod), expected, "{text}");
+        }
+        let error = FieldSelector::parse("name").unwrap_err();
+        assert_eq!(error.to_string(), "invalid selector: 'name'; can't understand 'name'");
+        let error = FieldSelector::parse("spec.x=1").unwrap().check(&["spec.nodeName"]).unwrap_err();
+        assert_eq!(error.to_string(), "field label not supported: spec.x");
+        let named = FieldSelector::parse("metadata.name=p").unwrap();
+        assert_eq!(named.required("metadata.name"), Some("p"));
+    }
+
+    prop_compose! {
+        fn any_requirement()(
+            key in "[a-z]([a-z0-9.-]{0,5}[a-z])?(/[a-z]{1,3})?",
+            values in prop::collection::btree_set("[a-z0-9]{0,3}", 1..4),
+            kind in 0..8usize,
+            bound in any::<i64>(),
+        ) -> Requirement {
+            let values: Vec<String> = values.into_iter().collect();
+            let first = values[0].clone();
+            let test = match kind {
+                0 => Test::Equals(first),
+                1 => Test::NotEquals(first),
+                2 => Test::In(values),
+                3 => Test::NotIn(values),
+                4 => Test::Exists,
+                5 => Test::DoesNotExist,
+                6 => Test::GreaterThan(bound),
+                _ => Test::LessThan(bound),
+            };
+            Requirement { key, test }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn label_selectors_round_trip(all in prop::collection::vec(any_requirement(), 0..5)) {
+            let valid = all.into_iter().filter(|r| is_qualified_name(&r.key)).collect();
+            let selector = LabelSelector(valid);
+            prop_assert_eq!(LabelSelector::parse(&selector.to_string()).unwrap(), selector);
+        }
+
+        #[test]
+        fn field_selectors_round_trip(path in "[a-z.]{1,9}", equals: bool, value in "[a-z,=\\\\]{0,6}") {
+            let selector = FieldSelector(vec![FieldTest { path, equals, value }]);
+            prop_assert_eq!(FieldSelector::parse(&selector.to_string()).unwrap(), selector);
+        }
+
+        #[test]
+        fn parsing_never_panics(text in "\\PC{0,30}") {
+            let _ = LabelSelector::parse(&text);
+            let _ = FieldSelector::parse(&text);
+        }
+    }
+}
