@@ -309,14 +309,28 @@ mod tests {
             (".a.e[:1]", json!([1])),
             (".none.deep[0]", json!([])),
         ] {
-            let found: Vec<Value> = JsonPath::parse(path).unwrap().find(&object).into_iter().cloned().collect();
+            let found: Vec<Value> = JsonPath::parse(path)
+                .unwrap()
+                .find(&object)
+                .into_iter()
+                .cloned()
+                .collect();
             assert_eq!(Value::from(found), expected, "{path}");
         }
     }
 
     #[test]
     fn malformed_paths_are_refused() {
-        for path in ["a b", ".a[", ".a[?(x)]", ".a[?(@.b==)]", ".a['b]", ".a[x]", ".a..b.", ".a]"] {
+        for path in [
+            "a b",
+            ".a[",
+            ".a[?(x)]",
+            ".a[?(@.b==)]",
+            ".a['b]",
+            ".a[x]",
+            ".a..b.",
+            ".a]",
+        ] {
             assert!(JsonPath::parse(path).is_err(), "{path}");
         }
     }

@@ -542,10 +542,19 @@ mod tests {
     #[test]
     fn malformed_label_selectors_are_explained() {
         for (text, expected) in [
-            ("a,", "unable to parse requirement: found '', expected: identifier after ','"),
-            ("=b", "unable to parse requirement: found '=', expected: !, identifier, or 'end of string'"),
+            (
+                "a,",
+                "unable to parse requirement: found '', expected: identifier after ','",
+            ),
+            (
+                "=b",
+                "unable to parse requirement: found '=', expected: !, identifier, or 'end of string'",
+            ),
             ("a in b", "unable to parse requirement: found 'b' expected: '('"),
-            ("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt"),
+            (
+                "a b",
+                "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt",
+            ),
             ("a in (b", "unable to parse requirement: found '', expected: ',' or ')'"),
         ] {
             assert_eq!(LabelSelector::parse(text).unwrap_err().to_string(), expected);
@@ -587,7 +596,10 @@ mod tests {
         }
         let error = FieldSelector::parse("name").unwrap_err();
         assert_eq!(error.to_string(), "invalid selector: 'name'; can't understand 'name'");
-        let error = FieldSelector::parse("spec.x=1").unwrap().check(&["spec.nodeName"]).unwrap_err();
+        let error = FieldSelector::parse("spec.x=1")
+            .unwrap()
+            .check(&["spec.nodeName"])
+            .unwrap_err();
         assert_eq!(error.to_string(), "field label not supported: spec.x");
         let named = FieldSelector::parse("metadata.name=p").unwrap();
         assert_eq!(named.required("metadata.name"), Some("p"));

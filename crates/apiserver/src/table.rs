@@ -229,7 +229,7 @@ pub fn human_duration(seconds: i64) -> String {
     let (minutes, hours, days) = (seconds / MINUTE, seconds / HOUR, seconds / DAY);
     match seconds {
         ..-1 => "<invalid>".to_owned(),
-        ..0 => "0s".to_owned(),
+        -1 => "0s".to_owned(),
         _ if seconds < 2 * MINUTE => format!("{seconds}s"),
         _ if minutes < 10 => two(minutes, 'm', seconds % MINUTE, 's'),
         _ if hours < 3 => format!("{minutes}m"),

@@ -5,7 +5,10 @@ use super::*;
 use crate::table::{IncludeObject, human_duration, table};
 
 fn resource(kind: &str) -> ResourceInfo {
-    builtin_resources().into_iter().find(|r| r.kind == kind && r.group != "events.k8s.io").unwrap()
+    builtin_resources()
+        .into_iter()
+        .find(|r| r.kind == kind && r.group != "events.k8s.io")
+        .unwrap()
 }
 
 fn now() -> Timestamp {
@@ -43,9 +46,12 @@ fn pods_get_their_defaults_once() {
     assert_eq!(container["ports"][0]["protocol"], "TCP");
     assert_eq!(container["resources"]["requests"], json!({"cpu": "1", "memory": "1Gi"}));
     assert_eq!(container["readinessProbe"]["periodSeconds"], 10);
-    assert_eq!(spec["volumes"], json!([
-        {"name": "v", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "x", "defaultMode": 420}},
-    ]));
+    assert_eq!(
+        spec["volumes"],
+        json!([
+            {"name": "v", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "x", "defaultMode": 420}},
+        ])
+    );
     assert_eq!(pod["status"], json!({"phase": "Pending", "qosClass": "Guaranteed"}));
     assert_eq!(pods.validate(&pod, None), []);
     let once = pod.clone();
@@ -56,10 +62,22 @@ fn pods_get_their_defaults_once() {
 #[test]
 fn invalid_objects_by_table() {
     let cases = [
-        ("Pod", json!({"spec": {"containers": []}}), "spec.containers: Required value"),
+        (
+            "Pod",
+            json!({"spec": {"containers": []}}),
+            "spec.containers: Required value",
+        ),
         ("Pod", json!({"spec": {}}), "spec.containers: Required value"),
-        ("Pod", json!({"spec": {"containers": [{"name": "a"}]}}), "spec.containers[0].image: Required value"),
-        ("Pod", json!({"spec": {"containers": [{"image": "a"}]}}), "spec.containers[0].name: Required value"),
+        (
+            "Pod",
+            json!({"spec": {"containers": [{"name": "a"}]}}),
+            "spec.containers[0].image: Required value",
+        ),
+        (
+            "Pod",
+            json!({"spec": {"containers": [{"image": "a"}]}}),
+            "spec.containers[0].name: Required value",
+        ),
         (
             "Pod",
             json!({"spec": {"containers": [{"name": "a", "image": "i"}, {"name": "a", "image": "i"}]}}),
@@ -81,30 +99,48 @@ fn invalid_objects_by_table() {
             "spec.containers[0].resources.limits.cpu: Invalid value: \"much\"",
         ),
         ("Secret", json!({"data": {"a": "!"}}), "data.a: Invalid value: \"!\""),
-        ("Secret", json!({"data": {"a/b": ""}}), "data[a/b]: Invalid value: \"a/b\""),
+        (
+            "Secret",
+            json!({"data": {"a/b": ""}}),
+            "data[a/b]: Invalid value: \"a/b\"",
+        ),
         ("Service", json!({"spec": {}}), "spec.ports: Required value"),
-        ("PersistentVolumeClaim", json!({"spec": {}}), "spec.accessModes: Required value"),
+        (
+            "PersistentVolumeClaim",
+            json!({"spec": {}}),
+            "spec.accessModes: Required value",
+        ),
     ];
     for (kind, mut object, expected) in cases {
         let resource = resource(kind);
         resource.default(&mut object);
-        let texts: Vec<String> = resource.validate(&object, None).iter().map(ToString::to_string).collect();
-        assert!(texts.iter().any(|t| t.starts_with(expected)), "{expected} not in {texts:?}");
+        let texts: Vec<String> = resource
+            .validate(&object, None)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert!(
+            texts.iter().any(|t| t.starts_with(expected)),
+            "{expected} not in {texts:?}"
+        );
     }
 }
 
 #[test]
 fn what_must_not_change_does_not() {
-    let secret = json!({"type": "Opaque", "immutable": true, "data": {"a": "YQ=="}});
+    let secret = json!({"metadata": {}, "type": "Opaque", "immutable": true, "data": {"a": "YQ=="}});
     let mut changed = secret.clone();
     changed["data"]["a"] = "Yg==".into();
     assert_eq!(resource("Secret").validate(&changed, Some(&secret))[0].field, "data");
-    let pod = json!({"spec": {"containers": [{"name": "a", "image": "i"}], "hostname": "h"}});
+    let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a", "image": "i"}], "hostname": "h"}});
     let mut image = pod.clone();
     image["spec"]["containers"][0]["image"] = "j".into();
     assert_eq!(resource("Pod").validate(&image, Some(&pod)), []);
     image["spec"]["hostname"] = "g".into();
-    assert_eq!(resource("Pod").validate(&image, Some(&pod))[0].reason, "FieldValueForbidden");
+    assert_eq!(
+        resource("Pod").validate(&image, Some(&pod))[0].reason,
+        "FieldValueForbidden"
+    );
 }
 
 #[test]
@@ -158,7 +194,11 @@ fn pod_rows_by_table() {
     for (status, expected) in cases {
         let pod = json!({"kind": "Pod", "metadata": meta, "spec": spec, "status": status});
         let cells = row("Pod", &pod);
-        assert_eq!([&cells[1], &cells[2], &cells[3]].map(|c| c.as_str().unwrap()), expected, "{status}");
+        assert_eq!(
+            [&cells[1], &cells[2], &cells[3]].map(|c| c.as_str().unwrap()),
+            expected,
+            "{status}"
+        );
         assert_eq!(cells[4], "60m");
         let mut dying = pod.clone();
         dying["metadata"]["deletionTimestamp"] = "2026-01-01T00:59:00Z".into();
@@ -171,15 +211,34 @@ fn pod_rows_by_table() {
 fn rows_of_other_kinds() {
     let meta = json!({"name": "x", "creationTimestamp": "2026-01-01T00:59:30Z"});
     let cases = [
-        ("Namespace", json!({"status": {"phase": "Active"}}), json!(["x", "Active", "30s"])),
-        ("Secret", json!({"type": "Opaque", "data": {"a": "", "b": ""}}), json!(["x", "Opaque", 2, "30s"])),
+        (
+            "Namespace",
+            json!({"status": {"phase": "Active"}}),
+            json!(["x", "Active", "30s"]),
+        ),
+        (
+            "Secret",
+            json!({"type": "Opaque", "data": {"a": "", "b": ""}}),
+            json!(["x", "Opaque", 2, "30s"]),
+        ),
         ("ConfigMap", json!({"data": {"a": ""}}), json!(["x", 1, "30s"])),
         (
             "Node",
             json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}, "spec": {"unschedulable": true},
                 "status": {"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"kubeletVersion": "v1"},
                 "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]}}),
-            json!(["x", "Ready,SchedulingDisabled", "control-plane", "30s", "v1", "10.0.0.1", "<none>", null, null, null]),
+            json!([
+                "x",
+                "Ready,SchedulingDisabled",
+                "control-plane",
+                "30s",
+                "v1",
+                "10.0.0.1",
+                "<none>",
+                null,
+                null,
+                null
+            ]),
         ),
         (
             "Event",
@@ -244,7 +303,14 @@ fn custom_resources_become_resources() {
     let resource = ResourceInfo::from_crd(&crd, &version).unwrap();
     assert_eq!(resource.list_kind, "VirtualMachineList");
     assert_eq!(resource.qualified_plural(), "virtualmachines.kubevirt.io");
-    assert_eq!(resource.subresources.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["status", "scale"]);
+    assert_eq!(
+        resource
+            .subresources
+            .iter()
+            .map(|s| s.name.as_str())
+            .collect::<Vec<_>>(),
+        ["status", "scale"]
+    );
     let object = json!({"metadata": {"name": "v", "creationTimestamp": "2026-01-01T00:55:00Z"},
         "status": {"conditions": [{"type": "Other", "status": "X"}, {"type": "Ready", "status": "True"}]}});
     let shown = table(&resource.columns, [&object], json!({}), IncludeObject::Metadata, now());

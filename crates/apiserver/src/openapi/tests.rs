@@ -46,12 +46,24 @@ fn v3_documents_are_closed_and_say_what_kubectl_asks() {
     let document: Value = serde_json::from_str(&v3_group_version(&core, "v1.36.0")).unwrap();
     assert_closed(&document, "#/components/schemas/", &document["components"]["schemas"]);
     let pod = &document["components"]["schemas"]["io.k8s.api.core.v1.Pod"];
-    assert_eq!(pod["x-kubernetes-group-version-kind"], json!([{"group": "", "kind": "Pod", "version": "v1"}]));
+    assert_eq!(
+        pod["x-kubernetes-group-version-kind"],
+        json!([{"group": "", "kind": "Pod", "version": "v1"}])
+    );
     assert!(pod["properties"]["spec"]["description"].is_string());
     let patch = &document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"];
-    let names: Vec<&str> = patch["parameters"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    let names: Vec<&str> = patch["parameters"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["name"].as_str().unwrap())
+        .collect();
     assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation", "force"]);
-    assert!(patch["requestBody"]["content"].get("application/strategic-merge-patch+json").is_some());
+    assert!(
+        patch["requestBody"]["content"]
+            .get("application/strategic-merge-patch+json")
+            .is_some()
+    );
     let containers = &document["components"]["schemas"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
     assert_eq!(containers["x-kubernetes-patch-merge-key"], "name");
 }
@@ -66,7 +78,11 @@ fn custom_kinds_are_described() {
     assert_eq!(kind["properties"]["spec"]["description"], "Wanted.");
     assert!(kind["properties"]["metadata"]["allOf"].is_array());
     let patch = &document["paths"]["/apis/kubevirt.io/v1/namespaces/{namespace}/virtualmachines/{name}"]["patch"];
-    assert!(patch["requestBody"]["content"].get("application/strategic-merge-patch+json").is_none());
+    assert!(
+        patch["requestBody"]["content"]
+            .get("application/strategic-merge-patch+json")
+            .is_none()
+    );
     let ids: HashSet<&str> = document["paths"]
         .as_object()
         .unwrap()
@@ -75,7 +91,10 @@ fn custom_kinds_are_described() {
         .filter_map(|operation| operation["operationId"].as_str())
         .collect();
     let operations = document["paths"].as_object().unwrap().values();
-    assert_eq!(ids.len(), operations.map(|i| i.as_object().unwrap().len() - 1).sum::<usize>());
+    assert_eq!(
+        ids.len(),
+        operations.map(|i| i.as_object().unwrap().len() - 1).sum::<usize>()
+    );
 }
 
 #[test]

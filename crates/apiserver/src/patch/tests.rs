@@ -48,13 +48,24 @@ fn force(live: &Value, spec: Value, manager: &str) -> Value {
 }
 
 fn fields(object: &Value, manager: &str) -> Value {
-    let entries = object["metadata"]["managedFields"].as_array().cloned().unwrap_or_default();
-    entries.into_iter().find(|e| e["manager"] == manager).map_or(Value::Null, |e| e["fieldsV1"].clone())
+    let entries = object["metadata"]["managedFields"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    entries
+        .into_iter()
+        .find(|e| e["manager"] == manager)
+        .map_or(Value::Null, |e| e["fieldsV1"].clone())
 }
 
 #[test]
 fn create_by_apply_owns_what_it_says() {
-    let made = apply(None, json!({"replicas": 1, "set": ["a"], "items": [{"name": "x", "image": "i"}]}), "one").unwrap();
+    let made = apply(
+        None,
+        json!({"replicas": 1, "set": ["a"], "items": [{"name": "x", "image": "i"}]}),
+        "one",
+    )
+    .unwrap();
     assert_eq!(
         fields(&made, "one"),
         json!({"f:spec": {
@@ -86,31 +97,55 @@ fn applying_again_changes_nothing() {
 
 #[test]
 fn what_is_no_longer_applied_goes_unless_shared() {
-    let one = apply(None, json!({"replicas": 1, "name": "n", "set": ["a", "b"], "map": {"k": "v", "l": "w"}}), "one").unwrap();
+    let one = apply(
+        None,
+        json!({"replicas": 1, "name": "n", "set": ["a", "b"], "map": {"k": "v", "l": "w"}}),
+        "one",
+    )
+    .unwrap();
     let two = apply(Some(&one), json!({"name": "n", "set": ["b"]}), "two").unwrap();
     let three = apply(Some(&two), json!({"map": {"k": "v"}}), "one").unwrap();
     assert_eq!(three["spec"], json!({"name": "n", "set": ["b"], "map": {"k": "v"}}));
     assert_eq!(fields(&three, "one"), json!({"f:spec": {"f:map": {"f:k": {}}}}));
-    assert_eq!(fields(&three, "two"), json!({"f:spec": {"f:name": {}, "f:set": {"v:\"b\"": {}}}}));
+    assert_eq!(
+        fields(&three, "two"),
+        json!({"f:spec": {"f:name": {}, "f:set": {"v:\"b\"": {}}}})
+    );
 }
 
 #[test]
 fn list_items_belong_to_who_applies_them() {
-    let one = apply(None, json!({"items": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]}), "one").unwrap();
-    let two = apply(Some(&one), json!({"items": [{"name": "b", "size": 2}, {"name": "c", "size": 3}]}), "two").unwrap();
+    let one = apply(
+        None,
+        json!({"items": [{"name": "a", "image": "1"}, {"name": "b", "image": "1"}]}),
+        "one",
+    )
+    .unwrap();
+    let two = apply(
+        Some(&one),
+        json!({"items": [{"name": "b", "size": 2}, {"name": "c", "size": 3}]}),
+        "two",
+    )
+    .unwrap();
     assert_eq!(
         two["spec"]["items"],
         json!([{"name": "a", "image": "1"}, {"name": "b", "image": "1", "size": 2}, {"name": "c", "size": 3}])
     );
     let gone = apply(Some(&two), json!({"items": []}), "one").unwrap();
-    assert_eq!(gone["spec"]["items"], json!([{"name": "b", "size": 2}, {"name": "c", "size": 3}]));
+    assert_eq!(
+        gone["spec"]["items"],
+        json!([{"name": "b", "size": 2}, {"name": "c", "size": 3}])
+    );
 }
 
 #[test]
 fn conflicts_name_manager_and_field() {
     let one = apply(None, json!({"replicas": 1, "name": "n"}), "one").unwrap();
     let error = apply(Some(&one), json!({"replicas": 2}), "two").unwrap_err();
-    assert_eq!(error.to_string(), r#"Apply failed with 1 conflict: conflict with "one": .spec.replicas"#);
+    assert_eq!(
+        error.to_string(),
+        r#"Apply failed with 1 conflict: conflict with "one": .spec.replicas"#
+    );
     let error = apply(Some(&one), json!({"replicas": 2, "name": "m"}), "two").unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -146,7 +181,12 @@ fn conflicts_with_updates_name_version_and_time() {
 fn untracked_objects_belong_to_before_first_apply() {
     let live = object(json!({"replicas": 1}));
     let error = apply(Some(&live), json!({"replicas": 2}), "one").unwrap_err();
-    assert!(error.to_string().contains("\"before-first-apply\" using a.b/v1: .spec.replicas"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("\"before-first-apply\" using a.b/v1: .spec.replicas"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -182,10 +222,13 @@ fn updates_own_what_they_change() {
     changed["spec"]["replicas"] = 2.into();
     changed["spec"]["map"] = json!({"l": "w"});
     track_update(Some(&made), &mut changed, "two", None, &schema(), T1);
-    assert_eq!(fields(&changed, "two"), json!({"f:spec": {"f:replicas": {}, "f:map": {"f:l": {}}}}));
+    assert_eq!(
+        fields(&changed, "two"),
+        json!({"f:spec": {"f:replicas": {}, "f:map": {"f:l": {}}}})
+    );
     assert_eq!(
         fields(&changed, "one"),
-        json!({"f:metadata": {"f:labels": {".": {}, "f:app": {}}}, "f:spec": {".": {}, "f:map": {".": {}}}})
+        json!({"f:metadata": {"f:labels": {".": {}, "f:app": {}}}, "f:spec": {".": {}, "f:map": {}}})
     );
     let mut same = changed.clone();
     same["metadata"].as_object_mut().unwrap().remove("managedFields");
@@ -226,7 +269,11 @@ fn many_updaters_are_folded() {
 }
 
 fn pod_schema() -> Schema {
-    builtin_resources().into_iter().find(|r| r.kind == "Pod").unwrap().schema
+    builtin_resources()
+        .into_iter()
+        .find(|r| r.kind == "Pod")
+        .unwrap()
+        .schema
 }
 
 #[test]
@@ -269,11 +316,20 @@ fn strategic_merge_by_table() {
             json!({"nodeSelector": {"$patch": "replace", "c": "3"}}),
             json!({"nodeSelector": {"c": "3"}}),
         ),
-        (json!({"nodeName": "n", "hostPID": true}), json!({"hostPID": null}), json!({"nodeName": "n"})),
+        (
+            json!({"nodeName": "n", "hostPID": true}),
+            json!({"hostPID": null}),
+            json!({"nodeName": "n"}),
+        ),
     ];
     let schema = pod_schema();
     for (before, patch, after) in cases {
-        let patched = apply_patch(PatchKind::Strategic, &json!({"spec": before}), &json!({"spec": patch}), &schema);
+        let patched = apply_patch(
+            PatchKind::Strategic,
+            &json!({"spec": before}),
+            &json!({"spec": patch}),
+            &schema,
+        );
         assert_eq!(patched.unwrap()["spec"], after, "{patch}");
     }
 }
@@ -287,7 +343,12 @@ fn strategic_merge_of_scalars_is_a_union() {
     let refused = apply_patch(PatchKind::Strategic, &live, &patch, &schema()).unwrap_err();
     assert_eq!(refused.code(), 415);
     let unkeyed = json!({"spec": {"containers": [{"image": "x"}]}});
-    assert_eq!(apply_patch(PatchKind::Strategic, &live, &unkeyed, &pod_schema()).unwrap_err().code(), 400);
+    assert_eq!(
+        apply_patch(PatchKind::Strategic, &live, &unkeyed, &pod_schema())
+            .unwrap_err()
+            .code(),
+        400
+    );
 }
 
 #[test]
@@ -300,13 +361,24 @@ fn json_patches_fail_with_their_codes() {
         (json!([{"op": "add", "path": "/none/deep", "value": 1}]), 422),
         (json!([{"op": "jump", "path": "/spec"}]), 400),
         (json!({"op": "add"}), 400),
-        (Value::Array(vec![json!({"op": "test", "path": "/list/0", "value": 1}); 10_001]), 413),
+        (
+            Value::Array(vec![json!({"op": "test", "path": "/list/0", "value": 1}); 10_001]),
+            413,
+        ),
     ];
     for (patch, code) in cases {
-        assert_eq!(apply_patch(PatchKind::Json, &live, &patch, &schema()).unwrap_err().code(), code);
+        assert_eq!(
+            apply_patch(PatchKind::Json, &live, &patch, &schema())
+                .unwrap_err()
+                .code(),
+            code
+        );
     }
     let patch = json!([{"op": "test", "path": "/list/0", "value": 1}, {"op": "add", "path": "/list/-", "value": 2}]);
-    assert_eq!(apply_patch(PatchKind::Json, &live, &patch, &schema()).unwrap()["list"], json!([1, 2]));
+    assert_eq!(
+        apply_patch(PatchKind::Json, &live, &patch, &schema()).unwrap()["list"],
+        json!([1, 2])
+    );
 }
 
 #[test]

@@ -25,7 +25,7 @@ impl Schema {
                 let Some(items) = node.items else { return };
                 for (index, item) in list.iter_mut().enumerate() {
                     with_step(path, &format!("[{index}]"), |path| {
-                        self.prune_at(items, item, path, removed)
+                        self.prune_at(items, item, path, removed);
                     });
                 }
             }

@@ -37,7 +37,11 @@ fn schema() -> Schema {
 
 fn texts(spec: Value) -> Vec<String> {
     let object = json!({"apiVersion": "a/v1", "kind": "K", "metadata": {"name": "x"}, "spec": spec});
-    schema().validate(&object, None).iter().map(ToString::to_string).collect()
+    schema()
+        .validate(&object, None)
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }
 
 #[test]
@@ -54,9 +58,15 @@ fn causes_are_in_kubernetes_words() {
             json!({"name": null}),
             &[r#"spec.name: Invalid value: "null": spec.name in body must be of type string: "null""#],
         ),
-        (json!({"name": "a"}), &[r#"spec.name: Invalid value: "a": spec.name in body should be at least 2 chars long"#]),
+        (
+            json!({"name": "a"}),
+            &[r#"spec.name: Invalid value: "a": spec.name in body should be at least 2 chars long"#],
+        ),
         (json!({"name": "abcdef"}), &[long]),
-        (json!({"name": "AB"}), &[r#"spec.name: Invalid value: "AB": spec.name in body should match '^[a-z]+$'"#]),
+        (
+            json!({"name": "AB"}),
+            &[r#"spec.name: Invalid value: "AB": spec.name in body should match '^[a-z]+$'"#],
+        ),
         (
             json!({"name": "ok", "mode": "c"}),
             &[r#"spec.mode: Unsupported value: "c": supported values: "a", "b""#],
@@ -84,11 +94,16 @@ fn causes_are_in_kubernetes_words() {
         ),
         (
             json!({"name": "ok", "list": [{"id": "a"}, {"id": "a"}, {}]}),
-            &[r#"spec.list[1]: Duplicate value: {"id":"a"}"#, "spec.list[2].id: Required value"],
+            &[
+                r#"spec.list[1]: Duplicate value: {"id":"a"}"#,
+                "spec.list[2].id: Required value",
+            ],
         ),
         (
             json!({"name": "ok", "either": {"x": "", "y": ""}}),
-            &[r#"spec.either: Invalid value: "": "spec.either" must validate one and only one schema (oneOf). Found 2 valid alternatives"#],
+            &[
+                r#"spec.either: Invalid value: "": "spec.either" must validate one and only one schema (oneOf). Found 2 valid alternatives"#,
+            ],
         ),
     ];
     for (spec, expected) in cases {
@@ -100,7 +115,11 @@ fn causes_are_in_kubernetes_words() {
 fn stored_mistakes_do_not_block_other_changes() {
     let old = json!({"spec": {"name": "ok", "mode": "gone", "count": 3}});
     let new = json!({"spec": {"name": "ok", "mode": "gone", "count": 0}});
-    let fields: Vec<String> = schema().validate(&new, Some(&old)).into_iter().map(|c| c.field).collect();
+    let fields: Vec<String> = schema()
+        .validate(&new, Some(&old))
+        .into_iter()
+        .map(|c| c.field)
+        .collect();
     assert_eq!(fields, ["spec.count"]);
 }
 
@@ -111,7 +130,10 @@ fn pruning_names_what_it_removes() {
         "spec": {"name": "n", "bogus": {}, "any": {"kept": {"deep": 1}}, "labels": {"k": "v"},
             "list": [{"id": "a", "foo": 1}]},
     });
-    assert_eq!(schema().prune(&mut object), ["extra", "metadata.foo", "spec.bogus", "spec.list[0].foo"]);
+    assert_eq!(
+        schema().prune(&mut object),
+        ["extra", "metadata.foo", "spec.bogus", "spec.list[0].foo"]
+    );
     assert_eq!(object["spec"]["any"], json!({"kept": {"deep": 1}}));
     assert_eq!(object["metadata"], json!({"name": "x", "labels": {"a": "b"}}));
 }
@@ -121,16 +143,28 @@ fn defaults_fill_what_is_missing() {
     let mut object = json!({"spec": {"name": "n", "mode": null, "list": [{"id": "a"}, {"id": "b", "size": 4}]}});
     schema().default(&mut object);
     assert_eq!(object["spec"]["mode"], "a");
-    assert_eq!(object["spec"]["list"], json!([{"id": "a", "size": 1}, {"id": "b", "size": 4}]));
+    assert_eq!(
+        object["spec"]["list"],
+        json!([{"id": "a", "size": 1}, {"id": "b", "size": 4}])
+    );
 }
 
 #[test]
 fn schemas_that_are_not_structural_are_refused() {
     let cases = [
         (json!({"type": "string"}), "openAPIV3Schema.type"),
-        (json!({"type": "object", "properties": {"spec": {}}}), "openAPIV3Schema.properties[spec].type"),
-        (json!({"type": "object", "properties": {"a": {"type": "array"}}}), "openAPIV3Schema.properties[a].items"),
-        (json!({"type": "object", "properties": {"a": {"type": "text"}}}), "openAPIV3Schema.properties[a].type"),
+        (
+            json!({"type": "object", "properties": {"spec": {}}}),
+            "openAPIV3Schema.properties[spec].type",
+        ),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "array"}}}),
+            "openAPIV3Schema.properties[a].items",
+        ),
+        (
+            json!({"type": "object", "properties": {"a": {"type": "text"}}}),
+            "openAPIV3Schema.properties[a].type",
+        ),
         (
             json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}}),
             "openAPIV3Schema.properties[a].pattern",
@@ -160,8 +194,15 @@ fn lookup_finds_list_types() {
 }
 
 fn any_object() -> impl Strategy<Value = Value> {
-    let leaf = prop_oneof![Just(Value::Null), any::<bool>().prop_map(Value::from), (0..12i64).prop_map(Value::from), "[a-z]{0,6}".prop_map(Value::from)];
-    let names = prop::sample::select(vec!["name", "mode", "count", "labels", "list", "id", "size", "any", "spec", "metadata", "x", "foo"]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        (0..12i64).prop_map(Value::from),
+        "[a-z]{0,6}".prop_map(Value::from)
+    ];
+    let names = prop::sample::select(vec![
+        "name", "mode", "count", "labels", "list", "id", "size", "any", "spec", "metadata", "x", "foo",
+    ]);
     let node = leaf.prop_recursive(4, 40, 5, move |inner| {
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
