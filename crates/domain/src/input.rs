@@ -3,7 +3,6 @@
 use ferrovirt_core::machine::{Architecture, Input, Machine};
 
 use crate::alias;
-use crate::virtio;
 use crate::xml::{Element, el};
 
 /// Architectures without PS/2 need a keyboard with their screen.
@@ -20,10 +19,7 @@ pub(crate) fn has_usb_input(machine: &Machine) -> bool {
 }
 
 pub(crate) fn inputs(machine: &Machine) -> Vec<Element> {
-    let input = |kind: &str, bus: &str| {
-        let model = (bus == "virtio").then(|| virtio(machine));
-        el("input").attr("type", kind).attr("bus", bus).attr_if("model", model)
-    };
+    let input = |kind: &str, bus: &str| el("input").attr("type", kind).attr("bus", bus);
     let own = machine
         .inputs
         .iter()

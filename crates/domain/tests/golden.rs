@@ -71,14 +71,14 @@ goldens! {
     disk_scsi => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: scsi}}, {name: b, disk: {bus: scsi, readonly: true}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}, {name: b, emptyDisk: {capacity: 1Gi}}]}"
     disk_usb => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: usb}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
     disk_order => "spec: {domain: {devices: {disks: [{name: b, disk: {bus: virtio}, bootOrder: 2}, {name: a, disk: {bus: virtio}, bootOrder: 1}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}, {name: b, emptyDisk: {capacity: 1Gi}}]}"
-    disk_details => "spec: {domain: {devices: {blockMultiQueue: true, disks: [{name: a, serial: D23YZ9W6WA5DJ487, cache: none, io: native, errorPolicy: report, disk: {bus: virtio, readonly: true, pciAddress: '0000:81:01.0'}}]}}, volumes: [{name: a, hostDisk: {path: /data/a.img, type: Disk}}]}"
+    disk_details => "spec: {domain: {devices: {blockMultiQueue: true, disks: [{name: a, serial: D23YZ9W6WA5DJ487, cache: none, io: native, errorPolicy: report, disk: {bus: virtio, readonly: true, pciAddress: '0000:01:00.0'}}]}}, volumes: [{name: a, hostDisk: {path: /data/a.img, type: Disk}}]}"
     cdrom => "spec: {domain: {devices: {disks: [{name: cd, cdrom: {}}]}}, volumes: [{name: cd, containerDisk: {image: 'r/i:1'}}]}"
     cdrom_open_on_scsi => "spec: {domain: {devices: {disks: [{name: cd, cdrom: {bus: scsi, tray: open}}]}}, volumes: [{name: cd, containerDisk: {image: 'r/i:1'}}]}"
     cloud_init => "spec: {volumes: [{name: seed, cloudInitNoCloud: {userData: '#cloud-config'}}]}"
     // Network
     interface_masquerade => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, ports: [{port: 80}]}]}}, networks: [{name: default, pod: {}}]}"
     interface_bridge_e1000 => "spec: {domain: {devices: {interfaces: [{name: net_1, bridge: {}, model: e1000e, macAddress: DE-AD-00-00-BE-AF}]}}, networks: [{name: net_1, pod: {}}]}"
-    interface_details => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, bootOrder: 1, acpiIndex: 101, state: down, pciAddress: '0000:82:00.0'}]}}, networks: [{name: default, pod: {}}]}"
+    interface_details => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, bootOrder: 1, acpiIndex: 101, state: down, pciAddress: '0000:02:00.0'}]}}, networks: [{name: default, pod: {}}]}"
     // Consoles and other devices
     serial_off => "spec: {domain: {devices: {autoattachSerialConsole: false}}}"
     serial_without_log => "spec: {domain: {devices: {logSerialConsole: false}}}"
