@@ -35,45 +35,45 @@ pub struct Cli {
 #[command(next_help_heading = "Global options")]
 pub struct Global {
     /// Path to the kubeconfig file to use
-    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FILE", hide = true)]
     pub kubeconfig: Option<PathBuf>,
     /// The name of the kubeconfig context to use
-    #[arg(long, global = true, value_name = "NAME", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "NAME", hide = true)]
     pub context: Option<String>,
     /// The name of the kubeconfig cluster to use
-    #[arg(long, global = true, value_name = "NAME", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "NAME", hide = true)]
     pub cluster: Option<String>,
     /// The name of the kubeconfig user to use
-    #[arg(long, global = true, value_name = "NAME", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "NAME", hide = true)]
     pub user: Option<String>,
     /// The namespace to work in
     #[arg(short, long, global = true, value_name = "NAMESPACE")]
     pub namespace: Option<String>,
     /// The address and port of the Kubernetes API server
-    #[arg(short, long, global = true, value_name = "URL", hide_short_help = true)]
+    #[arg(short, long, global = true, value_name = "URL", hide = true)]
     pub server: Option<String>,
     /// Bearer token for authentication to the API server
-    #[arg(long, global = true, value_name = "TOKEN", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "TOKEN", hide = true)]
     pub token: Option<String>,
     /// Username to impersonate for the operation
-    #[arg(long = "as", global = true, value_name = "USER", hide_short_help = true)]
+    #[arg(long = "as", global = true, value_name = "USER", hide = true)]
     pub impersonate: Option<String>,
     /// Group to impersonate for the operation; can be repeated
-    #[arg(long = "as-group", global = true, value_name = "GROUP", hide_short_help = true)]
+    #[arg(long = "as-group", global = true, value_name = "GROUP", hide = true)]
     pub impersonate_groups: Vec<String>,
     /// Path to a certificate authority's certificate
-    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "FILE", hide = true)]
     pub certificate_authority: Option<PathBuf>,
     /// Do not check the server's certificate: this makes connections insecure
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value_t = false, action = ArgAction::Set, hide_short_help = true, value_name = "BOOL",
+          default_value_t = false, action = ArgAction::Set, hide = true, value_name = "BOOL",
           hide_default_value = true, hide_possible_values = true)]
     pub insecure_skip_tls_verify: bool,
     /// Name that the server's certificate is checked against
-    #[arg(long, global = true, value_name = "NAME", hide_short_help = true)]
+    #[arg(long, global = true, value_name = "NAME", hide = true)]
     pub tls_server_name: Option<String>,
     /// Log level, from 0 to 9 (accepted for scripts)
-    #[arg(short = 'v', long = "v", global = true, value_name = "LEVEL", hide_short_help = true)]
+    #[arg(short = 'v', long = "v", global = true, value_name = "LEVEL", hide = true)]
     pub verbosity: Option<u8>,
 }
 
@@ -482,8 +482,8 @@ pub(crate) fn options() -> anyhow::Result<()> {
         .disable_help_flag(true);
     for argument in Cli::command().get_arguments() {
         if argument.is_global_set() {
-            command = command.arg(argument.clone().hide_short_help(false));
+            command = command.arg(argument.clone().hide(false));
         }
     }
-    crate::say(command.render_long_help())
+    crate::say(command.render_help())
 }
