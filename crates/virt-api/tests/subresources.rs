@@ -1,0 +1,321 @@
+//! Subresources through the API server: codes, messages, effects, streams.
+
+mod fixture;
+
+use std::time::Duration;
+
+use ferrovirt_protocol::launcher::Action;
+use fixture::{Home, TOKEN};
+use futures::{SinkExt, StreamExt};
+use http::HeaderValue;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
+
+const VM: &str = "/namespaces/default/virtualmachines";
+const VMI: &str = "/namespaces/default/virtualmachineinstances";
+
+fn message(body: &Value) -> &str {
+    body["message"].as_str().unwrap_or_default()
+}
+
+#[tokio::test]
+async fn start_and_stop_change_the_spec() {
+    let home = Home::open().await;
+    home.create_vm("a", "Halted").await;
+    let strategy = async || home.vms().get("a").await.unwrap().spec.run_strategy.unwrap();
+
+    let (code, body) = home.ask("PUT", &format!("{VM}/a/stop"), "").await;
+    assert_eq!(code, 409);
+    assert_eq!(
+        message(&body),
+        "Operation cannot be fulfilled on virtualmachine.kubevirt.io \"a\": VM is not running"
+    );
+    assert_eq!(
+        (&body["kind"], &body["details"]["name"]),
+        (&Value::from("Status"), &Value::from("a"))
+    );
+
+    assert_eq!(
+        home.ask("PUT", &format!("{VM}/a/start"), r#"{"dryRun":["All"]}"#)
+            .await
+            .0,
+        202
+    );
+    assert_eq!(strategy().await, "Halted");
+    assert_eq!(home.ask("PUT", &format!("{VM}/a/start"), "").await.0, 202);
+    assert_eq!(strategy().await, "Always");
+    assert_eq!(home.ask("PUT", &format!("{VM}/a/start"), "paused: true").await.0, 409);
+    assert_eq!(home.ask("PUT", &format!("{VM}/a/stop"), "{}").await.0, 202);
+    assert_eq!(strategy().await, "Halted");
+
+    assert_eq!(
+        home.ask("PUT", &format!("{VM}/a/start"), r#"{"dryRun":["Some"]}"#)
+            .await
+            .0,
+        400
+    );
+    assert_eq!(home.ask("PUT", &format!("{VM}/a/start"), "{").await.0, 400);
+    assert_eq!(home.ask("PUT", &format!("{VM}/none/start"), "").await.0, 404);
+    assert_eq!(home.ask("GET", &format!("{VM}/a/start"), "").await.0, 405);
+}
+
+#[tokio::test]
+async fn restart_queues_requests_and_force_shortens_the_grace_period() {
+    let home = Home::open().await;
+    home.create_vm("a", "Manual").await;
+    assert_eq!(home.ask("PUT", &format!("{VM}/a/restart"), "").await.0, 409);
+    home.create_vmi("a", "Running", &[]).await;
+    assert_eq!(
+        home.ask("PUT", &format!("{VM}/a/restart"), r#"{"gracePeriodSeconds":5}"#)
+            .await
+            .0,
+        400
+    );
+    assert_eq!(
+        home.ask("PUT", &format!("{VM}/a/restart"), r#"{"gracePeriodSeconds":0}"#)
+            .await
+            .0,
+        202
+    );
+    let requests = home.vms().get("a").await.unwrap().status.unwrap().state_change_requests;
+    let actions: Vec<&str> = requests.iter().map(|request| request.action.as_str()).collect();
+    assert_eq!(actions, ["Stop", "Start"]);
+    let grace = home
+        .vmis()
+        .get("a")
+        .await
+        .unwrap()
+        .spec
+        .termination_grace_period_seconds;
+    assert_eq!(grace, Some(1));
+    let (code, body) = home.ask("PUT", &format!("{VM}/a/restart"), "").await;
+    assert_eq!(code, 409);
+    assert!(message(&body).contains("already underway"), "{body}");
+}
+
+#[tokio::test]
+async fn guests_are_acted_on_when_their_state_allows_it() {
+    let home = Home::open().await;
+    home.create_vmi("a", "Scheduled", &[]).await;
+    let rows: [(&str, &[&str], &str, u16, Option<Action>); 12] = [
+        ("Scheduled", &[], "pause", 409, None),
+        ("Running", &[], "pause", 200, Some(Action::Pause)),
+        ("Running", &["Paused"], "pause", 409, None),
+        ("Running", &[], "unpause", 409, None),
+        ("Running", &["Paused"], "unpause", 200, Some(Action::Unpause)),
+        ("Running", &[], "softreboot", 200, Some(Action::SoftReboot)),
+        ("Running", &["Paused"], "softreboot", 409, None),
+        ("Running", &[], "reset", 200, Some(Action::Reset)),
+        ("Pending", &[], "reset", 400, None),
+        ("Running", &[], "freeze", 501, None),
+        ("Running", &[], "addvolume", 501, None),
+        ("Running", &[], "start", 404, None),
+    ];
+    for (phase, conditions, verb, expected, act) in rows {
+        home.set_vmi("a", phase, conditions).await;
+        let (code, body) = home.ask("PUT", &format!("{VMI}/a/{verb}"), "").await;
+        assert_eq!(code, expected, "{verb} {phase} {conditions:?}: {body}");
+        let done: Vec<Action> = home.node.take_acts().into_iter().map(|(_, action)| action).collect();
+        assert_eq!(
+            done,
+            act.into_iter().collect::<Vec<_>>(),
+            "{verb} {phase} {conditions:?}"
+        );
+    }
+    home.set_vmi("a", "Running", &[]).await;
+    assert_eq!(
+        home.ask("PUT", &format!("{VMI}/a/pause"), r#"{"dryRun":["All"]}"#)
+            .await
+            .0,
+        200
+    );
+    assert!(home.node.take_acts().is_empty());
+    assert_eq!(home.ask("PUT", &format!("{VMI}/none/pause"), "").await.0, 404);
+}
+
+#[tokio::test]
+async fn what_the_agent_knows() {
+    let home = Home::open().await;
+    home.create_vmi("a", "Running", &[]).await;
+    let (code, body) = home.ask("GET", &format!("{VMI}/a/guestosinfo"), "").await;
+    assert_eq!(code, 500);
+    assert!(
+        message(&body).contains("VMI does not have guest agent connected"),
+        "{body}"
+    );
+    home.set_vmi("a", "Running", &["AgentConnected"]).await;
+    assert_eq!(
+        home.ask("GET", &format!("{VMI}/a/guestosinfo"), "").await.1["hostname"],
+        "a"
+    );
+    assert_eq!(
+        home.ask("GET", &format!("{VMI}/a/userlist"), "").await.1["items"][0]["userName"],
+        "jane"
+    );
+    assert_eq!(
+        home.ask("GET", &format!("{VMI}/a/filesystemlist"), "").await.1["items"][0]["diskName"],
+        "vda1"
+    );
+}
+
+#[tokio::test]
+async fn the_group_describes_itself() {
+    let home = Home::open().await;
+    let (code, version) = home.ask("GET", "/version", "").await;
+    assert_eq!(
+        (code, version["gitVersion"].as_str()),
+        (200, Some(concat!("v", env!("CARGO_PKG_VERSION"))))
+    );
+    assert_eq!(
+        home.ask("GET", "/healthz", "").await.1["apiserver"]["connectivity"],
+        "ok"
+    );
+    let list = home
+        .client
+        .list_api_group_resources("subresources.kubevirt.io/v1")
+        .await
+        .unwrap();
+    let names: Vec<&str> = list.resources.iter().map(|resource| resource.name.as_str()).collect();
+    for name in [
+        "virtualmachines/start",
+        "virtualmachineinstances/console",
+        "virtualmachineinstances/portforward",
+    ] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    assert!(!names.contains(&"virtualmachineinstances/addvolume"), "{names:?}");
+}
+
+type Socket = WebSocketStream<TcpStream>;
+
+/// A websocket of a VMI's subresource, or the code of the refusal and its message.
+async fn connect(home: &Home, sub: &str) -> Result<Socket, (u16, String)> {
+    let address = home.listen().await;
+    let url = format!("ws://{address}/apis/subresources.kubevirt.io/v1{VMI}/{sub}");
+    let mut request = url.into_client_request().unwrap();
+    let headers = request.headers_mut();
+    headers.insert(
+        "authorization",
+        HeaderValue::from_str(&format!("Bearer {TOKEN}")).unwrap(),
+    );
+    headers.insert("sec-websocket-protocol", HeaderValue::from_static("plain.kubevirt.io"));
+    let stream = TcpStream::connect(address).await.unwrap();
+    match tokio_tungstenite::client_async(request, stream).await {
+        Ok((socket, response)) => {
+            assert_eq!(response.headers()["sec-websocket-protocol"], "plain.kubevirt.io");
+            Ok(socket)
+        }
+        Err(WsError::Http(response)) => {
+            let code = response.status().as_u16();
+            let body: Value =
+                serde_json::from_slice(response.body().as_deref().unwrap_or_default()).unwrap_or_default();
+            Err((code, message(&body).to_owned()))
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Reads data until `wanted` was seen.
+async fn expect(socket: &mut Socket, wanted: &[u8]) {
+    let mut seen = Vec::new();
+    let read = async {
+        while !seen.windows(wanted.len()).any(|window| window == wanted) {
+            match socket.next().await.unwrap().unwrap() {
+                Message::Binary(data) => seen.extend_from_slice(&data),
+                Message::Ping(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), read).await.unwrap();
+}
+
+/// Reads until the server closes.
+async fn closed(socket: &mut Socket) {
+    let read = async { while let Some(Ok(_)) = socket.next().await {} };
+    tokio::time::timeout(Duration::from_secs(20), read).await.unwrap();
+}
+
+#[tokio::test]
+async fn consoles() {
+    let home = Home::open().await;
+    home.create_vmi("a", "Running", &[]).await;
+    let mut first = connect(&home, "a/console").await.unwrap();
+    expect(&mut first, b"hello from default/a/console\r\n").await;
+    first.send(Message::binary(b"\x00\xffls\r".to_vec())).await.unwrap();
+    expect(&mut first, b"\x00\xffls\r").await;
+    let mut second = connect(&home, "a/console").await.unwrap();
+    expect(&mut second, b"hello").await;
+    closed(&mut first).await;
+    second.send(Message::binary(b"still here".to_vec())).await.unwrap();
+    expect(&mut second, b"still here").await;
+
+    home.set_vmi("a", "Scheduling", &[]).await;
+    assert_eq!(connect(&home, "a/console").await.unwrap_err().0, 400);
+    home.set_vmi("a", "Failed", &[]).await;
+    assert_eq!(connect(&home, "a/console").await.unwrap_err().0, 409);
+    assert_eq!(connect(&home, "none/console").await.unwrap_err().0, 404);
+    let (code, body) = home.ask("GET", &format!("{VMI}/a/console"), "").await;
+    assert_eq!(code, 409, "{body}");
+    home.set_vmi("a", "Running", &[]).await;
+    let (code, body) = home.ask("GET", &format!("{VMI}/a/console"), "").await;
+    assert_eq!(code, 400);
+    assert!(message(&body).contains("upgrade to websocket"), "{body}");
+}
+
+#[tokio::test]
+async fn displays() {
+    let home = Home::open().await;
+    home.create_vmi("a", "Running", &[]).await;
+    let mut first = connect(&home, "a/vnc?preserveSession=true").await.unwrap();
+    expect(&mut first, b"hello from default/a/vnc").await;
+    let (code, message) = connect(&home, "a/vnc?preserveSession=true").await.unwrap_err();
+    assert_eq!(code, 500);
+    assert!(message.contains("active session"), "{message}");
+    let mut second = connect(&home, "a/vnc").await.unwrap();
+    expect(&mut second, b"hello").await;
+    closed(&mut first).await;
+}
+
+#[tokio::test]
+async fn ports() {
+    let home = Home::open().await;
+    home.create_vmi("a", "Running", &[]).await;
+    let guest = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = guest.local_addr().unwrap().port();
+    let mut socket = connect(&home, &format!("a/portforward/{port}/tcp")).await.unwrap();
+    let (mut inside, _) = guest.accept().await.unwrap();
+    socket.send(Message::binary(b"GET /".to_vec())).await.unwrap();
+    let mut asked = [0; 5];
+    inside.read_exact(&mut asked).await.unwrap();
+    assert_eq!(&asked, b"GET /");
+    inside.write_all(b"200 OK").await.unwrap();
+    drop(inside);
+    expect(&mut socket, b"200 OK").await;
+    closed(&mut socket).await;
+
+    drop(guest);
+    let (code, message) = connect(&home, &format!("a/portforward/{port}")).await.unwrap_err();
+    assert_eq!(code, 500);
+    assert!(message.contains("dialing VM"), "{message}");
+
+    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let port = udp.local_addr().unwrap().port();
+    let mut socket = connect(&home, &format!("a/portforward/{port}/udp")).await.unwrap();
+    socket.send(Message::binary(b"query".to_vec())).await.unwrap();
+    let mut buffer = [0; 16];
+    let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
+    assert_eq!(&buffer[..length], b"query");
+    udp.send_to(b"answer", from).await.unwrap();
+    expect(&mut socket, b"answer").await;
+
+    home.set_vmi("a", "Running", &["Paused"]).await;
+    assert_eq!(
+        connect(&home, &format!("a/portforward/{port}")).await.unwrap_err().0,
+        409
+    );
+}
