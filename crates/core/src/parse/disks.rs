@@ -153,7 +153,7 @@ impl Cx<'_> {
                 .invalid(&path.child("bus"), "virtio has no CD-ROM; use sata, scsi or usb");
         }
         self.causes
-            .none_of(path, &[("readonly=false", *readonly == Some(false))]);
+            .none_of(path, &[("readonly", *readonly == Some(false))]);
         let tray = tray.as_deref().filter(|t| !t.is_empty()).unwrap_or("closed");
         self.causes.one_of(&path.child("tray"), tray, &["open", "closed"]);
         let device = DiskDevice::Cdrom { open: tray == "open" };

@@ -37,8 +37,11 @@ impl Cx<'_> {
             self.serial(serial, &path.child("serial"));
             machine.serial = Some(serial.to_owned());
         }
-        let smm = machine.smm;
-        machine.boot = self.boot(bootloader.as_ref(), smm, &path.child("bootloader"));
+        let path = path.child("bootloader");
+        machine.boot = self.boot(bootloader.as_ref(), machine.smm, &path);
+        if matches!(machine.boot, Boot::Efi { .. }) && !machine.acpi {
+            self.causes.invalid(&path.child("efi"), "efi needs features.acpi");
+        }
     }
 
     fn boot(&mut self, bootloader: Option<&Bootloader>, smm: bool, path: &FieldPath) -> Boot {

@@ -96,6 +96,10 @@ impl Cx<'_> {
                     "a multus network needs the name of its definition",
                 );
             }
+            if let Some(pod) = pod {
+                let interface = interfaces.iter().find(|interface| interface.name == *name);
+                self.cidr(pod, interface, &path.child("pod"));
+            }
             let earlier = &networks[..i];
             if pod.is_some() && earlier.iter().any(|other| other.pod.is_some()) {
                 self.causes.duplicate(&path.child("pod"), "there is one pod network");
@@ -161,7 +165,9 @@ impl Cx<'_> {
         });
         let link_down = self.state(state.as_deref(), &path.child("state"));
         let ports = self.ports(ports, &path.child("ports"));
-        let vm_network_cidr = pod.and_then(|pod| self.cidr(pod, binding, name, path));
+        let vm_network_cidr = pod
+            .and_then(|pod| pod.vm_network_cidr.clone())
+            .filter(|cidr| !cidr.is_empty());
         Some(Interface {
             name: name.clone(),
             binding: binding?,
@@ -295,37 +301,28 @@ impl Cx<'_> {
     }
 
     /// The guest's network behind masquerade.
-    fn cidr(
-        &mut self,
-        pod: &PodNetwork,
-        binding: Option<Binding>,
-        network: &str,
-        interface: &FieldPath,
-    ) -> Option<String> {
+    fn cidr(&mut self, pod: &PodNetwork, interface: Option<&WireInterface>, path: &FieldPath) {
         let PodNetwork {
             vm_i_pv6_network_cidr,
             vm_network_cidr,
         } = pod;
         let set = |value: &Option<String>| value.clone().filter(|v| !v.is_empty());
-        if set(vm_i_pv6_network_cidr).is_some() {
-            self.causes.none_of(interface, &[("vmIPv6NetworkCIDR", true)]);
-        }
-        let cidr = set(vm_network_cidr)?;
-        if binding == Some(Binding::Bridge) {
-            self.causes.invalid(
-                interface,
-                format!("vmNetworkCIDR of network \"{network}\" needs the masquerade binding"),
-            );
+        self.causes
+            .none_of(path, &[("vmIPv6NetworkCIDR", set(vm_i_pv6_network_cidr).is_some())]);
+        let Some(cidr) = set(vm_network_cidr) else { return };
+        let field = path.child("vmNetworkCIDR");
+        if interface.is_some_and(|interface| interface.masquerade.is_none()) {
+            self.causes
+                .invalid(&field, "vmNetworkCIDR needs the masquerade binding");
         }
         let valid = cidr.split_once('/').is_some_and(|(address, prefix)| {
             address.parse::<Ipv4Addr>().is_ok() && prefix.parse::<u8>().is_ok_and(|p| (8..=30).contains(&p))
         });
         if !valid {
             self.causes.invalid(
-                interface,
-                format!("vmNetworkCIDR \"{cidr}\" of network \"{network}\" is not an IPv4 network such as 10.0.2.0/24"),
+                &field,
+                format!("\"{cidr}\" is not an IPv4 network such as 10.0.2.0/24, with a prefix of 8 to 30"),
             );
         }
-        Some(cidr)
     }
 }

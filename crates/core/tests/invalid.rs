@@ -1,0 +1,118 @@
+//! The table of invalid manifests in `tests/invalid`, asked as admission asks: defaults, then rules.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
+use ferrovirt_core::machine::Architecture;
+use ferrovirt_core::{Cause, ClusterConfig, default_vm, default_vmi, validate_vm, validate_vmi_create};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde::Deserialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    by: By,
+    field: String,
+    reason: String,
+    message: String,
+    manifest: Value,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum By {
+    Rules,
+    Schema,
+}
+
+fn cases() -> Vec<Case> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/invalid");
+    let mut cases = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            for document in serde_yaml_ng::Deserializer::from_str(&text) {
+                cases.push(Case::deserialize(document).unwrap());
+            }
+        }
+    }
+    cases
+}
+
+/// What admission answers; `None`: the manifest cannot even be read.
+fn judge(manifest: &Value) -> Option<Vec<Cause>> {
+    let config = ClusterConfig {
+        architecture: Architecture::Amd64,
+        ..ClusterConfig::standalone()
+    };
+    match manifest["kind"].as_str().unwrap() {
+        "VirtualMachineInstance" => {
+            let mut vmi: VirtualMachineInstance = serde_json::from_value(manifest.clone()).ok()?;
+            default_vmi(
+                &mut vmi,
+                &config,
+                &Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
+                Uuid::nil(),
+            );
+            Some(validate_vmi_create(&vmi, &config, false))
+        }
+        "VirtualMachine" => {
+            let mut vm: VirtualMachine = serde_json::from_value(manifest.clone()).ok()?;
+            default_vm(&mut vm, &config, Uuid::nil(), Uuid::nil());
+            Some(validate_vm(&vm, None, &config))
+        }
+        other => panic!("{other} is no kind of this table"),
+    }
+}
+
+#[test]
+fn every_manifest_is_refused_for_its_reason() {
+    let mut wrong = Vec::new();
+    for Case {
+        name,
+        by,
+        field,
+        reason,
+        message,
+        manifest,
+    } in cases()
+    {
+        let causes = match (by, judge(&manifest)) {
+            (By::Rules, None) => {
+                wrong.push(format!("{name}: cannot be read"));
+                continue;
+            }
+            (By::Schema, None) => continue,
+            (_, Some(causes)) => causes,
+        };
+        let expected = |c: &Cause| c.field == field && c.reason.as_str() == reason && c.message.contains(&message);
+        // What the schema refuses and the types can hold is refused here, too, in our own words.
+        let refused = match by {
+            By::Rules => causes.iter().any(expected),
+            By::Schema => causes.iter().any(|c| c.field == field),
+        };
+        if !refused {
+            wrong.push(format!("{name}: {field} {reason} {message:?} is not among {causes:#?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn the_table_is_large_and_its_names_are_unique() {
+    let cases = cases();
+    let names: BTreeSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+    assert_eq!(names.len(), cases.len());
+    assert!(cases.len() >= 200, "{} cases", cases.len());
+    for case in &cases {
+        assert_eq!(case.manifest["metadata"]["name"], case.name.as_str());
+        assert!(case.by == By::Schema || !case.message.is_empty(), "{}", case.name);
+    }
+}
