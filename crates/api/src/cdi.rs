@@ -8,293 +8,293 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `v1beta1.DataVolumeBlankImage` of the wire API.
+/// An empty disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DataVolumeBlankImage {}
 
-/// `v1beta1.DataVolumeCheckpoint` of the wire API.
+/// One stage of an import in stages.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeCheckpoint {
-    /// `current`.
+    /// Snapshot to copy up to.
     pub current: String,
-    /// `previous`.
+    /// Snapshot that is already here.
     pub previous: String,
 }
 
-/// `v1beta1.DataVolumeSource` of the wire API.
+/// Where the data of a DataVolume come from; exactly one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSource {
-    /// `blank`.
+    /// An empty disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blank: Option<DataVolumeBlankImage>,
-    /// `gcs`.
+    /// Google Cloud Storage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gcs: Option<DataVolumeSourceGCS>,
-    /// `http`.
+    /// A web server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<DataVolumeSourceHTTP>,
-    /// `imageio`.
+    /// oVirt's image service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub imageio: Option<DataVolumeSourceImageIO>,
-    /// `pvc`.
+    /// Another claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pvc: Option<DataVolumeSourcePVC>,
-    /// `registry`.
+    /// A container registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub registry: Option<DataVolumeSourceRegistry>,
-    /// `s3`.
+    /// An S3 bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s3: Option<DataVolumeSourceS3>,
-    /// `snapshot`.
+    /// A volume snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot: Option<DataVolumeSourceSnapshot>,
-    /// `upload`.
+    /// Somebody uploads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub upload: Option<DataVolumeSourceUpload>,
-    /// `vddk`.
+    /// VMware's disk kit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vddk: Option<DataVolumeSourceVDDK>,
 }
 
-/// `v1beta1.DataVolumeSourceGCS` of the wire API.
+/// An object of Google Cloud Storage.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSourceGCS {
-    /// `secretRef`.
+    /// Secret with the credentials, in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<String>,
-    /// `url`.
+    /// Address to read from.
     pub url: String,
 }
 
-/// `v1beta1.DataVolumeSourceHTTP` of the wire API.
+/// A file of a web server.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSourceHTTP {
-    /// `certConfigMap`.
+    /// ConfigMap with certificates of the authorities to trust.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert_config_map: Option<String>,
-    /// `extraHeaders`.
+    /// Headers to send with each request.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub extra_headers: Vec<String>,
-    /// `secretExtraHeaders`.
+    /// Secrets whose values are sent as headers.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub secret_extra_headers: Vec<String>,
-    /// `secretRef`.
+    /// Secret with the credentials, in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<String>,
-    /// `url`.
+    /// Address to read from.
     pub url: String,
 }
 
-/// `v1beta1.DataVolumeSourceImageIO` of the wire API.
+/// A disk of oVirt's image service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSourceImageIO {
-    /// `certConfigMap`.
+    /// ConfigMap with certificates of the authorities to trust.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert_config_map: Option<String>,
-    /// `diskId`.
+    /// Id of the disk.
     pub disk_id: String,
-    /// `insecureSkipVerify`.
+    /// Accept any certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub insecure_skip_verify: Option<bool>,
-    /// `secretRef`.
+    /// Secret with the credentials, in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<String>,
-    /// `url`.
+    /// Address to read from.
     pub url: String,
 }
 
-/// `v1beta1.DataVolumeSourcePVC` of the wire API.
+/// Another claim to copy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSourcePVC {
-    /// `name`.
+    /// Name.
     pub name: String,
-    /// `namespace`.
+    /// Namespace.
     pub namespace: String,
 }
 
-/// `v1beta1.DataVolumeSourceRef` of the wire API.
+/// A reference to an object that knows the source.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSourceRef {
-    /// `kind`.
+    /// Kind of this object.
     pub kind: String,
-    /// `name`.
+    /// Name.
     pub name: String,
-    /// `namespace`.
+    /// Namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
 }
 
-/// `v1beta1.DataVolumeSourceRegistry` of the wire API.
+/// An image of a registry with a disk in `/disk`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSourceRegistry {
-    /// `certConfigMap`.
+    /// ConfigMap with certificates of the authorities to trust.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert_config_map: Option<String>,
-    /// `imageStream`.
+    /// OpenShift image stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_stream: Option<String>,
-    /// `platform`.
+    /// Which of a multi-platform image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<PlatformOptions>,
-    /// `pullMethod`.
+    /// pod: the importer pulls; node: the container runtime does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_method: Option<String>,
-    /// `secretRef`.
+    /// Secret with the credentials, in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<String>,
-    /// `url`.
+    /// Address to read from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
 }
 
-/// `v1beta1.DataVolumeSourceS3` of the wire API.
+/// An object of an S3 bucket.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSourceS3 {
-    /// `certConfigMap`.
+    /// ConfigMap with certificates of the authorities to trust.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert_config_map: Option<String>,
-    /// `secretRef`.
+    /// Secret with the credentials, in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<String>,
-    /// `url`.
+    /// Address to read from.
     pub url: String,
 }
 
-/// `v1beta1.DataVolumeSourceSnapshot` of the wire API.
+/// A volume snapshot to copy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSourceSnapshot {
-    /// `name`.
+    /// Name.
     pub name: String,
-    /// `namespace`.
+    /// Namespace.
     pub namespace: String,
 }
 
-/// `v1beta1.DataVolumeSourceUpload` of the wire API.
+/// Data that a client uploads.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DataVolumeSourceUpload {}
 
-/// `v1beta1.DataVolumeSourceVDDK` of the wire API.
+/// A disk of a VMware machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSourceVDDK {
-    /// `backingFile`.
+    /// Path of the disk in its datastore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing_file: Option<String>,
-    /// `extraArgs`.
+    /// ConfigMap with further options of the disk kit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extra_args: Option<String>,
-    /// `initImageURL`.
+    /// Image that holds the disk kit.
     #[serde(default, rename = "initImageURL", skip_serializing_if = "Option::is_none")]
     pub init_image_url: Option<String>,
-    /// `secretRef`.
+    /// Secret with the credentials, in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<String>,
-    /// `thumbprint`.
+    /// Fingerprint of the host's certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub thumbprint: Option<String>,
-    /// `url`.
+    /// Address to read from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
-    /// `uuid`.
+    /// UUID of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
 }
 
-/// `v1beta1.DataVolumeSpec` of the wire API.
+/// A claim and the data it is to be filled with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSpec {
-    /// `checkpoints`.
+    /// Stages of an import in stages.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub checkpoints: Vec<DataVolumeCheckpoint>,
-    /// `contentType`.
+    /// kubevirt (a disk image) or archive (a tar file).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-    /// `finalCheckpoint`.
+    /// The last checkpoint of the list is the last of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub final_checkpoint: Option<bool>,
-    /// `preallocation`.
+    /// Write the whole size instead of leaving holes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preallocation: Option<bool>,
-    /// `priorityClassName`.
+    /// Priority class of the importer pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority_class_name: Option<String>,
-    /// `pvc`.
+    /// The claim, as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pvc: Option<PersistentVolumeClaimSpec>,
-    /// `source`.
+    /// Where it comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<DataVolumeSource>,
-    /// `sourceRef`.
+    /// An object that knows the source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_ref: Option<DataVolumeSourceRef>,
-    /// `storage`.
+    /// The claim; what is missing is filled in from the storage profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<StorageSpec>,
 }
 
-/// `v1beta1.PlatformOptions` of the wire API.
+/// A platform of a multi-platform image.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PlatformOptions {
-    /// `architecture`.
+    /// Architecture, such as amd64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture: Option<String>,
 }
 
-/// `v1beta1.StorageSpec` of the wire API.
+/// A claim whose gaps are filled in from the storage profile.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageSpec {
-    /// `accessModes`.
+    /// How the claim may be mounted.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub access_modes: Vec<String>,
-    /// `dataSource`.
+    /// Object to fill the claim from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_source: Option<TypedLocalObjectReference>,
-    /// `dataSourceRef`.
+    /// Object to fill the claim from, of any kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_source_ref: Option<TypedObjectReference>,
-    /// `resources`.
+    /// Size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<VolumeResourceRequirements>,
-    /// `selector`.
+    /// Labels of the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<LabelSelector>,
-    /// `storageClassName`.
+    /// Storage class.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage_class_name: Option<String>,
-    /// `volumeMode`.
+    /// Filesystem, Block or FromStorageProfile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Block", "Filesystem", "FromStorageProfile"]))]
     pub volume_mode: Option<String>,
-    /// `volumeName`.
+    /// Name of the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_name: Option<String>,
 }

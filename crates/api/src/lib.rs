@@ -2,6 +2,8 @@
 //!
 //! No client, no runtime: only what goes over the wire.
 
+#![warn(missing_docs)]
+
 pub mod cdi;
 pub mod coverage;
 mod crds;

@@ -6,318 +6,318 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// `v1.ArchConfiguration` of the wire API.
+/// Settings for each architecture.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ArchConfiguration {
-    /// `amd64`.
+    /// Settings for amd64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amd64: Option<ArchSpecificConfiguration>,
-    /// `arm64`.
+    /// Settings for arm64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub arm64: Option<ArchSpecificConfiguration>,
-    /// `defaultArchitecture`.
+    /// Architecture of guests that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_architecture: Option<String>,
-    /// `ppc64le`.
+    /// Settings for ppc64le; not supported any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ppc64le: Option<ArchSpecificConfiguration>,
-    /// `s390x`.
+    /// Settings for s390x.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub s390x: Option<ArchSpecificConfiguration>,
 }
 
-/// `v1.ArchSpecificConfiguration` of the wire API.
+/// Settings of one architecture.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ArchSpecificConfiguration {
-    /// `emulatedMachines`.
+    /// Globs of the machine types that guests may have.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub emulated_machines: Vec<String>,
-    /// `machineType`.
+    /// Machine type of guests that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_type: Option<String>,
-    /// `ovmfPath`.
+    /// Directory of the UEFI firmware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ovmf_path: Option<String>,
 }
 
-/// `v1.ChangedBlockTrackingSelectors` of the wire API.
+/// Which VMs have changed block tracking.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangedBlockTrackingSelectors {
-    /// `namespaceLabelSelector`.
+    /// Labels of their namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_label_selector: Option<LabelSelector>,
-    /// `virtualMachineLabelSelector`.
+    /// Their labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_machine_label_selector: Option<LabelSelector>,
 }
 
-/// `v1.CommonInstancetypesDeployment` of the wire API.
+/// Whether the common instancetypes are installed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CommonInstancetypesDeployment {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
 }
 
-/// `v1.ConfidentialComputeConfiguration` of the wire API.
+/// Settings of confidential guests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfidentialComputeConfiguration {
-    /// `tdx`.
+    /// Intel TDX.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tdx: Option<TDXConfiguration>,
 }
 
-/// `v1.CustomProfile` of the wire API.
+/// A seccomp profile of one's own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CustomProfile {
-    /// `localhostProfile`.
+    /// File on the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub localhost_profile: Option<String>,
-    /// `runtimeDefaultProfile`.
+    /// Use the container runtime's default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime_default_profile: Option<bool>,
 }
 
-/// `v1.DeveloperConfiguration` of the wire API.
+/// Feature gates and settings for tests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeveloperConfiguration {
-    /// `clusterProfiler`.
+    /// Serve profiles of all components.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cluster_profiler: Option<bool>,
-    /// `cpuAllocationRatio`.
+    /// Guest CPUs for each CPU that a pod requests; default 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_allocation_ratio: Option<i32>,
-    /// `disabledFeatureGates`.
+    /// Feature gates to close.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub disabled_feature_gates: Vec<String>,
-    /// `diskVerification`.
+    /// Limits of the check of disk images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_verification: Option<DiskVerification>,
-    /// `featureGates`.
+    /// Feature gates to open.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub feature_gates: Vec<String>,
-    /// `logVerbosity`.
+    /// How much each component logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_verbosity: Option<LogVerbosity>,
-    /// `memoryOvercommit`.
+    /// Percent of the requested memory that guests see; default 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_overcommit: Option<i32>,
-    /// `minimumClusterTSCFrequency`.
+    /// Lowest TSC frequency of the cluster's nodes, in Hz.
     #[serde(
         default,
         rename = "minimumClusterTSCFrequency",
         skip_serializing_if = "Option::is_none"
     )]
     pub minimum_cluster_tsc_frequency: Option<i64>,
-    /// `minimumReservePVCBytes`.
+    /// Bytes left free in a claim.
     #[serde(default, rename = "minimumReservePVCBytes", skip_serializing_if = "Option::is_none")]
     pub minimum_reserve_pvc_bytes: Option<i64>,
-    /// `nodeSelectors`.
+    /// Labels that nodes of guests must have.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub node_selectors: BTreeMap<String, String>,
-    /// `pvcTolerateLessSpaceUpToPercent`.
+    /// Percent by which a file system may be too small for its image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pvc_tolerate_less_space_up_to_percent: Option<i32>,
-    /// `useEmulation`.
+    /// Emulate guests where there is no KVM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub use_emulation: Option<bool>,
 }
 
-/// `v1.DisableFreePageReporting` of the wire API.
+/// Turns free page reporting off by being there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DisableFreePageReporting {}
 
-/// `v1.DisableSerialConsoleLog` of the wire API.
+/// Turns the log of serial consoles off by being there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DisableSerialConsoleLog {}
 
-/// `v1.DiskVerification` of the wire API.
+/// Limits of the check of disk images.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DiskVerification {
-    /// `memoryLimit`.
+    /// Memory that the check may use.
     pub memory_limit: Quantity,
 }
 
-/// `v1.HypervisorConfiguration` of the wire API.
+/// A hypervisor that may be used.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HypervisorConfiguration {
-    /// `name`.
+    /// kvm or another one's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
-/// `v1.InstancetypeConfiguration` of the wire API.
+/// How VMs refer to instancetypes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstancetypeConfiguration {
-    /// `referencePolicy`.
+    /// reference, expand or expandAll.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_policy: Option<String>,
 }
 
-/// `v1.InterfaceBindingMigration` of the wire API.
+/// How a binding plugin migrates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InterfaceBindingMigration {
-    /// `method`.
+    /// Method, such as link-refresh.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
 }
 
-/// `v1.InterfaceBindingPlugin` of the wire API.
+/// A network binding that a plugin provides.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InterfaceBindingPlugin {
-    /// `computeResourceOverhead`.
+    /// What the plugin needs in the launcher pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compute_resource_overhead: Option<ResourceRequirementsWithoutClaims>,
-    /// `domainAttachmentType`.
+    /// tap or managedTap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain_attachment_type: Option<String>,
-    /// `downwardAPI`.
+    /// What the plugin is told: device-info.
     #[serde(default, rename = "downwardAPI", skip_serializing_if = "Option::is_none")]
     pub downward_api: Option<String>,
-    /// `migration`.
+    /// How it migrates; without it guests with this binding do not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration: Option<InterfaceBindingMigration>,
-    /// `networkAttachmentDefinition`.
+    /// NAMESPACE/NAME of the plugin's network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_attachment_definition: Option<String>,
-    /// `sidecarImage`.
+    /// Image of the plugin's sidecar.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sidecar_image: Option<String>,
 }
 
-/// `v1.KSMConfiguration` of the wire API.
+/// Where equal memory pages are merged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KSMConfiguration {
-    /// `nodeLabelSelector`.
+    /// Labels of the nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_label_selector: Option<LabelSelector>,
 }
 
-/// `v1.KubeVirtConfiguration` of the wire API.
+/// How Ferrovirt behaves in this cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KubeVirtConfiguration {
-    /// `additionalGuestMemoryOverheadRatio`.
+    /// Factor on the overhead that launcher pods request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub additional_guest_memory_overhead_ratio: Option<String>,
-    /// `apiConfiguration`.
+    /// Settings of virt-api.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_configuration: Option<ReloadableComponentConfiguration>,
-    /// `architectureConfiguration`.
+    /// Settings for each architecture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture_configuration: Option<ArchConfiguration>,
-    /// `autoCPULimitNamespaceLabelSelector`.
+    /// Namespaces whose guests get a CPU limit.
     #[serde(
         default,
         rename = "autoCPULimitNamespaceLabelSelector",
         skip_serializing_if = "Option::is_none"
     )]
     pub auto_cpu_limit_namespace_label_selector: Option<LabelSelector>,
-    /// `changedBlockTrackingLabelSelectors`.
+    /// Which VMs have changed block tracking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_block_tracking_label_selectors: Option<ChangedBlockTrackingSelectors>,
-    /// `commonInstancetypesDeployment`.
+    /// Whether the common instancetypes are installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub common_instancetypes_deployment: Option<CommonInstancetypesDeployment>,
-    /// `confidentialCompute`.
+    /// Settings of confidential guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confidential_compute: Option<ConfidentialComputeConfiguration>,
-    /// `controllerConfiguration`.
+    /// Settings of virt-controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller_configuration: Option<ReloadableComponentConfiguration>,
-    /// `cpuModel`.
+    /// CPU model of guests that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_model: Option<String>,
-    /// `cpuRequest`.
+    /// CPU request of guests that name none; default 100m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_request: Option<Quantity>,
-    /// `defaultRuntimeClass`.
+    /// Runtime class of launcher pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_runtime_class: Option<String>,
-    /// `developerConfiguration`.
+    /// Feature gates and settings for tests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub developer_configuration: Option<DeveloperConfiguration>,
-    /// `emulatedMachines`.
+    /// Globs of the machine types that guests may have.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub emulated_machines: Vec<String>,
-    /// `evictionStrategy`.
+    /// Eviction strategy of guests that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eviction_strategy: Option<String>,
-    /// `handlerConfiguration`.
+    /// Settings of virt-handler.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handler_configuration: Option<ReloadableComponentConfiguration>,
-    /// `hypervisors`.
+    /// Hypervisors that may be used.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub hypervisors: Vec<HypervisorConfiguration>,
-    /// `imagePullPolicy`.
+    /// When to ask the registry: Always, IfNotPresent or Never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
     pub image_pull_policy: Option<String>,
-    /// `instancetype`.
+    /// How VMs refer to instancetypes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instancetype: Option<InstancetypeConfiguration>,
-    /// `ksmConfiguration`.
+    /// Where equal memory pages are merged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ksm_configuration: Option<KSMConfiguration>,
-    /// `liveUpdateConfiguration`.
+    /// Limits of changes to running guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub live_update_configuration: Option<LiveUpdateConfiguration>,
-    /// `machineType`.
+    /// Machine type of guests that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_type: Option<String>,
-    /// `mediatedDevicesConfiguration`.
+    /// Mediated devices to create on nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mediated_devices_configuration: Option<MediatedDevicesConfiguration>,
-    /// `memBalloonStatsPeriod`.
+    /// Seconds between memory statistics of guests; default 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mem_balloon_stats_period: Option<i64>,
-    /// `migrations`.
+    /// How guests migrate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migrations: Option<MigrationConfiguration>,
-    /// `minCPUModel`.
+    /// Oldest CPU model; superseded.
     #[serde(default, rename = "minCPUModel", skip_serializing_if = "Option::is_none")]
     pub min_cpu_model: Option<String>,
-    /// `network`.
+    /// Network defaults and bindings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkConfiguration>,
-    /// `obsoleteCPUModels`.
+    /// CPU models that nodes do not offer.
     #[serde(
         rename = "obsoleteCPUModels",
         default,
@@ -325,132 +325,132 @@ pub struct KubeVirtConfiguration {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub obsolete_cpu_models: BTreeMap<String, bool>,
-    /// `ovmfPath`.
+    /// Directory of the UEFI firmware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ovmf_path: Option<String>,
-    /// `permittedHostDevices`.
+    /// Host devices that guests may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permitted_host_devices: Option<PermittedHostDevices>,
-    /// `persistentReservationConfiguration`.
+    /// SCSI persistent reservations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_reservation_configuration: Option<PersistentReservationConfiguration>,
-    /// `roleAggregationStrategy`.
+    /// AggregateToDefault or Manual.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role_aggregation_strategy: Option<String>,
-    /// `seccompConfiguration`.
+    /// Seccomp profiles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp_configuration: Option<SeccompConfiguration>,
-    /// `selinuxLauncherType`.
+    /// SELinux type of launcher pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux_launcher_type: Option<String>,
-    /// `smbios`.
+    /// What guests read in SMBIOS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smbios: Option<SMBiosConfiguration>,
-    /// `supportContainerResources`.
+    /// Resources of helper containers.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub support_container_resources: Vec<SupportContainerResources>,
-    /// `supportedGuestAgentVersions`.
+    /// Guest agent versions; superseded.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub supported_guest_agent_versions: Vec<String>,
-    /// `tlsConfiguration`.
+    /// TLS of all servers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls_configuration: Option<TLSConfiguration>,
-    /// `virtTemplateDeployment`.
+    /// Whether VM templates are installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virt_template_deployment: Option<VirtTemplateDeployment>,
-    /// `virtualMachineInstancesPerNode`.
+    /// Most guests on one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_machine_instances_per_node: Option<i32>,
-    /// `virtualMachineOptions`.
+    /// Switches that hold for all guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_machine_options: Option<VirtualMachineOptions>,
-    /// `vmRolloutStrategy`.
+    /// LiveUpdate or Stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm_rollout_strategy: Option<String>,
-    /// `vmStateStorageClass`.
+    /// Storage class of the state of TPM and firmware.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm_state_storage_class: Option<String>,
-    /// `webhookConfiguration`.
+    /// Settings of the webhooks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook_configuration: Option<ReloadableComponentConfiguration>,
 }
 
-/// `v1.LiveUpdateConfiguration` of the wire API.
+/// Limits of changes to running guests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LiveUpdateConfiguration {
-    /// `maxCpuSockets`.
+    /// Most sockets of a guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_cpu_sockets: Option<i64>,
-    /// `maxGuest`.
+    /// Most memory of a guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_guest: Option<Quantity>,
-    /// `maxHotplugRatio`.
+    /// Default ceiling as a multiple of what a guest starts with; default 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_hotplug_ratio: Option<i64>,
 }
 
-/// `v1.LogVerbosity` of the wire API.
+/// How much each component logs; 2 is the default, 9 is most.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LogVerbosity {
-    /// `nodeVerbosity`.
+    /// virt-handler's verbosity on single nodes.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub node_verbosity: BTreeMap<String, i32>,
-    /// `virtAPI`.
+    /// virt-api.
     #[serde(default, rename = "virtAPI", skip_serializing_if = "Option::is_none")]
     pub virt_api: Option<i32>,
-    /// `virtController`.
+    /// virt-controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virt_controller: Option<i32>,
-    /// `virtHandler`.
+    /// virt-handler.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virt_handler: Option<i32>,
-    /// `virtLauncher`.
+    /// virt-launcher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virt_launcher: Option<i32>,
-    /// `virtOperator`.
+    /// virt-operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virt_operator: Option<i32>,
-    /// `virtSynchronizationController`.
+    /// virt-synchronization-controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virt_synchronization_controller: Option<i32>,
 }
 
-/// `v1.MediatedDevicesConfiguration` of the wire API.
+/// Mediated devices to create on nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MediatedDevicesConfiguration {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// `mediatedDeviceTypes`.
+    /// Types of mediated devices to create.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub mediated_device_types: Vec<String>,
-    /// `mediatedDevicesTypes`.
+    /// Types of mediated devices to create; superseded by `mediatedDeviceTypes`.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub mediated_devices_types: Vec<String>,
-    /// `nodeMediatedDeviceTypes`.
+    /// Other types for some nodes.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -459,151 +459,151 @@ pub struct MediatedDevicesConfiguration {
     pub node_mediated_device_types: Vec<NodeMediatedDeviceTypesConfig>,
 }
 
-/// `v1.MediatedHostDevice` of the wire API.
+/// A mediated device that guests may use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MediatedHostDevice {
-    /// `externalResourceProvider`.
+    /// The resource is offered by a device plugin of somebody else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_resource_provider: Option<bool>,
-    /// `mdevNameSelector`.
+    /// Name of the type.
     pub mdev_name_selector: String,
-    /// `resourceName`.
+    /// Name of the device resource that nodes offer.
     pub resource_name: String,
 }
 
-/// `v1.MigrationConfiguration` of the wire API.
+/// How guests migrate.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationConfiguration {
-    /// `allowAutoConverge`.
+    /// Slow the guest down when its memory changes faster than it can be sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_auto_converge: Option<bool>,
-    /// `allowPostCopy`.
+    /// Move the guest before all of its memory has been sent, when sending does not get ahead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_post_copy: Option<bool>,
-    /// `allowWorkloadDisruption`.
+    /// Pause the guest, or switch to post-copy, when sending does not get ahead; otherwise the migration is given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_workload_disruption: Option<bool>,
-    /// `bandwidthPerMigration`.
+    /// Ceiling per second for one migration; 0: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_per_migration: Option<Quantity>,
-    /// `completionTimeoutPerGiB`.
+    /// Seconds that a migration may take for each GiB of guest memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_timeout_per_gi_b: Option<i64>,
-    /// `disableTLS`.
+    /// Send the guest's memory unencrypted.
     #[serde(default, rename = "disableTLS", skip_serializing_if = "Option::is_none")]
     pub disable_tls: Option<bool>,
-    /// `matchSELinuxLevelOnMigration`.
+    /// Give the target pod the SELinux level of the source pod.
     #[serde(
         default,
         rename = "matchSELinuxLevelOnMigration",
         skip_serializing_if = "Option::is_none"
     )]
     pub match_se_linux_level_on_migration: Option<bool>,
-    /// `maxDowntimeMs`.
+    /// Longest pause of the guest at the switch, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_downtime_ms: Option<i64>,
-    /// `network`.
+    /// NetworkAttachmentDefinition to migrate over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// `nodeDrainTaintKey`.
+    /// Key of the taint that makes VMIs leave a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_drain_taint_key: Option<String>,
-    /// `parallelMigrationsPerCluster`.
+    /// Migrations at the same time in the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel_migrations_per_cluster: Option<i64>,
-    /// `parallelOutboundMigrationsPerNode`.
+    /// Migrations at the same time out of one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel_outbound_migrations_per_node: Option<i64>,
-    /// `progressTimeout`.
+    /// Seconds without progress after which a migration is given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress_timeout: Option<i64>,
-    /// `unsafeMigrationOverride`.
+    /// Migrate although libvirt calls it unsafe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsafe_migration_override: Option<bool>,
-    /// `utilityVolumesTimeout`.
+    /// Seconds to wait for utility volumes to go before a migration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub utility_volumes_timeout: Option<i64>,
 }
 
-/// `v1.NetworkConfiguration` of the wire API.
+/// Network defaults and bindings.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NetworkConfiguration {
-    /// `binding`.
+    /// Bindings that plugins provide, by name.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub binding: BTreeMap<String, InterfaceBindingPlugin>,
-    /// `defaultNetworkInterface`.
+    /// bridge or masquerade, for guests that name no interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_network_interface: Option<String>,
-    /// `permitBridgeInterfaceOnPodNetwork`.
+    /// Guests may take over the pod's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permit_bridge_interface_on_pod_network: Option<bool>,
-    /// `permitSlirpInterface`.
+    /// Has no effect any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permit_slirp_interface: Option<bool>,
 }
 
-/// `v1.NodeMediatedDeviceTypesConfig` of the wire API.
+/// Types of mediated devices for some nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeMediatedDeviceTypesConfig {
-    /// `mediatedDeviceTypes`.
+    /// Types of mediated devices to create.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub mediated_device_types: Vec<String>,
-    /// `mediatedDevicesTypes`.
+    /// Types of mediated devices to create; superseded by `mediatedDeviceTypes`.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub mediated_devices_types: Vec<String>,
-    /// `nodeSelector`.
+    /// Labels that a node must have.
     #[serde(deserialize_with = "crate::null_default")]
     pub node_selector: BTreeMap<String, String>,
 }
 
-/// `v1.PciHostDevice` of the wire API.
+/// A PCI device that guests may use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PciHostDevice {
-    /// `externalResourceProvider`.
+    /// The resource is offered by a device plugin of somebody else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_resource_provider: Option<bool>,
-    /// `pciVendorSelector`.
+    /// VENDOR:PRODUCT in hexadecimal.
     pub pci_vendor_selector: String,
-    /// `resourceName`.
+    /// Name of the device resource that nodes offer.
     pub resource_name: String,
 }
 
-/// `v1.PermittedHostDevices` of the wire API.
+/// Host devices that guests may use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PermittedHostDevices {
-    /// `mediatedDevices`.
+    /// Mediated devices.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub mediated_devices: Vec<MediatedHostDevice>,
-    /// `pciHostDevices`.
+    /// PCI devices.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub pci_host_devices: Vec<PciHostDevice>,
-    /// `usb`.
+    /// USB devices.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -612,54 +612,54 @@ pub struct PermittedHostDevices {
     pub usb: Vec<USBHostDevice>,
 }
 
-/// `v1.PersistentReservationConfiguration` of the wire API.
+/// SCSI persistent reservations.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PersistentReservationConfiguration {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
 }
 
-/// `v1.RESTClientConfiguration` of the wire API.
+/// How a component talks to the API server.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RESTClientConfiguration {
-    /// `rateLimiter`.
+    /// Limit of its requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
 }
 
-/// `v1.RateLimiter` of the wire API.
+/// Limit of requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RateLimiter {
-    /// `tokenBucketRateLimiter`.
+    /// A token bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_bucket_rate_limiter: Option<TokenBucketRateLimiter>,
 }
 
-/// `v1.ReloadableComponentConfiguration` of the wire API.
+/// Settings that a component takes over while it runs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReloadableComponentConfiguration {
-    /// `restClient`.
+    /// How it talks to the API server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest_client: Option<RESTClientConfiguration>,
 }
 
-/// `v1.ResourceRequirementsWithoutClaims` of the wire API.
+/// Requests and limits.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceRequirementsWithoutClaims {
-    /// `limits`.
+    /// Most that may be used.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub limits: BTreeMap<String, Quantity>,
-    /// `requests`.
+    /// Least that is reserved.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -668,103 +668,103 @@ pub struct ResourceRequirementsWithoutClaims {
     pub requests: BTreeMap<String, Quantity>,
 }
 
-/// `v1.SMBiosConfiguration` of the wire API.
+/// What guests read in SMBIOS.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SMBiosConfiguration {
-    /// `family`.
+    /// Product family.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub family: Option<String>,
-    /// `manufacturer`.
+    /// Manufacturer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manufacturer: Option<String>,
-    /// `product`.
+    /// Product.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub product: Option<String>,
-    /// `sku`.
+    /// Stock keeping unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sku: Option<String>,
-    /// `version`.
+    /// Version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
 }
 
-/// `v1.SeccompConfiguration` of the wire API.
+/// Seccomp profiles.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SeccompConfiguration {
-    /// `virtualMachineInstanceProfile`.
+    /// Profile of launcher pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_machine_instance_profile: Option<VirtualMachineInstanceProfile>,
 }
 
-/// `v1.SupportContainerResources` of the wire API.
+/// Resources of one type of helper container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SupportContainerResources {
-    /// `resources`.
+    /// Its requests and limits.
     pub resources: ResourceRequirementsWithoutClaims,
-    /// `type`.
+    /// hotplug-disk, container-disk, virtiofs, sidecar, vmexport or guest-console-log.
     pub r#type: String,
 }
 
-/// `v1.TDXAttestationConfiguration` of the wire API.
+/// How TDX guests prove themselves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TDXAttestationConfiguration {
-    /// `enforced`.
+    /// A node without it is not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced: Option<bool>,
-    /// `qgsSocketPath`.
+    /// Socket of the quote generation service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qgs_socket_path: Option<String>,
 }
 
-/// `v1.TDXConfiguration` of the wire API.
+/// Intel TDX.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TDXConfiguration {
-    /// `attestation`.
+    /// How guests prove themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attestation: Option<TDXAttestationConfiguration>,
 }
 
-/// `v1.TLSConfiguration` of the wire API.
+/// TLS of all servers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TLSConfiguration {
-    /// `ciphers`.
+    /// Cipher suites, for TLS before 1.3.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub ciphers: Vec<String>,
-    /// `minTLSVersion`.
+    /// Oldest version, such as VersionTLS12.
     #[serde(default, rename = "minTLSVersion", skip_serializing_if = "Option::is_none")]
     pub min_tls_version: Option<String>,
 }
 
-/// `v1.TokenBucketRateLimiter` of the wire API.
+/// A token bucket.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TokenBucketRateLimiter {
-    /// `burst`.
+    /// Requests that may come at once.
     pub burst: i32,
-    /// `qps`.
+    /// Requests per second.
     pub qps: f32,
 }
 
-/// `v1.USBHostDevice` of the wire API.
+/// USB devices that guests may use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct USBHostDevice {
-    /// `externalResourceProvider`.
+    /// The resource is offered by a device plugin of somebody else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_resource_provider: Option<bool>,
-    /// `resourceName`.
+    /// Name of the device resource that nodes offer.
     pub resource_name: String,
-    /// `selectors`.
+    /// Which devices belong to it.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -773,42 +773,42 @@ pub struct USBHostDevice {
     pub selectors: Vec<USBSelector>,
 }
 
-/// `v1.USBSelector` of the wire API.
+/// One kind of USB device.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct USBSelector {
-    /// `product`.
+    /// Product id in hexadecimal.
     pub product: String,
-    /// `vendor`.
+    /// Vendor id in hexadecimal.
     pub vendor: String,
 }
 
-/// `v1.VirtTemplateDeployment` of the wire API.
+/// Whether VM templates are installed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtTemplateDeployment {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
 }
 
-/// `v1.VirtualMachineInstanceProfile` of the wire API.
+/// Seccomp profile of launcher pods.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceProfile {
-    /// `customProfile`.
+    /// A profile of one's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom_profile: Option<CustomProfile>,
 }
 
-/// `v1.VirtualMachineOptions` of the wire API.
+/// Switches that hold for all guests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineOptions {
-    /// `disableFreePageReporting`.
+    /// No guest reports free pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disable_free_page_reporting: Option<DisableFreePageReporting>,
-    /// `disableSerialConsoleLog`.
+    /// No serial console is logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disable_serial_console_log: Option<DisableSerialConsoleLog>,
 }

@@ -6,287 +6,287 @@ use super::networks::Interface;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `v1.ClientPassthroughDevices` of the wire API.
+/// Allows redirection of a client's USB devices.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientPassthroughDevices {}
 
-/// `v1.Devices` of the wire API.
+/// The devices of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Devices {
-    /// `autoattachGraphicsDevice`.
+    /// Video card and VNC; default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoattach_graphics_device: Option<bool>,
-    /// `autoattachInputDevice`.
+    /// A tablet; default false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoattach_input_device: Option<bool>,
-    /// `autoattachMemBalloon`.
+    /// The memory balloon; default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoattach_mem_balloon: Option<bool>,
-    /// `autoattachPodInterface`.
+    /// An interface on the pod network when none is named; default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoattach_pod_interface: Option<bool>,
-    /// `autoattachSerialConsole`.
+    /// The first serial port; default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoattach_serial_console: Option<bool>,
-    /// `autoattachVSOCK`.
+    /// A vsock device; default false.
     #[serde(default, rename = "autoattachVSOCK", skip_serializing_if = "Option::is_none")]
     pub autoattach_vsock: Option<bool>,
-    /// `blockMultiQueue`.
+    /// A queue of each virtio disk for each vCPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_multi_queue: Option<bool>,
-    /// `clientPassthrough`.
+    /// Redirection of a client's USB devices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_passthrough: Option<ClientPassthroughDevices>,
-    /// `disableHotplug`.
+    /// Nothing can be plugged in while the guest runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disable_hotplug: Option<bool>,
-    /// `disks`.
+    /// Disks, CD-ROMs and LUNs; each stands for the volume of its name.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub disks: Vec<Disk>,
-    /// `downwardMetrics`.
+    /// Metrics of the host for the guest, over virtio-serial.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downward_metrics: Option<DownwardMetrics>,
-    /// `filesystems`.
+    /// Shared file systems; each stands for the volume of its name.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub filesystems: Vec<Filesystem>,
-    /// `gpus`.
+    /// GPUs of the host.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub gpus: Vec<GPU>,
-    /// `hostDevices`.
+    /// Devices of the host.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub host_devices: Vec<HostDevice>,
-    /// `inputs`.
+    /// Input devices.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub inputs: Vec<Input>,
-    /// `interfaces`.
+    /// Network interfaces; each stands for the network of its name.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub interfaces: Vec<Interface>,
-    /// `logSerialConsole`.
+    /// Log the first serial port; default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_serial_console: Option<bool>,
-    /// `networkInterfaceMultiqueue`.
+    /// A queue of each virtio NIC for each vCPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_interface_multiqueue: Option<bool>,
-    /// `panicDevices`.
+    /// Devices by which the guest tells that it panicked.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub panic_devices: Vec<PanicDevice>,
-    /// `rng`.
+    /// A source of random numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng: Option<Rng>,
-    /// `sound`.
+    /// A sound card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sound: Option<SoundDevice>,
-    /// `tpm`.
+    /// A trusted platform module.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm: Option<TPMDevice>,
-    /// `useVirtioTransitional`.
+    /// virtio devices also speak virtio 0.9, for old guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub use_virtio_transitional: Option<bool>,
-    /// `video`.
+    /// The video card.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub video: Option<VideoDevice>,
-    /// `watchdog`.
+    /// A watchdog.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Watchdog>,
 }
 
-/// `v1.Diag288Watchdog` of the wire API.
+/// Watchdog of IBM Z.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Diag288Watchdog {
-    /// `action`.
+    /// What the guest is put through when the watchdog fires: reset, poweroff or shutdown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
 }
 
-/// `v1.DownwardMetrics` of the wire API.
+/// Metrics of the host for the guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DownwardMetrics {}
 
-/// `v1.Filesystem` of the wire API.
+/// A shared file system.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Filesystem {
-    /// `name`.
+    /// Name of the volume, and tag that the guest mounts.
     pub name: String,
-    /// `virtiofs`.
+    /// virtiofs.
     pub virtiofs: FilesystemVirtiofs,
 }
 
-/// `v1.FilesystemVirtiofs` of the wire API.
+/// virtiofs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FilesystemVirtiofs {}
 
-/// `v1.GPU` of the wire API.
+/// A GPU of the host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GPU {
-    /// `claimName`.
+    /// Name of the PersistentVolumeClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_name: Option<String>,
-    /// `deviceName`.
+    /// Resource that the node's device plugin offers, such as `vendor.com/DEVICE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_name: Option<String>,
-    /// `name`.
+    /// Name.
     pub name: String,
-    /// `requestName`.
+    /// Request inside the claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_name: Option<String>,
-    /// `tag`.
+    /// Tag that the guest finds in the device's metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
-    /// `virtualGPUOptions`.
+    /// Options of virtual GPUs.
     #[serde(default, rename = "virtualGPUOptions", skip_serializing_if = "Option::is_none")]
     pub virtual_gpu_options: Option<VGPUOptions>,
 }
 
-/// `v1.HostDevice` of the wire API.
+/// A device of the host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostDevice {
-    /// `claimName`.
+    /// Name of the PersistentVolumeClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_name: Option<String>,
-    /// `deviceName`.
+    /// Resource that the node's device plugin offers, such as `vendor.com/DEVICE`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_name: Option<String>,
-    /// `name`.
+    /// Name.
     pub name: String,
-    /// `requestName`.
+    /// Request inside the claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_name: Option<String>,
-    /// `tag`.
+    /// Tag that the guest finds in the device's metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
 }
 
-/// `v1.I6300ESBWatchdog` of the wire API.
+/// Watchdog of Intel's 6300ESB.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct I6300ESBWatchdog {
-    /// `action`.
+    /// What the guest is put through when the watchdog fires: reset, poweroff or shutdown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
 }
 
-/// `v1.Input` of the wire API.
+/// An input device.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Input {
-    /// `bus`.
+    /// usb or virtio; default usb.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
-    /// `name`.
+    /// Name.
     pub name: String,
-    /// `type`.
+    /// tablet.
     pub r#type: String,
 }
 
-/// `v1.PanicDevice` of the wire API.
+/// A device by which the guest tells that it panicked.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PanicDevice {
-    /// `model`.
+    /// isa, hyperv or pvpanic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
 }
 
-/// `v1.Rng` of the wire API.
+/// A virtio source of random numbers, fed by the host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rng {}
 
-/// `v1.SoundDevice` of the wire API.
+/// A sound card.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SoundDevice {
-    /// `model`.
+    /// ich9 or ac97.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// `name`.
+    /// Name.
     pub name: String,
 }
 
-/// `v1.TPMDevice` of the wire API.
+/// A trusted platform module.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TPMDevice {
-    /// `enabled`.
+    /// Default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// `persistent`.
+    /// Its state survives a stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent: Option<bool>,
 }
 
-/// `v1.VGPUDisplayOptions` of the wire API.
+/// Display of a virtual GPU.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VGPUDisplayOptions {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// `ramFB`.
+    /// A boot display.
     #[serde(default, rename = "ramFB", skip_serializing_if = "Option::is_none")]
     pub ram_fb: Option<FeatureState>,
 }
 
-/// `v1.VGPUOptions` of the wire API.
+/// Options of a virtual GPU.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VGPUOptions {
-    /// `display`.
+    /// Its display.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display: Option<VGPUDisplayOptions>,
 }
 
-/// `v1.VideoDevice` of the wire API.
+/// The video card.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VideoDevice {
-    /// `type`.
+    /// vga, virtio, bochs, cirrus or ramfb.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#type: Option<String>,
 }
 
-/// `v1.Watchdog` of the wire API.
+/// A watchdog.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Watchdog {
-    /// `diag288`.
+    /// For IBM Z.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diag288: Option<Diag288Watchdog>,
-    /// `i6300esb`.
+    /// For PCI machines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub i6300esb: Option<I6300ESBWatchdog>,
-    /// `name`.
+    /// Name.
     pub name: String,
 }

@@ -3,130 +3,130 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `v1.BlockSize` of the wire API.
+/// Block sizes that the guest sees.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BlockSize {
-    /// `custom`.
+    /// These sizes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub custom: Option<CustomBlockSize>,
-    /// `matchVolume`.
+    /// Those of the volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub match_volume: Option<FeatureState>,
 }
 
-/// `v1.CDRomTarget` of the wire API.
+/// A CD-ROM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CDRomTarget {
-    /// `bus`.
+    /// sata or scsi; default sata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
-    /// `readonly`.
+    /// Default true.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readonly: Option<bool>,
-    /// `tray`.
+    /// open or closed; default closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tray: Option<String>,
 }
 
-/// `v1.CustomBlockSize` of the wire API.
+/// Block sizes in bytes: powers of 2 from 512 to 2097152.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CustomBlockSize {
-    /// `discardGranularity`.
+    /// Least unit of a discard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub discard_granularity: Option<i32>,
-    /// `logical`.
+    /// Least unit of an access.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logical: Option<i32>,
-    /// `physical`.
+    /// Unit of the medium; at least the logical size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub physical: Option<i32>,
 }
 
-/// `v1.Disk` of the wire API.
+/// A disk, CD-ROM or LUN.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Disk {
-    /// `blockSize`.
+    /// Block sizes that the guest sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<BlockSize>,
-    /// `bootOrder`.
+    /// Place in the boot order; 1 is first. Unique among disks and interfaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_order: Option<i32>,
-    /// `cache`.
+    /// none, writethrough or writeback; by default none where the file system can, else writethrough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<String>,
-    /// `cdrom`.
+    /// It is a CD-ROM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cdrom: Option<CDRomTarget>,
-    /// `changedBlockTracking`.
+    /// Track changed blocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_block_tracking: Option<bool>,
-    /// `dedicatedIOThread`.
+    /// It has an I/O thread of its own.
     #[serde(default, rename = "dedicatedIOThread", skip_serializing_if = "Option::is_none")]
     pub dedicated_io_thread: Option<bool>,
-    /// `disk`.
+    /// It is a disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskTarget>,
-    /// `errorPolicy`.
+    /// What to do on an I/O error: stop (default), ignore, report or enospace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_policy: Option<String>,
-    /// `io`.
+    /// native or threads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io: Option<String>,
-    /// `lun`.
+    /// It is a LUN: SCSI commands reach the host's device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lun: Option<LunTarget>,
-    /// `name`.
+    /// Name of the disk and of its volume.
     pub name: String,
-    /// `serial`.
+    /// Serial number that the guest sees; at most 256 of A-Z a-z 0-9 _ . + -.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// `shareable`.
+    /// Several guests may use it at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shareable: Option<bool>,
-    /// `tag`.
+    /// Tag that the guest finds in the device's metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
 }
 
-/// `v1.DiskTarget` of the wire API.
+/// A disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DiskTarget {
-    /// `bus`.
+    /// virtio, sata, scsi or usb; default sata on amd64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
-    /// `pciAddress`.
+    /// PCI address such as 0000:81:01.0; virtio only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pci_address: Option<String>,
-    /// `readonly`.
+    /// The guest cannot write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readonly: Option<bool>,
 }
 
-/// `v1.FeatureState` of the wire API.
+/// A switch; on by default when it is there.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FeatureState {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
 }
 
-/// `v1.LunTarget` of the wire API.
+/// A LUN.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LunTarget {
-    /// `bus`.
+    /// virtio, sata or scsi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bus: Option<String>,
-    /// `readonly`.
+    /// The guest cannot write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readonly: Option<bool>,
-    /// `reservation`.
+    /// SCSI persistent reservations reach the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reservation: Option<bool>,
 }

@@ -7,540 +7,540 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// `v1.ACPI` of the wire API.
+/// ACPI tables handed to the guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ACPI {
-    /// `msdmNameRef`.
+    /// Secret volume with a MSDM table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub msdm_name_ref: Option<String>,
-    /// `slicNameRef`.
+    /// Secret volume with a SLIC table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slic_name_ref: Option<String>,
 }
 
-/// `v1.BIOS` of the wire API.
+/// Boot by BIOS.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BIOS {
-    /// `useSerial`.
+    /// Its messages go to the serial console.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub use_serial: Option<bool>,
 }
 
-/// `v1.Bootloader` of the wire API.
+/// How the guest boots.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Bootloader {
-    /// `bios`.
+    /// By BIOS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bios: Option<BIOS>,
-    /// `efi`.
+    /// By UEFI.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub efi: Option<EFI>,
 }
 
-/// `v1.CPU` of the wire API.
+/// The guest's processor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CPU {
-    /// `cores`.
+    /// Cores in each socket; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cores: Option<i64>,
-    /// `dedicatedCpuPlacement`.
+    /// Each vCPU has a CPU of the host for itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedicated_cpu_placement: Option<bool>,
-    /// `features`.
+    /// Features to add to the model or take from it.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub features: Vec<CPUFeature>,
-    /// `isolateEmulatorThread`.
+    /// One more CPU of the host for QEMU itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolate_emulator_thread: Option<bool>,
-    /// `maxSockets`.
+    /// Sockets that can be plugged in while the guest runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_sockets: Option<i64>,
-    /// `model`.
+    /// host-model, host-passthrough or a model that libvirt knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// `numa`.
+    /// NUMA topology.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub numa: Option<NUMA>,
-    /// `realtime`.
+    /// For real-time guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub realtime: Option<Realtime>,
-    /// `sockets`.
+    /// Sockets at boot; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sockets: Option<i64>,
-    /// `threads`.
+    /// Threads in each core; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<i64>,
 }
 
-/// `v1.CPUFeature` of the wire API.
+/// One feature of a CPU model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CPUFeature {
-    /// `name`.
+    /// Name that libvirt knows.
     pub name: String,
-    /// `policy`.
+    /// force, require, optional, disable or forbid; default require.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
 }
 
-/// `v1.Chassis` of the wire API.
+/// The chassis in SMBIOS.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Chassis {
-    /// `asset`.
+    /// Asset tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asset: Option<String>,
-    /// `manufacturer`.
+    /// Manufacturer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manufacturer: Option<String>,
-    /// `serial`.
+    /// Serial number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// `sku`.
+    /// Stock keeping unit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sku: Option<String>,
-    /// `version`.
+    /// Version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
 }
 
-/// `v1.Clock` of the wire API.
+/// The guest's clock.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Clock {
-    /// `timer`.
+    /// Its timers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timer: Option<Timer>,
-    /// `timezone`.
+    /// It shows the local time of this zone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
-    /// `utc`.
+    /// It shows UTC, possibly with an offset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub utc: Option<ClockOffsetUTC>,
 }
 
-/// `v1.ClockOffsetUTC` of the wire API.
+/// UTC with an offset.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClockOffsetUTC {
-    /// `offsetSeconds`.
+    /// Offset in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub offset_seconds: Option<i32>,
 }
 
-/// `v1.DiskIOThreads` of the wire API.
+/// A pool of I/O threads.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DiskIOThreads {
-    /// `supplementalPoolThreadCount`.
+    /// How many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supplemental_pool_thread_count: Option<i64>,
 }
 
-/// `v1.DomainSpec` of the wire API.
+/// The virtual machine itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DomainSpec {
-    /// `chassis`.
+    /// The chassis in SMBIOS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chassis: Option<Chassis>,
-    /// `clock`.
+    /// The clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<Clock>,
-    /// `cpu`.
+    /// The processor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<CPU>,
-    /// `devices`.
+    /// The devices.
     pub devices: Devices,
-    /// `features`.
+    /// Features of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<Features>,
-    /// `firmware`.
+    /// How it boots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub firmware: Option<Firmware>,
-    /// `ioThreads`.
+    /// A pool of I/O threads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io_threads: Option<DiskIOThreads>,
-    /// `ioThreadsPolicy`.
+    /// shared, auto or supplementalPool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub io_threads_policy: Option<String>,
-    /// `launchSecurity`.
+    /// Confidential computing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launch_security: Option<LaunchSecurity>,
-    /// `machine`.
+    /// The machine type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
-    /// `memory`.
+    /// Memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
-    /// `rebootPolicy`.
+    /// What a reboot from inside does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reboot_policy: Option<String>,
-    /// `resources`.
+    /// What the launcher pod requests, and the memory of the guest if `memory` says nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resources: Option<ResourceRequirements>,
 }
 
-/// `v1.EFI` of the wire API.
+/// Boot by UEFI.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EFI {
-    /// `persistent`.
+    /// Its variables survive a stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent: Option<bool>,
-    /// `secureBoot`.
+    /// Secure Boot is enforced; default true, and needs the feature smm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secure_boot: Option<bool>,
 }
 
-/// `v1.FeatureAPIC` of the wire API.
+/// The interrupt controller.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FeatureAPIC {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// `endOfInterrupt`.
+    /// Whether the guest may skip ends of interrupts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_of_interrupt: Option<bool>,
 }
 
-/// `v1.FeatureHyperv` of the wire API.
+/// What Windows guests ask a hypervisor for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FeatureHyperv {
-    /// `evmcs`.
+    /// Enlightened VMCS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evmcs: Option<FeatureState>,
-    /// `frequencies`.
+    /// TSC and APIC frequencies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub frequencies: Option<FeatureState>,
-    /// `ipi`.
+    /// Fast interrupts between processors.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ipi: Option<FeatureState>,
-    /// `reenlightenment`.
+    /// Notice of a change of the TSC frequency.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reenlightenment: Option<FeatureState>,
-    /// `relaxed`.
+    /// No timing watchdogs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relaxed: Option<FeatureState>,
-    /// `reset`.
+    /// Reset by the hypervisor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset: Option<FeatureState>,
-    /// `runtime`.
+    /// Processor run time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<FeatureState>,
-    /// `spinlocks`.
+    /// Retries of spinlocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spinlocks: Option<FeatureSpinlocks>,
-    /// `synic`.
+    /// Synthetic interrupt controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synic: Option<FeatureState>,
-    /// `synictimer`.
+    /// Synthetic timers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synictimer: Option<SyNICTimer>,
-    /// `tlbflush`.
+    /// Fast flush of address caches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tlbflush: Option<TLBFlush>,
-    /// `vapic`.
+    /// Virtual interrupt controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vapic: Option<FeatureState>,
-    /// `vendorid`.
+    /// Name of the hypervisor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vendorid: Option<FeatureVendorID>,
-    /// `vpindex`.
+    /// Processor index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vpindex: Option<FeatureState>,
 }
 
-/// `v1.FeatureKVM` of the wire API.
+/// How KVM shows itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FeatureKVM {
-    /// `hidden`.
+    /// The guest cannot tell that it runs on KVM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hidden: Option<bool>,
 }
 
-/// `v1.FeatureSpinlocks` of the wire API.
+/// Retries of spinlocks.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FeatureSpinlocks {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// `spinlocks`.
+    /// How many; at least 4096.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spinlocks: Option<i64>,
 }
 
-/// `v1.FeatureVendorID` of the wire API.
+/// Name of the hypervisor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FeatureVendorID {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// `vendorid`.
+    /// At most 12 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vendorid: Option<String>,
 }
 
-/// `v1.Features` of the wire API.
+/// Features of the machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Features {
-    /// `acpi`.
+    /// ACPI; on by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acpi: Option<FeatureState>,
-    /// `apic`.
+    /// The interrupt controller; on by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apic: Option<FeatureAPIC>,
-    /// `hyperv`.
+    /// What Windows guests ask a hypervisor for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hyperv: Option<FeatureHyperv>,
-    /// `hypervPassthrough`.
+    /// All of it that the host can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hyperv_passthrough: Option<HyperVPassthrough>,
-    /// `kvm`.
+    /// How KVM shows itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kvm: Option<FeatureKVM>,
-    /// `pvspinlock`.
+    /// Paravirtual spinlocks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pvspinlock: Option<FeatureState>,
-    /// `smm`.
+    /// System management mode, needed by Secure Boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smm: Option<FeatureState>,
 }
 
-/// `v1.Firmware` of the wire API.
+/// How the machine boots.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Firmware {
-    /// `acpi`.
+    /// ACPI tables handed to the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acpi: Option<ACPI>,
-    /// `bootloader`.
+    /// BIOS or UEFI; default BIOS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bootloader: Option<Bootloader>,
-    /// `kernelBoot`.
+    /// A kernel that is booted directly.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_boot: Option<KernelBoot>,
-    /// `serial`.
+    /// Serial number in SMBIOS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
-    /// `uuid`.
+    /// UUID in SMBIOS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uuid: Option<String>,
 }
 
-/// `v1.HPETTimer` of the wire API.
+/// High precision event timer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HPETTimer {
-    /// `present`.
+    /// Whether the guest sees the timer; default yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
-    /// `tickPolicy`.
+    /// What happens to ticks that the guest missed: delay, catchup, merge or discard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tick_policy: Option<String>,
 }
 
-/// `v1.Hugepages` of the wire API.
+/// Memory in huge pages.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Hugepages {
-    /// `pageSize`.
+    /// Size of a page, such as 2Mi or 1Gi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page_size: Option<String>,
 }
 
-/// `v1.HyperVPassthrough` of the wire API.
+/// All Hyper-V features that the host can.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HyperVPassthrough {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
 }
 
-/// `v1.HypervTimer` of the wire API.
+/// Hyper-V's reference time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HypervTimer {
-    /// `present`.
+    /// Whether the guest sees the timer; default yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
 }
 
-/// `v1.KVMTimer` of the wire API.
+/// KVM's clock.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KVMTimer {
-    /// `present`.
+    /// Whether the guest sees the timer; default yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
 }
 
-/// `v1.KernelBoot` of the wire API.
+/// A kernel that is booted directly.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KernelBoot {
-    /// `container`.
+    /// Image that holds the files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<KernelBootContainer>,
-    /// `kernelArgs`.
+    /// Its command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_args: Option<String>,
 }
 
-/// `v1.KernelBootContainer` of the wire API.
+/// Image that holds kernel and initial RAM disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KernelBootContainer {
-    /// `image`.
+    /// Image reference.
     pub image: String,
-    /// `imagePullPolicy`.
+    /// When to ask the registry: Always, IfNotPresent or Never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
     pub image_pull_policy: Option<String>,
-    /// `imagePullSecret`.
+    /// Secret of type kubernetes.io/dockerconfigjson for the registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_pull_secret: Option<String>,
-    /// `initrdPath`.
+    /// Path of the initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<String>,
-    /// `kernelPath`.
+    /// Path of the kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_path: Option<String>,
 }
 
-/// `v1.LaunchSecurity` of the wire API.
+/// Confidential computing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LaunchSecurity {
-    /// `sev`.
+    /// AMD SEV.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sev: Option<SEV>,
-    /// `snp`.
+    /// AMD SEV-SNP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snp: Option<SEVSNP>,
-    /// `tdx`.
+    /// Intel TDX.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tdx: Option<TDX>,
 }
 
-/// `v1.Machine` of the wire API.
+/// The machine type.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Machine {
-    /// `type`.
+    /// Such as q35 or pc-q35-10.0; must match the cluster's globs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#type: Option<String>,
 }
 
-/// `v1.Memory` of the wire API.
+/// The guest's memory.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Memory {
-    /// `guest`.
+    /// What the guest sees at boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest: Option<Quantity>,
-    /// `hugepages`.
+    /// Taken from huge pages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hugepages: Option<Hugepages>,
-    /// `maxGuest`.
+    /// Ceiling of memory plugged in while the guest runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_guest: Option<Quantity>,
-    /// `reservedOverhead`.
+    /// More that the launcher needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reserved_overhead: Option<ReservedOverhead>,
 }
 
-/// `v1.NUMA` of the wire API.
+/// NUMA topology.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NUMA {
-    /// `guestMappingPassthrough`.
+    /// The guest sees the host's nodes that it runs on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_mapping_passthrough: Option<NUMAGuestMappingPassthrough>,
 }
 
-/// `v1.NUMAGuestMappingPassthrough` of the wire API.
+/// The guest sees the host's nodes that it runs on.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NUMAGuestMappingPassthrough {}
 
-/// `v1.PITTimer` of the wire API.
+/// Programmable interval timer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PITTimer {
-    /// `present`.
+    /// Whether the guest sees the timer; default yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
-    /// `tickPolicy`.
+    /// What happens to ticks that the guest missed: delay, catchup, merge or discard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tick_policy: Option<String>,
 }
 
-/// `v1.RTCTimer` of the wire API.
+/// Real-time clock.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RTCTimer {
-    /// `present`.
+    /// Whether the guest sees the timer; default yes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub present: Option<bool>,
-    /// `tickPolicy`.
+    /// What happens to ticks that the guest missed: delay, catchup, merge or discard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tick_policy: Option<String>,
-    /// `track`.
+    /// guest or wall.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub track: Option<String>,
 }
 
-/// `v1.Realtime` of the wire API.
+/// For real-time guests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Realtime {
-    /// `mask`.
+    /// vCPUs that are real-time, such as 0-3,^1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<String>,
 }
 
-/// `v1.ReservedOverhead` of the wire API.
+/// More memory that the launcher needs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReservedOverhead {
-    /// `addedOverhead`.
+    /// Added to the pod's request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub added_overhead: Option<Quantity>,
-    /// `memLock`.
+    /// Whether memory is locked: Required or NotRequired.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mem_lock: Option<String>,
 }
 
-/// `v1.ResourceRequirements` of the wire API.
+/// Requests and limits of the launcher pod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ResourceRequirements {
-    /// `limits`.
+    /// Most that may be used.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub limits: BTreeMap<String, Quantity>,
-    /// `overcommitGuestOverhead`.
+    /// Do not add the launcher's own memory to the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overcommit_guest_overhead: Option<bool>,
-    /// `requests`.
+    /// Least that is reserved.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -549,89 +549,89 @@ pub struct ResourceRequirements {
     pub requests: BTreeMap<String, Quantity>,
 }
 
-/// `v1.SEV` of the wire API.
+/// AMD SEV.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SEV {
-    /// `attestation`.
+    /// Wait for the guest's owner to attest it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attestation: Option<SEVAttestation>,
-    /// `dhCert`.
+    /// Diffie-Hellman certificate of the owner, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dh_cert: Option<String>,
-    /// `policy`.
+    /// Policy bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<SEVPolicy>,
-    /// `session`.
+    /// Session blob of the owner, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
 }
 
-/// `v1.SEVAttestation` of the wire API.
+/// Wait for the guest's owner to attest it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SEVAttestation {}
 
-/// `v1.SEVPolicy` of the wire API.
+/// Policy of a SEV guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SEVPolicy {
-    /// `encryptedState`.
+    /// Registers are encrypted, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encrypted_state: Option<bool>,
 }
 
-/// `v1.SEVSNP` of the wire API.
+/// AMD SEV-SNP.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SEVSNP {}
 
-/// `v1.SyNICTimer` of the wire API.
+/// Synthetic timers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SyNICTimer {
-    /// `direct`.
+    /// Expirations come as interrupts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct: Option<FeatureState>,
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
 }
 
-/// `v1.TDX` of the wire API.
+/// Intel TDX.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TDX {}
 
-/// `v1.TLBFlush` of the wire API.
+/// Fast flush of address caches.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TLBFlush {
-    /// `direct`.
+    /// Without leaving a nested guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub direct: Option<FeatureState>,
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// `extended`.
+    /// Of parts of the caches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extended: Option<FeatureState>,
 }
 
-/// `v1.Timer` of the wire API.
+/// Timers of the clock.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Timer {
-    /// `hpet`.
+    /// High precision event timer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hpet: Option<HPETTimer>,
-    /// `hyperv`.
+    /// Hyper-V's reference time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hyperv: Option<HypervTimer>,
-    /// `kvm`.
+    /// KVM's clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kvm: Option<KVMTimer>,
-    /// `pit`.
+    /// Programmable interval timer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pit: Option<PITTimer>,
-    /// `rtc`.
+    /// Real-time clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtc: Option<RTCTimer>,
 }

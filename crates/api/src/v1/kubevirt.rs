@@ -11,38 +11,38 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// `v1.CertConfig` of the wire API.
+/// Lifetime of certificates.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CertConfig {
-    /// `duration`.
+    /// How long one is valid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duration: Option<Duration>,
-    /// `renewBefore`.
+    /// How long before its end it is renewed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renew_before: Option<Duration>,
 }
 
-/// `v1.ComponentConfig` of the wire API.
+/// Where components run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ComponentConfig {
-    /// `nodePlacement`.
+    /// On which nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_placement: Option<NodePlacement>,
-    /// `replicas`.
+    /// How many there should be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<u8>,
 }
 
-/// `v1.CustomizeComponents` of the wire API.
+/// Changes to the installed components.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CustomizeComponents {
-    /// `flags`.
+    /// Their flags.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flags: Option<Flags>,
-    /// `patches`.
+    /// Patches of their manifests.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -51,39 +51,39 @@ pub struct CustomizeComponents {
     pub patches: Vec<CustomizeComponentsPatch>,
 }
 
-/// `v1.CustomizeComponentsPatch` of the wire API.
+/// A patch of one manifest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CustomizeComponentsPatch {
-    /// `patch`.
+    /// The patch.
     pub patch: String,
-    /// `resourceName`.
+    /// Name of the object.
     pub resource_name: String,
-    /// `resourceType`.
+    /// Kind of the object.
     pub resource_type: String,
-    /// `type`.
+    /// strategic, merge or json.
     pub r#type: String,
 }
 
-/// `v1.Flags` of the wire API.
+/// Flags of the components.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Flags {
-    /// `api`.
+    /// virt-api's.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub api: BTreeMap<String, String>,
-    /// `controller`.
+    /// virt-controller's.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub controller: BTreeMap<String, String>,
-    /// `handler`.
+    /// virt-handler's.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -92,79 +92,79 @@ pub struct Flags {
     pub handler: BTreeMap<String, String>,
 }
 
-/// `v1.GenerationStatus` of the wire API.
+/// An installed object as it was last seen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GenerationStatus {
-    /// `group`.
+    /// API group.
     pub group: String,
-    /// `hash`.
+    /// Hash of its content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<String>,
-    /// `lastGeneration`.
+    /// Its generation.
     pub last_generation: i64,
-    /// `name`.
+    /// Name.
     pub name: String,
-    /// `namespace`.
+    /// Namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
-    /// `resource`.
+    /// Plural name of its kind.
     pub resource: String,
 }
 
-/// `v1.KubeVirtCertificateRotateStrategy` of the wire API.
+/// How certificates are renewed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KubeVirtCertificateRotateStrategy {
-    /// `selfSigned`.
+    /// By an authority of our own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub self_signed: Option<KubeVirtSelfSignConfiguration>,
 }
 
-/// `v1.KubeVirtCondition` of the wire API.
+/// A condition of the installation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KubeVirtCondition {
-    /// `lastProbeTime`.
+    /// When the condition was last looked at; may be null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_probe_time: Option<Time>,
-    /// `lastTransitionTime`.
+    /// When the status last changed; may be null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<Time>,
-    /// `message`.
+    /// For people: what is going on and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `reason`.
+    /// One word in CamelCase for why the status is what it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// `status`.
+    /// True, False or Unknown.
     pub status: String,
-    /// `type`.
+    /// Which condition this is.
     pub r#type: String,
 }
 
-/// `v1.KubeVirtSelfSignConfiguration` of the wire API.
+/// An authority of our own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KubeVirtSelfSignConfiguration {
-    /// `ca`.
+    /// Lifetime of the authority.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<CertConfig>,
-    /// `caOverlapInterval`.
+    /// How long an old authority is trusted; superseded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_overlap_interval: Option<Duration>,
-    /// `caRotateInterval`.
+    /// Lifetime of the authority; superseded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_rotate_interval: Option<Duration>,
-    /// `certRotateInterval`.
+    /// Lifetime of certificates; superseded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert_rotate_interval: Option<Duration>,
-    /// `server`.
+    /// Lifetime of certificates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<CertConfig>,
 }
 
-/// `v1.KubeVirtSpec` of the wire API.
+/// What is to be installed, and how.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "kubevirt.io",
@@ -182,144 +182,144 @@ pub struct KubeVirtSelfSignConfiguration {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct KubeVirtSpec {
-    /// `certificateRotateStrategy`.
+    /// How certificates are renewed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate_rotate_strategy: Option<KubeVirtCertificateRotateStrategy>,
-    /// `configuration`.
+    /// How it behaves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub configuration: Option<KubeVirtConfiguration>,
-    /// `customizeComponents`.
+    /// Changes to the installed components.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub customize_components: Option<CustomizeComponents>,
-    /// `imagePullPolicy`.
+    /// When to ask the registry: Always, IfNotPresent or Never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
     pub image_pull_policy: Option<String>,
-    /// `imagePullSecrets`.
+    /// Secrets for the registry.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub image_pull_secrets: Vec<LocalObjectReference>,
-    /// `imageRegistry`.
+    /// Registry of the components' images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_registry: Option<String>,
-    /// `imageTag`.
+    /// Their tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_tag: Option<String>,
-    /// `infra`.
+    /// Where the control plane runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infra: Option<ComponentConfig>,
-    /// `monitorAccount`.
+    /// Service account of Prometheus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monitor_account: Option<String>,
-    /// `monitorNamespace`.
+    /// Namespace of Prometheus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub monitor_namespace: Option<String>,
-    /// `productComponent`.
+    /// Label app.kubernetes.io/component.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub product_component: Option<String>,
-    /// `productName`.
+    /// Label app.kubernetes.io/part-of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub product_name: Option<String>,
-    /// `productVersion`.
+    /// Label app.kubernetes.io/version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub product_version: Option<String>,
-    /// `serviceMonitorNamespace`.
+    /// Namespace of the ServiceMonitor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_monitor_namespace: Option<String>,
-    /// `synchronizationPort`.
+    /// Port of the synchronization controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synchronization_port: Option<String>,
-    /// `uninstallStrategy`.
+    /// RemoveWorkloads or BlockUninstallIfWorkloadsExist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uninstall_strategy: Option<String>,
-    /// `workloadUpdateStrategy`.
+    /// How running guests get a new launcher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload_update_strategy: Option<KubeVirtWorkloadUpdateStrategy>,
-    /// `workloads`.
+    /// Where guests run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workloads: Option<ComponentConfig>,
 }
 
-/// `v1.KubeVirtStatus` of the wire API.
+/// What is installed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KubeVirtStatus {
-    /// `conditions`.
+    /// What is known about the object; at most one of each type.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub conditions: Vec<KubeVirtCondition>,
-    /// `defaultArchitecture`.
+    /// Architecture of guests that name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_architecture: Option<String>,
-    /// `generations`.
+    /// Installed objects as they were last seen.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub generations: Vec<GenerationStatus>,
-    /// `observedDeploymentConfig`.
+    /// Installed configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_deployment_config: Option<String>,
-    /// `observedDeploymentID`.
+    /// Id of the installed configuration.
     #[serde(default, rename = "observedDeploymentID", skip_serializing_if = "Option::is_none")]
     pub observed_deployment_id: Option<String>,
-    /// `observedGeneration`.
+    /// Generation that the status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `observedKubeVirtRegistry`.
+    /// Registry of the installed images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_kube_virt_registry: Option<String>,
-    /// `observedKubeVirtVersion`.
+    /// Installed version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_kube_virt_version: Option<String>,
-    /// `operatorVersion`.
+    /// Version of the operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operator_version: Option<String>,
-    /// `outdatedVirtualMachineInstanceWorkloads`.
+    /// Running guests with an old launcher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outdated_virtual_machine_instance_workloads: Option<i32>,
-    /// `phase`.
+    /// Phase it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// `synchronizationAddresses`.
+    /// Addresses of the synchronization controllers.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub synchronization_addresses: Vec<String>,
-    /// `targetDeploymentConfig`.
+    /// Configuration to be installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_deployment_config: Option<String>,
-    /// `targetDeploymentID`.
+    /// Id of the configuration to be installed.
     #[serde(default, rename = "targetDeploymentID", skip_serializing_if = "Option::is_none")]
     pub target_deployment_id: Option<String>,
-    /// `targetKubeVirtRegistry`.
+    /// Registry to install from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_kube_virt_registry: Option<String>,
-    /// `targetKubeVirtVersion`.
+    /// Version to be installed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_kube_virt_version: Option<String>,
 }
 
-/// `v1.KubeVirtWorkloadUpdateStrategy` of the wire API.
+/// How running guests get a new launcher.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KubeVirtWorkloadUpdateStrategy {
-    /// `batchEvictionInterval`.
+    /// Time between batches of evictions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_eviction_interval: Option<Duration>,
-    /// `batchEvictionSize`.
+    /// Guests in one batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch_eviction_size: Option<i32>,
-    /// `workloadUpdateMethods`.
+    /// LiveMigrate, Evict.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -328,21 +328,21 @@ pub struct KubeVirtWorkloadUpdateStrategy {
     pub workload_update_methods: Vec<String>,
 }
 
-/// `v1.NodePlacement` of the wire API.
+/// On which nodes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NodePlacement {
-    /// `affinity`.
+    /// Rules for the choice of a node, as for pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// `nodeSelector`.
+    /// Labels that a node must have.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub node_selector: BTreeMap<String, String>,
-    /// `tolerations`.
+    /// Taints of nodes to put up with.
     #[serde(
         default,
         deserialize_with = "crate::null_default",

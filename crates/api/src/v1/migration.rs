@@ -9,88 +9,88 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// `v1.VirtualMachineInstanceMigrationCondition` of the wire API.
+/// A condition of a migration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceMigrationCondition {
-    /// `lastProbeTime`.
+    /// When the condition was last looked at; may be null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_probe_time: Option<Time>,
-    /// `lastTransitionTime`.
+    /// When the status last changed; may be null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<Time>,
-    /// `message`.
+    /// For people: what is going on and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `reason`.
+    /// One word in CamelCase for why the status is what it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// `status`.
+    /// True, False or Unknown.
     pub status: String,
-    /// `type`.
+    /// Which condition this is.
     pub r#type: String,
 }
 
-/// `v1.VirtualMachineInstanceMigrationPhaseTransitionTimestamp` of the wire API.
+/// When a phase was entered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceMigrationPhaseTransitionTimestamp {
-    /// `phase`.
+    /// The phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// `phaseTransitionTimestamp`.
+    /// When the phase was entered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase_transition_timestamp: Option<Time>,
 }
 
-/// `v1.VirtualMachineInstanceMigrationSource` of the wire API.
+/// Where a guest is sent from another cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceMigrationSource {
-    /// `connectURL`.
+    /// Address of the other side.
     #[serde(rename = "connectURL")]
     pub connect_url: String,
-    /// `migrationID`.
+    /// Id that both sides of the migration share.
     #[serde(rename = "migrationID")]
     pub migration_id: String,
 }
 
-/// `v1.VirtualMachineInstanceMigrationSourceState` of the wire API.
+/// The source of a migration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceMigrationSourceState {
-    /// `domainName`.
+    /// Name of the libvirt domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain_name: Option<String>,
-    /// `domainNamespace`.
+    /// Namespace of the VirtualMachineInstance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain_namespace: Option<String>,
-    /// `migrationUID`.
+    /// UID of the VirtualMachineInstanceMigration.
     #[serde(default, rename = "migrationUID", skip_serializing_if = "Option::is_none")]
     pub migration_uid: Option<String>,
-    /// `node`.
+    /// Node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// `nodeSelectors`.
+    /// Labels of nodes that can take the guest.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub node_selectors: BTreeMap<String, String>,
-    /// `persistentStatePVCName`.
+    /// Claim with the state of TPM and firmware.
     #[serde(default, rename = "persistentStatePVCName", skip_serializing_if = "Option::is_none")]
     pub persistent_state_pvc_name: Option<String>,
-    /// `pod`.
+    /// Pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// `selinuxContext`.
+    /// SELinux context of the launcher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux_context: Option<String>,
-    /// `syncAddress`.
+    /// Address of the synchronization controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_address: Option<String>,
-    /// `virtualMachineInstanceUID`.
+    /// UID of the VirtualMachineInstance.
     #[serde(
         default,
         rename = "virtualMachineInstanceUID",
@@ -99,7 +99,7 @@ pub struct VirtualMachineInstanceMigrationSourceState {
     pub virtual_machine_instance_uid: Option<String>,
 }
 
-/// `v1.VirtualMachineInstanceMigrationSpec` of the wire API.
+/// A request to migrate a guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "kubevirt.io",
@@ -117,87 +117,87 @@ pub struct VirtualMachineInstanceMigrationSourceState {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceMigrationSpec {
-    /// `addedNodeSelector`.
+    /// Labels that the target node must have besides those of the VMI.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub added_node_selector: BTreeMap<String, String>,
-    /// `priority`.
+    /// Place in the queue; not for users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<String>,
-    /// `receive`.
+    /// The guest comes from another cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receive: Option<VirtualMachineInstanceMigrationTarget>,
-    /// `sendTo`.
+    /// The guest goes to another cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub send_to: Option<VirtualMachineInstanceMigrationSource>,
-    /// `vmiName`.
+    /// Name of the VirtualMachineInstance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vmi_name: Option<String>,
 }
 
-/// `v1.VirtualMachineInstanceMigrationState` of the wire API.
+/// How a migration is going.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceMigrationState {
-    /// `abortRequested`.
+    /// Somebody asked to give it up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort_requested: Option<bool>,
-    /// `abortStatus`.
+    /// How the giving up is going: Aborting, Succeeded or Failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort_status: Option<String>,
-    /// `completed`.
+    /// It has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed: Option<bool>,
-    /// `endTimestamp`.
+    /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_timestamp: Option<Time>,
-    /// `failed`.
+    /// It has ended without success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<bool>,
-    /// `failureReason`.
+    /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_reason: Option<String>,
-    /// `migrationConfiguration`.
+    /// Settings it runs with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_configuration: Option<VMIMConfigurationOptions>,
-    /// `migrationNetworkType`.
+    /// Network it runs over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_network_type: Option<String>,
-    /// `migrationPolicyName`.
+    /// MigrationPolicy that set them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_policy_name: Option<String>,
-    /// `migrationUid`.
+    /// UID of the VirtualMachineInstanceMigration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_uid: Option<String>,
-    /// `mode`.
+    /// PreCopy, PostCopy or Paused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
-    /// `sourceNode`.
+    /// Node it leaves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_node: Option<String>,
-    /// `sourcePersistentStatePVCName`.
+    /// Claim with the state of TPM and firmware at the source.
     #[serde(
         default,
         rename = "sourcePersistentStatePVCName",
         skip_serializing_if = "Option::is_none"
     )]
     pub source_persistent_state_pvc_name: Option<String>,
-    /// `sourcePod`.
+    /// Pod it leaves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_pod: Option<String>,
-    /// `sourceState`.
+    /// The source.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_state: Option<VirtualMachineInstanceMigrationSourceState>,
-    /// `startTimestamp`.
+    /// When it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_timestamp: Option<Time>,
-    /// `targetAttachmentPodUID`.
+    /// UID of the pod that holds hotplugged volumes at the target.
     #[serde(default, rename = "targetAttachmentPodUID", skip_serializing_if = "Option::is_none")]
     pub target_attachment_pod_uid: Option<String>,
-    /// `targetCPUSet`.
+    /// CPUs of the target for the guest.
     #[serde(
         rename = "targetCPUSet",
         default,
@@ -205,71 +205,71 @@ pub struct VirtualMachineInstanceMigrationState {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub target_cpu_set: Vec<i32>,
-    /// `targetDirectMigrationNodePorts`.
+    /// Ports of the target node and what they are for.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub target_direct_migration_node_ports: BTreeMap<String, i32>,
-    /// `targetMemoryOverhead`.
+    /// Memory that the target's launcher needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_memory_overhead: Option<Quantity>,
-    /// `targetNode`.
+    /// Node it goes to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_node: Option<String>,
-    /// `targetNodeAddress`.
+    /// Address of that node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_node_address: Option<String>,
-    /// `targetNodeDomainDetected`.
+    /// The guest has been seen there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_node_domain_detected: Option<bool>,
-    /// `targetNodeDomainReadyTimestamp`.
+    /// When it was seen there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_node_domain_ready_timestamp: Option<Time>,
-    /// `targetNodeTopology`.
+    /// NUMA topology of that node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_node_topology: Option<String>,
-    /// `targetPersistentStatePVCName`.
+    /// Claim with the state of TPM and firmware at the target.
     #[serde(
         default,
         rename = "targetPersistentStatePVCName",
         skip_serializing_if = "Option::is_none"
     )]
     pub target_persistent_state_pvc_name: Option<String>,
-    /// `targetPod`.
+    /// Pod it goes to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_pod: Option<String>,
-    /// `targetState`.
+    /// The target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_state: Option<VirtualMachineInstanceMigrationTargetState>,
 }
 
-/// `v1.VirtualMachineInstanceMigrationStatus` of the wire API.
+/// How the request is going.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceMigrationStatus {
-    /// `conditions`.
+    /// What is known about the object; at most one of each type.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub conditions: Vec<VirtualMachineInstanceMigrationCondition>,
-    /// `migrationState`.
+    /// How the migration is going.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_state: Option<VirtualMachineInstanceMigrationState>,
-    /// `phase`.
+    /// Phase it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// `phaseTransitionTimestamps`.
+    /// When each phase was entered.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub phase_transition_timestamps: Vec<VirtualMachineInstanceMigrationPhaseTransitionTimestamp>,
-    /// `synchronizationAddresses`.
+    /// Addresses of the synchronization controllers.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -278,73 +278,73 @@ pub struct VirtualMachineInstanceMigrationStatus {
     pub synchronization_addresses: Vec<String>,
 }
 
-/// `v1.VirtualMachineInstanceMigrationTarget` of the wire API.
+/// Where a guest comes from in another cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceMigrationTarget {
-    /// `migrationID`.
+    /// Id that both sides of the migration share.
     #[serde(rename = "migrationID")]
     pub migration_id: String,
 }
 
-/// `v1.VirtualMachineInstanceMigrationTargetState` of the wire API.
+/// The target of a migration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceMigrationTargetState {
-    /// `attachmentPodUID`.
+    /// UID of the pod that holds hotplugged volumes.
     #[serde(default, rename = "attachmentPodUID", skip_serializing_if = "Option::is_none")]
     pub attachment_pod_uid: Option<String>,
-    /// `cpuSet`.
+    /// CPUs for the guest.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub cpu_set: Vec<i32>,
-    /// `directMigrationNodePorts`.
+    /// Ports of the node and what they are for.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub direct_migration_node_ports: BTreeMap<String, i32>,
-    /// `domainDetected`.
+    /// The guest has been seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain_detected: Option<bool>,
-    /// `domainName`.
+    /// Name of the libvirt domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain_name: Option<String>,
-    /// `domainNamespace`.
+    /// Namespace of the VirtualMachineInstance.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain_namespace: Option<String>,
-    /// `domainReadyTimestamp`.
+    /// When it was seen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain_ready_timestamp: Option<Time>,
-    /// `migrationUID`.
+    /// UID of the VirtualMachineInstanceMigration.
     #[serde(default, rename = "migrationUID", skip_serializing_if = "Option::is_none")]
     pub migration_uid: Option<String>,
-    /// `node`.
+    /// Node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// `nodeAddress`.
+    /// Address of the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_address: Option<String>,
-    /// `nodeTopology`.
+    /// NUMA topology of the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_topology: Option<String>,
-    /// `persistentStatePVCName`.
+    /// Claim with the state of TPM and firmware.
     #[serde(default, rename = "persistentStatePVCName", skip_serializing_if = "Option::is_none")]
     pub persistent_state_pvc_name: Option<String>,
-    /// `pod`.
+    /// Pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// `selinuxContext`.
+    /// SELinux context of the launcher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux_context: Option<String>,
-    /// `syncAddress`.
+    /// Address of the synchronization controller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sync_address: Option<String>,
-    /// `virtualMachineInstanceUID`.
+    /// UID of the VirtualMachineInstance.
     #[serde(
         default,
         rename = "virtualMachineInstanceUID",
@@ -353,11 +353,11 @@ pub struct VirtualMachineInstanceMigrationTargetState {
     pub virtual_machine_instance_uid: Option<String>,
 }
 
-/// `v1.VolumeMigrationState` of the wire API.
+/// A migration of volumes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeMigrationState {
-    /// `migratedVolumes`.
+    /// Which volumes go where.
     #[serde(
         default,
         deserialize_with = "crate::null_default",

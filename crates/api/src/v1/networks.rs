@@ -4,212 +4,212 @@ use super::subresources::DHCPPrivateOptions;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `v1.ClaimRequest` of the wire API.
+/// A request inside a resource claim.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ClaimRequest {
-    /// `claimName`.
+    /// Name of the PersistentVolumeClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_name: Option<String>,
-    /// `requestName`.
+    /// Request inside the claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_name: Option<String>,
 }
 
-/// `v1.DHCPOptions` of the wire API.
+/// Options that the guest gets by DHCP.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DHCPOptions {
-    /// `bootFileName`.
+    /// Boot file (option 67).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_file_name: Option<String>,
-    /// `ntpServers`.
+    /// IPv4 addresses of time servers.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub ntp_servers: Vec<String>,
-    /// `privateOptions`.
+    /// Options 224 to 254.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub private_options: Vec<DHCPPrivateOptions>,
-    /// `tftpServerName`.
+    /// TFTP server (option 66).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tftp_server_name: Option<String>,
 }
 
-/// `v1.DeprecatedInterfaceMacvtap` of the wire API.
+/// Not supported any more.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeprecatedInterfaceMacvtap {}
 
-/// `v1.DeprecatedInterfacePasst` of the wire API.
+/// Not supported any more.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeprecatedInterfacePasst {}
 
-/// `v1.DeprecatedInterfaceSlirp` of the wire API.
+/// Not supported any more.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DeprecatedInterfaceSlirp {}
 
-/// `v1.Interface` of the wire API.
+/// A network interface. Exactly one binding.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Interface {
-    /// `acpiIndex`.
+    /// Index by which guests name the device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acpi_index: Option<i32>,
-    /// `binding`.
+    /// A binding that a plugin provides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binding: Option<PluginBinding>,
-    /// `bootOrder`.
+    /// Place in the boot order; 1 is first. Unique among disks and interfaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_order: Option<i32>,
-    /// `bridge`.
+    /// The guest takes over the pod's address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<InterfaceBridge>,
-    /// `dhcpOptions`.
+    /// Options that the guest gets by DHCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dhcp_options: Option<DHCPOptions>,
-    /// `macAddress`.
+    /// MAC address, such as de:ad:00:00:be:af.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac_address: Option<String>,
-    /// `macvtap`.
+    /// Not supported any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub macvtap: Option<DeprecatedInterfaceMacvtap>,
-    /// `masquerade`.
+    /// The guest has a private address; its traffic is translated to the pod's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub masquerade: Option<InterfaceMasquerade>,
-    /// `model`.
+    /// virtio (default), e1000, e1000e, igb, ne2k_pci, pcnet or rtl8139.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// `name`.
+    /// Name of the interface and of its network.
     pub name: String,
-    /// `passt`.
+    /// Not supported any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passt: Option<DeprecatedInterfacePasst>,
-    /// `passtBinding`.
+    /// User-space networking by passt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passt_binding: Option<InterfacePasstBinding>,
-    /// `pciAddress`.
+    /// PCI address such as 0000:81:01.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pci_address: Option<String>,
-    /// `portRanges`.
+    /// Ranges of ports to forward, with masquerade.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub port_ranges: Vec<PortRange>,
-    /// `ports`.
+    /// Ports to forward, with masquerade; none listed means all.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub ports: Vec<Port>,
-    /// `slirp`.
+    /// Not supported any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slirp: Option<DeprecatedInterfaceSlirp>,
-    /// `sriov`.
+    /// A virtual function of the host's NIC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sriov: Option<InterfaceSRIOV>,
-    /// `state`.
+    /// up, down or absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// `tag`.
+    /// Tag that the guest finds in the device's metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tag: Option<String>,
 }
 
-/// `v1.InterfaceBridge` of the wire API.
+/// The guest takes over the pod's address.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InterfaceBridge {}
 
-/// `v1.InterfaceMasquerade` of the wire API.
+/// Address translation between guest and pod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InterfaceMasquerade {}
 
-/// `v1.InterfacePasstBinding` of the wire API.
+/// User-space networking by passt.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InterfacePasstBinding {}
 
-/// `v1.InterfaceSRIOV` of the wire API.
+/// A virtual function of the host's NIC.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InterfaceSRIOV {}
 
-/// `v1.MultusNetwork` of the wire API.
+/// A NetworkAttachmentDefinition.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MultusNetwork {
-    /// `default`.
+    /// It takes the place of the pod network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<bool>,
-    /// `networkName`.
+    /// NAME or NAMESPACE/NAME.
     pub network_name: String,
 }
 
-/// `v1.Network` of the wire API.
+/// A network that an interface connects to. Exactly one source.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Network {
-    /// `multus`.
+    /// A NetworkAttachmentDefinition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub multus: Option<MultusNetwork>,
-    /// `name`.
+    /// Name, as in the interface.
     pub name: String,
-    /// `pod`.
+    /// The pod's own network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<PodNetwork>,
-    /// `resourceClaim`.
+    /// A device of a resource claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_claim: Option<ClaimRequest>,
 }
 
-/// `v1.PluginBinding` of the wire API.
+/// A binding that a plugin provides.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PluginBinding {
-    /// `name`.
+    /// Name in the KubeVirt configuration.
     pub name: String,
 }
 
-/// `v1.PodNetwork` of the wire API.
+/// The pod's own network.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PodNetwork {
-    /// `vmIPv6NetworkCIDR`.
+    /// IPv6 range of masqueraded guests; default fd10:0:2::/120.
     #[serde(default, rename = "vmIPv6NetworkCIDR", skip_serializing_if = "Option::is_none")]
     pub vm_i_pv6_network_cidr: Option<String>,
-    /// `vmNetworkCIDR`.
+    /// IPv4 range of masqueraded guests; default 10.0.2.0/24.
     #[serde(default, rename = "vmNetworkCIDR", skip_serializing_if = "Option::is_none")]
     pub vm_network_cidr: Option<String>,
 }
 
-/// `v1.Port` of the wire API.
+/// A port to forward.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Port {
-    /// `name`.
+    /// Name, unique among the interface's ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `port`.
+    /// 1 to 65535.
     pub port: i32,
-    /// `protocol`.
+    /// TCP (default) or UDP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
 }
 
-/// `v1.PortRange` of the wire API.
+/// A range of ports to forward.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PortRange {
-    /// `end`.
+    /// Last port.
     pub end: i32,
-    /// `protocol`.
+    /// TCP (default) or UDP.
     pub protocol: String,
-    /// `start`.
+    /// First port.
     pub start: i32,
 }

@@ -6,7 +6,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `v1.VirtualMachineInstancePresetSpec` of the wire API.
+/// Defaults for new VirtualMachineInstances.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "kubevirt.io",
@@ -23,9 +23,9 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstancePresetSpec {
-    /// `domain`.
+    /// What they get where they say nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<DomainSpec>,
-    /// `selector`.
+    /// Labels of those that get it.
     pub selector: LabelSelector,
 }

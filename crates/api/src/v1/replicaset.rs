@@ -7,29 +7,29 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `v1.VirtualMachineInstanceReplicaSetCondition` of the wire API.
+/// A condition of a replica set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceReplicaSetCondition {
-    /// `lastProbeTime`.
+    /// When the condition was last looked at; may be null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_probe_time: Option<Time>,
-    /// `lastTransitionTime`.
+    /// When the status last changed; may be null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<Time>,
-    /// `message`.
+    /// For people: what is going on and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `reason`.
+    /// One word in CamelCase for why the status is what it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// `status`.
+    /// True, False or Unknown.
     pub status: String,
-    /// `type`.
+    /// Which condition this is.
     pub r#type: String,
 }
 
-/// `v1.VirtualMachineInstanceReplicaSetSpec` of the wire API.
+/// A number of equal VirtualMachineInstances.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "kubevirt.io",
@@ -47,36 +47,36 @@ pub struct VirtualMachineInstanceReplicaSetCondition {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceReplicaSetSpec {
-    /// `paused`.
+    /// Nothing is created or deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<bool>,
-    /// `replicas`.
+    /// How many there should be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
-    /// `selector`.
+    /// Labels of the objects it is about.
     pub selector: LabelSelector,
-    /// `template`.
+    /// What each VirtualMachineInstance is made from.
     pub template: VirtualMachineInstanceTemplateSpec,
 }
 
-/// `v1.VirtualMachineInstanceReplicaSetStatus` of the wire API.
+/// How many there are.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceReplicaSetStatus {
-    /// `conditions`.
+    /// What is known about the object; at most one of each type.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub conditions: Vec<VirtualMachineInstanceReplicaSetCondition>,
-    /// `labelSelector`.
+    /// The selector as text, for autoscalers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label_selector: Option<String>,
-    /// `readyReplicas`.
+    /// How many are ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready_replicas: Option<i32>,
-    /// `replicas`.
+    /// How many exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,
 }

@@ -12,462 +12,462 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// `v1.AddVolumeOptions` of the wire API.
+/// Body of addvolume.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AddVolumeOptions {
-    /// `disk`.
+    /// The disk to plug in.
     pub disk: Disk,
-    /// `dryRun`.
+    /// `All`: check everything, change nothing.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub dry_run: Vec<String>,
-    /// `name`.
+    /// Name of the disk and volume.
     pub name: String,
-    /// `volumeSource`.
+    /// The volume behind it.
     pub volume_source: HotplugVolumeSource,
 }
 
-/// `v1.DHCPPrivateOptions` of the wire API.
+/// A private DHCP option.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DHCPPrivateOptions {
-    /// `option`.
+    /// 224 to 254.
     pub option: i32,
-    /// `value`.
+    /// Its value.
     pub value: String,
 }
 
-/// `v1.EvacuateCancelOptions` of the wire API.
+/// Body of evacuate/cancel.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EvacuateCancelOptions {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `dryRun`.
+    /// `All`: check everything, change nothing.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub dry_run: Vec<String>,
-    /// `evacuationNodeName`.
+    /// Node that is being emptied of guests.
     pub evacuation_node_name: String,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }
 
-/// `v1.FreezeUnfreezeTimeout` of the wire API.
+/// Body of freeze.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FreezeUnfreezeTimeout {
-    /// `unfreezeTimeout`.
+    /// Thaw after this time in any case.
     pub unfreeze_timeout: Duration,
 }
 
-/// `v1.GuestAgentCommandInfo` of the wire API.
+/// A command of the guest agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GuestAgentCommandInfo {
-    /// `enabled`.
+    /// On or off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
-    /// `name`.
+    /// Name.
     pub name: String,
 }
 
-/// `v1.MigrateOptions` of the wire API.
+/// Body of migrate.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrateOptions {
-    /// `addedNodeSelector`.
+    /// Labels that the target node must have besides those of the VMI.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub added_node_selector: BTreeMap<String, String>,
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `dryRun`.
+    /// `All`: check everything, change nothing.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub dry_run: Vec<String>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }
 
-/// `v1.ObjectGraphNode` of the wire API.
+/// An object that a VM needs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectGraphNode {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `children`.
+    /// Objects that this one needs.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub children: Vec<ObjectGraphNode>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `labels`.
+    /// What it is for.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub labels: BTreeMap<String, String>,
-    /// `objectReference`.
+    /// The object.
     pub object_reference: TypedObjectReference,
-    /// `optional`.
+    /// The VM runs without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optional: Option<bool>,
 }
 
-/// `v1.ObjectGraphOptions` of the wire API.
+/// Body of objectgraph.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ObjectGraphOptions {
-    /// `includeOptionalNodes`.
+    /// Show what the VM runs without, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub include_optional_nodes: Option<bool>,
-    /// `labelSelector`.
+    /// Only objects with these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label_selector: Option<LabelSelector>,
 }
 
-/// `v1.PauseOptions` of the wire API.
+/// Body of pause.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PauseOptions {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `dryRun`.
+    /// `All`: check everything, change nothing.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub dry_run: Vec<String>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }
 
-/// `v1.RemoveVolumeOptions` of the wire API.
+/// Body of removevolume.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RemoveVolumeOptions {
-    /// `dryRun`.
+    /// `All`: check everything, change nothing.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub dry_run: Vec<String>,
-    /// `name`.
+    /// Name of the volume.
     pub name: String,
 }
 
-/// `v1.RestartOptions` of the wire API.
+/// Body of restart.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RestartOptions {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `dryRun`.
+    /// `All`: check everything, change nothing.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub dry_run: Vec<String>,
-    /// `gracePeriodSeconds`.
+    /// 0: stop the guest by force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_period_seconds: Option<i64>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }
 
-/// `v1.SEVMeasurementInfo` of the wire API.
+/// What a SEV guest was started with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SEVMeasurementInfo {
-    /// `apiMajor`.
+    /// Major version of the firmware's interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_major: Option<i32>,
-    /// `apiMinor`.
+    /// Minor version of the firmware's interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_minor: Option<i32>,
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `buildID`.
+    /// Build of the firmware.
     #[serde(default, rename = "buildID", skip_serializing_if = "Option::is_none")]
     pub build_id: Option<i32>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `loaderSHA`.
+    /// SHA-256 of the boot loader.
     #[serde(default, rename = "loaderSHA", skip_serializing_if = "Option::is_none")]
     pub loader_sha: Option<String>,
-    /// `measurement`.
+    /// The measurement, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measurement: Option<String>,
-    /// `policy`.
+    /// Policy bits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<i32>,
 }
 
-/// `v1.SEVPlatformInfo` of the wire API.
+/// Certificates of a SEV host.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SEVPlatformInfo {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `certChain`.
+    /// Certificate chain, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cert_chain: Option<String>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `pdh`.
+    /// Platform key, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pdh: Option<String>,
 }
 
-/// `v1.SEVSecretOptions` of the wire API.
+/// A secret for a SEV guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SEVSecretOptions {
-    /// `header`.
+    /// Its header, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub header: Option<String>,
-    /// `secret`.
+    /// The secret, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<String>,
 }
 
-/// `v1.SEVSessionOptions` of the wire API.
+/// The owner's session with a SEV guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SEVSessionOptions {
-    /// `dhCert`.
+    /// Diffie-Hellman certificate, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dh_cert: Option<String>,
-    /// `session`.
+    /// Session blob, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
 }
 
-/// `v1.StallDetectorOptions` of the wire API.
+/// When a migration counts as stalled.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StallDetectorOptions {
-    /// `completionTimeoutFactor`.
+    /// Factor on the time that a migration may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_timeout_factor: Option<Quantity>,
-    /// `ewmaAlpha`.
+    /// Weight of the newest measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ewma_alpha: Option<Quantity>,
-    /// `patienceWindowDecayFactor`.
+    /// How fast patience shrinks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patience_window_decay_factor: Option<Quantity>,
-    /// `precopyPossibleFactor`.
+    /// Factor for whether pre-copy can end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precopy_possible_factor: Option<Quantity>,
-    /// `searchLocalMinima`.
+    /// Switch at a local minimum of what remains.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub search_local_minima: Option<bool>,
-    /// `stallMargin`.
+    /// Progress below this counts as none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_margin: Option<i64>,
-    /// `stallProgressTimeout`.
+    /// Time without progress that counts as a stall.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_progress_timeout: Option<i64>,
-    /// `switchoverTimeout`.
+    /// Time that the switch may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub switchover_timeout: Option<i64>,
 }
 
-/// `v1.StartOptions` of the wire API.
+/// Body of start.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StartOptions {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `dryRun`.
+    /// `All`: check everything, change nothing.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub dry_run: Vec<String>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `paused`.
+    /// Start with the processors stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<bool>,
 }
 
-/// `v1.StopOptions` of the wire API.
+/// Body of stop.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StopOptions {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `dryRun`.
+    /// `All`: check everything, change nothing.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub dry_run: Vec<String>,
-    /// `gracePeriod`.
+    /// Seconds before the guest is stopped by force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grace_period: Option<i64>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }
 
-/// `v1.UnpauseOptions` of the wire API.
+/// Body of unpause.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UnpauseOptions {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `dryRun`.
+    /// `All`: check everything, change nothing.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub dry_run: Vec<String>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }
 
-/// `v1.VirtualMachineInstanceFileSystem` of the wire API.
+/// A file system of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceFileSystem {
-    /// `disk`.
+    /// Disks it is on.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub disk: Vec<VirtualMachineInstanceFileSystemDisk>,
-    /// `diskName`.
+    /// Device name.
     pub disk_name: String,
-    /// `fileSystemType`.
+    /// Type.
     pub file_system_type: String,
-    /// `mountPoint`.
+    /// Where it is mounted.
     pub mount_point: String,
-    /// `totalBytes`.
+    /// Size in bytes.
     pub total_bytes: i32,
-    /// `usedBytes`.
+    /// Used bytes.
     pub used_bytes: i32,
 }
 
-/// `v1.VirtualMachineInstanceFileSystemDisk` of the wire API.
+/// A disk behind a file system.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceFileSystemDisk {
-    /// `busType`.
+    /// Its bus.
     pub bus_type: String,
-    /// `serial`.
+    /// Serial number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
 }
 
-/// `v1.VirtualMachineInstanceFileSystemInfo` of the wire API.
+/// File systems of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceFileSystemInfo {
-    /// `disks`.
+    /// The file systems.
     #[serde(deserialize_with = "crate::null_default")]
     pub disks: Vec<VirtualMachineInstanceFileSystem>,
 }
 
-/// `v1.VirtualMachineInstanceFileSystemList` of the wire API.
+/// File systems of a guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceFileSystemList {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `items`.
+    /// The objects of the list.
     #[serde(deserialize_with = "crate::null_default")]
     pub items: Vec<VirtualMachineInstanceFileSystem>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `metadata`.
+    /// Standard object metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<ListMeta>,
 }
 
-/// `v1.VirtualMachineInstanceGuestAgentInfo` of the wire API.
+/// What the guest agent says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceGuestAgentInfo {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `fsFreezeStatus`.
+    /// frozen, while file systems are frozen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fs_freeze_status: Option<String>,
-    /// `fsInfo`.
+    /// File systems.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fs_info: Option<VirtualMachineInstanceFileSystemInfo>,
-    /// `guestAgentVersion`.
+    /// Version of the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_agent_version: Option<String>,
-    /// `hostname`.
+    /// The guest's host name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `os`.
+    /// Operating system.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub os: Option<VirtualMachineInstanceGuestOSInfo>,
-    /// `supportedCommands`.
+    /// Commands that the agent knows.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub supported_commands: Vec<GuestAgentCommandInfo>,
-    /// `timezone`.
+    /// Time zone and offset.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
-    /// `userList`.
+    /// Users that are logged in.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -476,34 +476,34 @@ pub struct VirtualMachineInstanceGuestAgentInfo {
     pub user_list: Vec<VirtualMachineInstanceGuestOSUser>,
 }
 
-/// `v1.VirtualMachineInstanceGuestOSUser` of the wire API.
+/// A user that is logged in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceGuestOSUser {
-    /// `domain`.
+    /// Windows domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
-    /// `loginTime`.
+    /// Login time in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login_time: Option<f64>,
-    /// `userName`.
+    /// Name.
     pub user_name: String,
 }
 
-/// `v1.VirtualMachineInstanceGuestOSUserList` of the wire API.
+/// Users that are logged in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceGuestOSUserList {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `items`.
+    /// The objects of the list.
     #[serde(deserialize_with = "crate::null_default")]
     pub items: Vec<VirtualMachineInstanceGuestOSUser>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `metadata`.
+    /// Standard object metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<ListMeta>,
 }

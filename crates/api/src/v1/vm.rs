@@ -13,150 +13,150 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// `v1.ControllerRevisionRef` of the wire API.
+/// A ControllerRevision.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ControllerRevisionRef {
-    /// `name`.
+    /// Name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
-/// `v1.DataVolumeTemplateDummyStatus` of the wire API.
+/// Always empty.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DataVolumeTemplateDummyStatus {}
 
-/// `v1.DataVolumeTemplateSpec` of the wire API.
+/// A DataVolume that belongs to a VM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeTemplateSpec {
-    /// `apiVersion`.
+    /// Version of the schema of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_version: Option<String>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `metadata`.
+    /// Standard object metadata.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<ObjectMeta>,
-    /// `spec`.
+    /// The DataVolume.
     pub spec: DataVolumeSpec,
-    /// `status`.
+    /// Always empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<DataVolumeTemplateDummyStatus>,
 }
 
-/// `v1.InstancetypeMatcher` of the wire API.
+/// The instancetype of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstancetypeMatcher {
-    /// `inferFromVolume`.
+    /// Take the name from labels of this volume's claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infer_from_volume: Option<String>,
-    /// `inferFromVolumeFailurePolicy`.
+    /// What to do when nothing can be inferred: Reject or Ignore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infer_from_volume_failure_policy: Option<String>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `name`.
+    /// Name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `revisionName`.
+    /// ControllerRevision that holds the object as it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision_name: Option<String>,
 }
 
-/// `v1.InstancetypeStatusRef` of the wire API.
+/// The instancetype or preference in use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InstancetypeStatusRef {
-    /// `controllerRevisionRef`.
+    /// ControllerRevision that holds it as it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub controller_revision_ref: Option<ControllerRevisionRef>,
-    /// `inferFromVolume`.
+    /// Take the name from labels of this volume's claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infer_from_volume: Option<String>,
-    /// `inferFromVolumeFailurePolicy`.
+    /// What to do when nothing can be inferred: Reject or Ignore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infer_from_volume_failure_policy: Option<String>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `name`.
+    /// Name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
-/// `v1.PreferenceMatcher` of the wire API.
+/// The preference of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PreferenceMatcher {
-    /// `inferFromVolume`.
+    /// Take the name from labels of this volume's claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infer_from_volume: Option<String>,
-    /// `inferFromVolumeFailurePolicy`.
+    /// What to do when nothing can be inferred: Reject or Ignore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infer_from_volume_failure_policy: Option<String>,
-    /// `kind`.
+    /// Kind of this object.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
-    /// `name`.
+    /// Name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `revisionName`.
+    /// ControllerRevision that holds the object as it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision_name: Option<String>,
 }
 
-/// `v1.VirtualMachineCondition` of the wire API.
+/// A condition of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineCondition {
-    /// `lastProbeTime`.
+    /// When the condition was last looked at; may be null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_probe_time: Option<Time>,
-    /// `lastTransitionTime`.
+    /// When the status last changed; may be null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<Time>,
-    /// `message`.
+    /// For people: what is going on and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `reason`.
+    /// One word in CamelCase for why the status is what it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// `status`.
+    /// True, False or Unknown.
     pub status: String,
-    /// `type`.
+    /// Which condition this is.
     pub r#type: String,
 }
 
-/// `v1.VirtualMachineMemoryDumpRequest` of the wire API.
+/// A memory dump that was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineMemoryDumpRequest {
-    /// `claimName`.
+    /// Name of the PersistentVolumeClaim.
     pub claim_name: String,
-    /// `endTimestamp`.
+    /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_timestamp: Option<Time>,
-    /// `fileName`.
+    /// File in the claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_name: Option<String>,
-    /// `message`.
+    /// For people: what is going on and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `phase`.
+    /// Phase it is in.
     pub phase: String,
-    /// `remove`.
+    /// The dump is to be detached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remove: Option<bool>,
-    /// `startTimestamp`.
+    /// When it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_timestamp: Option<Time>,
 }
 
-/// `v1.VirtualMachineSpec` of the wire API.
+/// What should exist.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "kubevirt.io",
@@ -174,171 +174,171 @@ pub struct VirtualMachineMemoryDumpRequest {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineSpec {
-    /// `dataVolumeTemplates`.
+    /// DataVolumes that are made with the VM.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub data_volume_templates: Vec<DataVolumeTemplateSpec>,
-    /// `instancetype`.
+    /// Size by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instancetype: Option<InstancetypeMatcher>,
-    /// `preference`.
+    /// Device preferences by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preference: Option<PreferenceMatcher>,
-    /// `runStrategy`.
+    /// When there is a running instance: Always, RerunOnFailure, Manual, Halted, Once or WaitAsReceiver. Excludes `running`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_strategy: Option<String>,
-    /// `running`.
+    /// true is Always, false is Halted; superseded by `runStrategy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub running: Option<bool>,
-    /// `template`.
+    /// What each VirtualMachineInstance is made from.
     pub template: VirtualMachineInstanceTemplateSpec,
-    /// `updateVolumesStrategy`.
+    /// How changed volumes reach a running guest: Replacement or Migration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub update_volumes_strategy: Option<String>,
 }
 
-/// `v1.VirtualMachineStartFailure` of the wire API.
+/// Starts that failed in a row.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineStartFailure {
-    /// `consecutiveFailCount`.
+    /// How many.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consecutive_fail_count: Option<i32>,
-    /// `lastFailedVMIUID`.
+    /// UID of the last instance that failed.
     #[serde(default, rename = "lastFailedVMIUID", skip_serializing_if = "Option::is_none")]
     pub last_failed_vmiuid: Option<String>,
-    /// `retryAfterTimestamp`.
+    /// When the next start is tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_timestamp: Option<Time>,
 }
 
-/// `v1.VirtualMachineStateChangeRequest` of the wire API.
+/// A start or stop that was asked for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineStateChangeRequest {
-    /// `action`.
+    /// Start or Stop.
     pub action: String,
-    /// `data`.
+    /// Details, such as paused=true.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub data: BTreeMap<String, String>,
-    /// `uid`.
+    /// UID of the instance to stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
 }
 
-/// `v1.VirtualMachineStatus` of the wire API.
+/// What there is of a VM.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineStatus {
-    /// `changedBlockTracking`.
+    /// Changed block tracking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_block_tracking: Option<ChangedBlockTrackingStatus>,
-    /// `conditions`.
+    /// What is known about the object; at most one of each type.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub conditions: Vec<VirtualMachineCondition>,
-    /// `created`.
+    /// An instance exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<bool>,
-    /// `desiredGeneration`.
+    /// Generation of the spec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub desired_generation: Option<i64>,
-    /// `instancetypeRef`.
+    /// Instancetype in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instancetype_ref: Option<InstancetypeStatusRef>,
-    /// `memoryDumpRequest`.
+    /// Memory dump that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_dump_request: Option<VirtualMachineMemoryDumpRequest>,
-    /// `observedGeneration`.
+    /// Generation that the status speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// `preferenceRef`.
+    /// Preference in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preference_ref: Option<InstancetypeStatusRef>,
-    /// `printableStatus`.
+    /// The state in one word, such as Running or ErrorUnschedulable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub printable_status: Option<String>,
-    /// `ready`.
+    /// The instance is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
-    /// `restoreInProgress`.
+    /// Restore that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restore_in_progress: Option<String>,
-    /// `runStrategy`.
+    /// Run strategy in effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_strategy: Option<String>,
-    /// `snapshotInProgress`.
+    /// Snapshot that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_in_progress: Option<String>,
-    /// `startFailure`.
+    /// Starts that failed in a row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_failure: Option<VirtualMachineStartFailure>,
-    /// `stateChangeRequests`.
+    /// Starts and stops that were asked for, in order.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub state_change_requests: Vec<VirtualMachineStateChangeRequest>,
-    /// `volumeRequests`.
+    /// Volumes to plug in or out.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub volume_requests: Vec<VirtualMachineVolumeRequest>,
-    /// `volumeSnapshotStatuses`.
+    /// Which volumes can be snapshotted.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub volume_snapshot_statuses: Vec<VolumeSnapshotStatus>,
-    /// `volumeUpdateState`.
+    /// How an update of volumes is going.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_update_state: Option<VolumeUpdateState>,
 }
 
-/// `v1.VirtualMachineVolumeRequest` of the wire API.
+/// A volume to plug in or out.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineVolumeRequest {
-    /// `addVolumeOptions`.
+    /// To plug in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub add_volume_options: Option<AddVolumeOptions>,
-    /// `removeVolumeOptions`.
+    /// To plug out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remove_volume_options: Option<RemoveVolumeOptions>,
 }
 
-/// `v1.VolumeSnapshotStatus` of the wire API.
+/// Whether a volume can be snapshotted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeSnapshotStatus {
-    /// `enabled`.
+    /// It can.
     pub enabled: bool,
-    /// `name`.
+    /// Name of the volume.
     pub name: String,
-    /// `reason`.
+    /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// `v1.VolumeUpdateState` of the wire API.
+/// How an update of volumes is going.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeUpdateState {
-    /// `volumeMigrationState`.
+    /// The migration it needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_migration_state: Option<VolumeMigrationState>,
 }

@@ -22,442 +22,442 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// `v1.AccessCredential` of the wire API.
+/// A credential for the guest; exactly one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessCredential {
-    /// `sshPublicKey`.
+    /// SSH public keys.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ssh_public_key: Option<SSHPublicKeyAccessCredential>,
-    /// `userPassword`.
+    /// Passwords of users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_password: Option<UserPasswordAccessCredential>,
 }
 
-/// `v1.AccessCredentialSecretSource` of the wire API.
+/// Secret with the credential.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessCredentialSecretSource {
-    /// `secretName`.
+    /// Name of the Secret, in the same namespace.
     pub secret_name: String,
 }
 
-/// `v1.CPUTopology` of the wire API.
+/// Topology of the processor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CPUTopology {
-    /// `cores`.
+    /// Cores in each socket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cores: Option<i64>,
-    /// `sockets`.
+    /// Sockets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sockets: Option<i64>,
-    /// `threads`.
+    /// Threads in each core.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threads: Option<i64>,
 }
 
-/// `v1.ChangedBlockTrackingStatus` of the wire API.
+/// State of changed block tracking.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangedBlockTrackingStatus {
-    /// `backupStatus`.
+    /// Backup that runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup_status: Option<VirtualMachineInstanceBackupStatus>,
-    /// `state`.
+    /// The state.
     pub state: String,
 }
 
-/// `v1.ConfigDriveSSHPublicKeyAccessCredentialPropagation` of the wire API.
+/// Through the config drive.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigDriveSSHPublicKeyAccessCredentialPropagation {}
 
-/// `v1.ContainerDiskInfo` of the wire API.
+/// A containerDisk in use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerDiskInfo {
-    /// `checksum`.
+    /// CRC32 of the content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<i64>,
 }
 
-/// `v1.DomainMemoryDumpInfo` of the wire API.
+/// A memory dump.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DomainMemoryDumpInfo {
-    /// `claimName`.
+    /// Name of the PersistentVolumeClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_name: Option<String>,
-    /// `endTimestamp`.
+    /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_timestamp: Option<Time>,
-    /// `startTimestamp`.
+    /// When it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_timestamp: Option<Time>,
-    /// `targetFileName`.
+    /// File in the claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_file_name: Option<String>,
 }
 
-/// `v1.DowntimeTuningOptions` of the wire API.
+/// How the allowed downtime grows during a migration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DowntimeTuningOptions {
-    /// `cooldownSeconds`.
+    /// Seconds between steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cooldown_seconds: Option<i32>,
-    /// `initialMs`.
+    /// First value in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_ms: Option<i64>,
-    /// `startAfterIteration`.
+    /// Iterations before the first step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_after_iteration: Option<i64>,
-    /// `steps`.
+    /// Number of steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<i32>,
 }
 
-/// `v1.ExperimentalMigrationOptions` of the wire API.
+/// Settings on trial.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExperimentalMigrationOptions {
-    /// `compression`.
+    /// Compression method.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub compression: Option<String>,
-    /// `downtimeTuning`.
+    /// How the allowed downtime grows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downtime_tuning: Option<DowntimeTuningOptions>,
-    /// `stallDetector`.
+    /// When the migration counts as stalled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall_detector: Option<StallDetectorOptions>,
 }
 
-/// `v1.GuestAgentPing` of the wire API.
+/// The guest agent answers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct GuestAgentPing {}
 
-/// `v1.HotplugVolumeStatus` of the wire API.
+/// A volume that was plugged in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HotplugVolumeStatus {
-    /// `attachPodName`.
+    /// Pod that holds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attach_pod_name: Option<String>,
-    /// `attachPodUID`.
+    /// UID of that pod.
     #[serde(default, rename = "attachPodUID", skip_serializing_if = "Option::is_none")]
     pub attach_pod_uid: Option<String>,
 }
 
-/// `v1.InitrdInfo` of the wire API.
+/// The initial RAM disk in use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct InitrdInfo {
-    /// `checksum`.
+    /// CRC32 of the content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<i64>,
 }
 
-/// `v1.KernelBootStatus` of the wire API.
+/// Kernel and initial RAM disk in use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KernelBootStatus {
-    /// `initrdInfo`.
+    /// The initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_info: Option<InitrdInfo>,
-    /// `kernelInfo`.
+    /// The kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_info: Option<KernelInfo>,
 }
 
-/// `v1.KernelInfo` of the wire API.
+/// The kernel in use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KernelInfo {
-    /// `checksum`.
+    /// CRC32 of the content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checksum: Option<i64>,
 }
 
-/// `v1.MemoryStatus` of the wire API.
+/// Memory of the guest.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MemoryStatus {
-    /// `guestAtBoot`.
+    /// What it was started with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_at_boot: Option<Quantity>,
-    /// `guestCurrent`.
+    /// What it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_current: Option<Quantity>,
-    /// `guestRequested`.
+    /// What it should have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_requested: Option<Quantity>,
-    /// `memoryOverhead`.
+    /// What its launcher needs besides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_overhead: Option<Quantity>,
 }
 
-/// `v1.NoCloudSSHPublicKeyAccessCredentialPropagation` of the wire API.
+/// Through cloud-init NoCloud.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NoCloudSSHPublicKeyAccessCredentialPropagation {}
 
-/// `v1.PersistentVolumeClaimInfo` of the wire API.
+/// A claim in use.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PersistentVolumeClaimInfo {
-    /// `accessModes`.
+    /// How the claim may be mounted.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub access_modes: Vec<String>,
-    /// `capacity`.
+    /// Its capacity.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub capacity: BTreeMap<String, Quantity>,
-    /// `claimName`.
+    /// Name of the PersistentVolumeClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim_name: Option<String>,
-    /// `filesystemOverhead`.
+    /// Part of it that the file system needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filesystem_overhead: Option<String>,
-    /// `preallocated`.
+    /// The whole size is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preallocated: Option<bool>,
-    /// `requests`.
+    /// What was requested.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub requests: BTreeMap<String, Quantity>,
-    /// `volumeMode`.
+    /// Filesystem or Block.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Block", "Filesystem", "FromStorageProfile"]))]
     pub volume_mode: Option<String>,
 }
 
-/// `v1.Probe` of the wire API.
+/// A check of the guest. Exactly one handler.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Probe {
-    /// `exec`.
+    /// A command, run by the guest agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exec: Option<ExecAction>,
-    /// `failureThreshold`.
+    /// Failures in a row that count; default 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_threshold: Option<i32>,
-    /// `guestAgentPing`.
+    /// The guest agent answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guest_agent_ping: Option<GuestAgentPing>,
-    /// `httpGet`.
+    /// An HTTP request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_get: Option<HTTPGetAction>,
-    /// `initialDelaySeconds`.
+    /// Seconds before the first check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial_delay_seconds: Option<i32>,
-    /// `periodSeconds`.
+    /// Seconds between checks; default 10.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub period_seconds: Option<i32>,
-    /// `successThreshold`.
+    /// Successes in a row that count; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub success_threshold: Option<i32>,
-    /// `tcpSocket`.
+    /// A TCP connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_socket: Option<TCPSocketAction>,
-    /// `timeoutSeconds`.
+    /// Seconds that a check may take; default 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_seconds: Option<i32>,
 }
 
-/// `v1.QemuGuestAgentSSHPublicKeyAccessCredentialPropagation` of the wire API.
+/// By the guest agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct QemuGuestAgentSSHPublicKeyAccessCredentialPropagation {
-    /// `users`.
+    /// Users who get the keys.
     #[serde(deserialize_with = "crate::null_default")]
     pub users: Vec<String>,
 }
 
-/// `v1.QemuGuestAgentUserPasswordAccessCredentialPropagation` of the wire API.
+/// By the guest agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct QemuGuestAgentUserPasswordAccessCredentialPropagation {}
 
-/// `v1.SSHPublicKeyAccessCredential` of the wire API.
+/// SSH public keys.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SSHPublicKeyAccessCredential {
-    /// `propagationMethod`.
+    /// How the credential gets into the guest.
     pub propagation_method: SSHPublicKeyAccessCredentialPropagationMethod,
-    /// `source`.
+    /// Where it comes from.
     pub source: SSHPublicKeyAccessCredentialSource,
 }
 
-/// `v1.SSHPublicKeyAccessCredentialPropagationMethod` of the wire API.
+/// How keys get into the guest; exactly one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SSHPublicKeyAccessCredentialPropagationMethod {
-    /// `configDrive`.
+    /// Through the config drive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_drive: Option<ConfigDriveSSHPublicKeyAccessCredentialPropagation>,
-    /// `noCloud`.
+    /// Through cloud-init NoCloud.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_cloud: Option<NoCloudSSHPublicKeyAccessCredentialPropagation>,
-    /// `qemuGuestAgent`.
+    /// By the guest agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu_guest_agent: Option<QemuGuestAgentSSHPublicKeyAccessCredentialPropagation>,
 }
 
-/// `v1.SSHPublicKeyAccessCredentialSource` of the wire API.
+/// Where keys come from.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SSHPublicKeyAccessCredentialSource {
-    /// `secret`.
+    /// Secret in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<AccessCredentialSecretSource>,
 }
 
-/// `v1.StorageMigratedVolumeInfo` of the wire API.
+/// A volume that moves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StorageMigratedVolumeInfo {
-    /// `destinationPVCInfo`.
+    /// Claim it goes to.
     #[serde(default, rename = "destinationPVCInfo", skip_serializing_if = "Option::is_none")]
     pub destination_pvc_info: Option<PersistentVolumeClaimInfo>,
-    /// `sourcePVCInfo`.
+    /// Claim it leaves.
     #[serde(default, rename = "sourcePVCInfo", skip_serializing_if = "Option::is_none")]
     pub source_pvc_info: Option<PersistentVolumeClaimInfo>,
-    /// `volumeName`.
+    /// Name of the volume.
     pub volume_name: String,
 }
 
-/// `v1.TopologyHints` of the wire API.
+/// What the choice of a node must keep.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TopologyHints {
-    /// `tscFrequency`.
+    /// TSC frequency in Hz.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tsc_frequency: Option<i64>,
 }
 
-/// `v1.UserPasswordAccessCredential` of the wire API.
+/// Passwords of users.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UserPasswordAccessCredential {
-    /// `propagationMethod`.
+    /// How the credential gets into the guest.
     pub propagation_method: UserPasswordAccessCredentialPropagationMethod,
-    /// `source`.
+    /// Where it comes from.
     pub source: UserPasswordAccessCredentialSource,
 }
 
-/// `v1.UserPasswordAccessCredentialPropagationMethod` of the wire API.
+/// How passwords get into the guest; exactly one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UserPasswordAccessCredentialPropagationMethod {
-    /// `qemuGuestAgent`.
+    /// By the guest agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu_guest_agent: Option<QemuGuestAgentUserPasswordAccessCredentialPropagation>,
 }
 
-/// `v1.UserPasswordAccessCredentialSource` of the wire API.
+/// Where passwords come from.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UserPasswordAccessCredentialSource {
-    /// `secret`.
+    /// Secret in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<AccessCredentialSecretSource>,
 }
 
-/// `v1.VMIMConfigurationOptions` of the wire API.
+/// Settings of one migration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VMIMConfigurationOptions {
-    /// `allowAutoConverge`.
+    /// Slow the guest down when its memory changes faster than it can be sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_auto_converge: Option<bool>,
-    /// `allowPostCopy`.
+    /// Move the guest before all of its memory has been sent, when sending does not get ahead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_post_copy: Option<bool>,
-    /// `allowWorkloadDisruption`.
+    /// Pause the guest, or switch to post-copy, when sending does not get ahead; otherwise the migration is given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_workload_disruption: Option<bool>,
-    /// `bandwidthPerMigration`.
+    /// Ceiling per second for one migration; 0: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_per_migration: Option<Quantity>,
-    /// `completionTimeoutPerGiB`.
+    /// Seconds that a migration may take for each GiB of guest memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion_timeout_per_gi_b: Option<i64>,
-    /// `disableTLS`.
+    /// Send the guest's memory unencrypted.
     #[serde(default, rename = "disableTLS", skip_serializing_if = "Option::is_none")]
     pub disable_tls: Option<bool>,
-    /// `experimental`.
+    /// Settings on trial.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experimental: Option<ExperimentalMigrationOptions>,
-    /// `matchSELinuxLevelOnMigration`.
+    /// Give the target pod the SELinux level of the source pod.
     #[serde(
         default,
         rename = "matchSELinuxLevelOnMigration",
         skip_serializing_if = "Option::is_none"
     )]
     pub match_se_linux_level_on_migration: Option<bool>,
-    /// `maxDowntimeMs`.
+    /// Longest pause of the guest at the switch, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_downtime_ms: Option<i64>,
-    /// `network`.
+    /// NetworkAttachmentDefinition to migrate over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// `nodeDrainTaintKey`.
+    /// Key of the taint that makes VMIs leave a node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_drain_taint_key: Option<String>,
-    /// `parallelMigrationsPerCluster`.
+    /// Migrations at the same time in the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel_migrations_per_cluster: Option<i64>,
-    /// `parallelOutboundMigrationsPerNode`.
+    /// Migrations at the same time out of one node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel_outbound_migrations_per_node: Option<i64>,
-    /// `progressTimeout`.
+    /// Seconds without progress after which a migration is given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress_timeout: Option<i64>,
-    /// `unsafeMigrationOverride`.
+    /// Migrate although libvirt calls it unsafe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsafe_migration_override: Option<bool>,
-    /// `utilityVolumesTimeout`.
+    /// Seconds to wait for utility volumes to go before a migration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub utility_volumes_timeout: Option<i64>,
 }
 
-/// `v1.VirtualMachineInstanceBackupStatus` of the wire API.
+/// A backup that runs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceBackupStatus {
-    /// `backupMsg`.
+    /// What it says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup_msg: Option<String>,
-    /// `backupName`.
+    /// Name of the VirtualMachineBackup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup_name: Option<String>,
-    /// `checkpointName`.
+    /// Checkpoint it makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_name: Option<String>,
-    /// `completed`.
+    /// It has ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed: Option<bool>,
-    /// `endTimestamp`.
+    /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_timestamp: Option<Time>,
-    /// `failed`.
+    /// It has ended without success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<bool>,
-    /// `quiesceStatus`.
+    /// How the guest was brought to rest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quiesce_status: Option<String>,
-    /// `startTimestamp`.
+    /// When it began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_timestamp: Option<Time>,
-    /// `volumes`.
+    /// Volumes in it.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -466,130 +466,130 @@ pub struct VirtualMachineInstanceBackupStatus {
     pub volumes: Vec<VirtualMachineInstanceBackupVolumeInfo>,
 }
 
-/// `v1.VirtualMachineInstanceBackupVolumeInfo` of the wire API.
+/// A volume of a backup.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceBackupVolumeInfo {
-    /// `volumeName`.
+    /// Name of the volume.
     pub volume_name: String,
 }
 
-/// `v1.VirtualMachineInstanceCondition` of the wire API.
+/// A condition of a VMI.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceCondition {
-    /// `lastProbeTime`.
+    /// When the condition was last looked at; may be null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_probe_time: Option<Time>,
-    /// `lastTransitionTime`.
+    /// When the status last changed; may be null.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_transition_time: Option<Time>,
-    /// `message`.
+    /// For people: what is going on and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `reason`.
+    /// One word in CamelCase for why the status is what it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// `status`.
+    /// True, False or Unknown.
     pub status: String,
-    /// `type`.
+    /// Which condition this is.
     pub r#type: String,
 }
 
-/// `v1.VirtualMachineInstanceGuestOSInfo` of the wire API.
+/// The guest's operating system, as its agent says.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceGuestOSInfo {
-    /// `id`.
+    /// Id, such as debian.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// `kernelRelease`.
+    /// Release of the kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_release: Option<String>,
-    /// `kernelVersion`.
+    /// Version of the kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_version: Option<String>,
-    /// `machine`.
+    /// Hardware name, such as x86_64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
-    /// `name`.
+    /// Name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `prettyName`.
+    /// Name for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pretty_name: Option<String>,
-    /// `version`.
+    /// Version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// `versionId`.
+    /// Version number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version_id: Option<String>,
 }
 
-/// `v1.VirtualMachineInstanceNetworkInterface` of the wire API.
+/// An interface as it is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceNetworkInterface {
-    /// `infoSource`.
+    /// Who says so: domain, guest-agent, multus-status; separated by commas.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub info_source: Option<String>,
-    /// `interfaceName`.
+    /// Name inside the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_name: Option<String>,
-    /// `ipAddress`.
+    /// First address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ip_address: Option<String>,
-    /// `ipAddresses`.
+    /// All addresses.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub ip_addresses: Vec<String>,
-    /// `linkState`.
+    /// up or down.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub link_state: Option<String>,
-    /// `mac`.
+    /// MAC address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
-    /// `name`.
+    /// Name of the network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `podInterfaceName`.
+    /// Name inside the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod_interface_name: Option<String>,
-    /// `queueCount`.
+    /// Queues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queue_count: Option<i32>,
 }
 
-/// `v1.VirtualMachineInstancePhaseTransitionTimestamp` of the wire API.
+/// When a phase was entered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstancePhaseTransitionTimestamp {
-    /// `phase`.
+    /// The phase.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// `phaseTransitionTimestamp`.
+    /// When the phase was entered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase_transition_timestamp: Option<Time>,
 }
 
-/// `v1.VirtualMachineInstanceResourceClaim` of the wire API.
+/// A resource claim of the launcher pod.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceResourceClaim {
-    /// `name`.
+    /// Name.
     pub name: String,
-    /// `resourceClaimName`.
+    /// An existing claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_claim_name: Option<String>,
-    /// `resourceClaimTemplateName`.
+    /// Template to make a claim from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resource_claim_template_name: Option<String>,
 }
 
-/// `v1.VirtualMachineInstanceSpec` of the wire API.
+/// One run of a virtual machine.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema, CustomResource)]
 #[kube(
     group = "kubevirt.io",
@@ -607,101 +607,101 @@ pub struct VirtualMachineInstanceResourceClaim {
 )]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceSpec {
-    /// `accessCredentials`.
+    /// Credentials for the guest.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub access_credentials: Vec<AccessCredential>,
-    /// `affinity`.
+    /// Rules for the choice of a node, as for pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<Affinity>,
-    /// `architecture`.
+    /// amd64, arm64 or s390x.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture: Option<String>,
-    /// `dnsConfig`.
+    /// DNS of the pod, as for pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_config: Option<PodDNSConfig>,
-    /// `dnsPolicy`.
+    /// DNS policy of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"]))]
     pub dns_policy: Option<String>,
-    /// `domain`.
+    /// The virtual machine itself.
     pub domain: DomainSpec,
-    /// `evictionStrategy`.
+    /// What an eviction does: None, LiveMigrate, LiveMigrateIfPossible or External.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eviction_strategy: Option<String>,
-    /// `hostname`.
+    /// Host name; by default the name made a DNS label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
-    /// `livenessProbe`.
+    /// Check whose failure stops the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub liveness_probe: Option<Probe>,
-    /// `networks`.
+    /// Networks that interfaces connect to.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub networks: Vec<Network>,
-    /// `nodeSelector`.
+    /// Labels that a node must have.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub node_selector: BTreeMap<String, String>,
-    /// `priorityClassName`.
+    /// Priority class of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority_class_name: Option<String>,
-    /// `readinessProbe`.
+    /// Check that decides whether the VMI is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub readiness_probe: Option<Probe>,
-    /// `resourceClaims`.
+    /// Resource claims of the pod.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub resource_claims: Vec<VirtualMachineInstanceResourceClaim>,
-    /// `schedulerName`.
+    /// Scheduler of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler_name: Option<String>,
-    /// `serviceAccountName`.
+    /// Service account of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_name: Option<String>,
-    /// `startStrategy`.
+    /// Paused: start with the processors stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_strategy: Option<String>,
-    /// `subdomain`.
+    /// Subdomain, for a fully qualified host name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subdomain: Option<String>,
-    /// `terminationGracePeriodSeconds`.
+    /// Seconds between asking the guest to stop and stopping it; default 30.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub termination_grace_period_seconds: Option<i64>,
-    /// `tolerations`.
+    /// Taints of nodes to put up with.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub tolerations: Vec<Toleration>,
-    /// `topologySpreadConstraints`.
+    /// How guests spread over the cluster, as for pods.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub topology_spread_constraints: Vec<TopologySpreadConstraint>,
-    /// `utilityVolumes`.
+    /// Volumes for our own use during the run.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub utility_volumes: Vec<UtilityVolume>,
-    /// `volumes`.
+    /// Where the data of disks and file systems come from.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -710,110 +710,110 @@ pub struct VirtualMachineInstanceSpec {
     pub volumes: Vec<Volume>,
 }
 
-/// `v1.VirtualMachineInstanceStatus` of the wire API.
+/// How the run is going.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceStatus {
-    /// `VSOCKCID`.
+    /// Context id of the guest's vsock.
     #[serde(default, rename = "VSOCKCID", skip_serializing_if = "Option::is_none")]
     pub vsockcid: Option<i64>,
-    /// `activePods`.
+    /// UID of each launcher pod, and its node.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub active_pods: BTreeMap<String, String>,
-    /// `changedBlockTracking`.
+    /// Changed block tracking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changed_block_tracking: Option<ChangedBlockTrackingStatus>,
-    /// `conditions`.
+    /// What is known about the object; at most one of each type.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub conditions: Vec<VirtualMachineInstanceCondition>,
-    /// `currentCPUTopology`.
+    /// Topology in use.
     #[serde(default, rename = "currentCPUTopology", skip_serializing_if = "Option::is_none")]
     pub current_cpu_topology: Option<CPUTopology>,
-    /// `evacuationNodeName`.
+    /// Node that is being emptied of guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evacuation_node_name: Option<String>,
-    /// `fsFreezeStatus`.
+    /// frozen, while file systems are frozen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fs_freeze_status: Option<String>,
-    /// `guestOSInfo`.
+    /// Operating system, as the guest agent says.
     #[serde(default, rename = "guestOSInfo", skip_serializing_if = "Option::is_none")]
     pub guest_os_info: Option<VirtualMachineInstanceGuestOSInfo>,
-    /// `interfaces`.
+    /// Interfaces as they are.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub interfaces: Vec<VirtualMachineInstanceNetworkInterface>,
-    /// `kernelBootStatus`.
+    /// Kernel and initial RAM disk in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel_boot_status: Option<KernelBootStatus>,
-    /// `launcherContainerImageVersion`.
+    /// Image of the launcher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub launcher_container_image_version: Option<String>,
-    /// `machine`.
+    /// Machine type in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<Machine>,
-    /// `memory`.
+    /// Memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryStatus>,
-    /// `migratedVolumes`.
+    /// Volumes that move.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub migrated_volumes: Vec<StorageMigratedVolumeInfo>,
-    /// `migrationMethod`.
+    /// LiveMigration or BlockMigration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_method: Option<String>,
-    /// `migrationState`.
+    /// How the migration is going.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_state: Option<VirtualMachineInstanceMigrationState>,
-    /// `migrationTransport`.
+    /// Unix: migration goes through sockets of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub migration_transport: Option<String>,
-    /// `nodeName`.
+    /// Node it runs on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_name: Option<String>,
-    /// `phase`.
+    /// Pending, Scheduling, Scheduled, Running, Succeeded, Failed, WaitingForSync or Unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// `phaseTransitionTimestamps`.
+    /// When each phase was entered.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub phase_transition_timestamps: Vec<VirtualMachineInstancePhaseTransitionTimestamp>,
-    /// `qosClass`.
+    /// Quality of service of the pod.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["BestEffort", "Burstable", "Guaranteed"]))]
     pub qos_class: Option<String>,
-    /// `reason`.
+    /// Why it failed, in one word.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// `runtimeUser`.
+    /// Uid of QEMU: 107, or 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime_user: Option<i64>,
-    /// `selinuxContext`.
+    /// SELinux context of the launcher.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selinux_context: Option<String>,
-    /// `topologyHints`.
+    /// What the choice of a node must keep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology_hints: Option<TopologyHints>,
-    /// `virtualMachineRevisionName`.
+    /// ControllerRevision of the VM it was started from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub virtual_machine_revision_name: Option<String>,
-    /// `volumeStatus`.
+    /// Volumes as they are.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
@@ -822,48 +822,48 @@ pub struct VirtualMachineInstanceStatus {
     pub volume_status: Vec<VolumeStatus>,
 }
 
-/// `v1.VirtualMachineInstanceTemplateSpec` of the wire API.
+/// What a VirtualMachineInstance is made from.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualMachineInstanceTemplateSpec {
-    /// `metadata`.
+    /// Its labels and annotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metadata: Option<ObjectMeta>,
-    /// `spec`.
+    /// Its spec.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spec: Option<VirtualMachineInstanceSpec>,
 }
 
-/// `v1.VolumeStatus` of the wire API.
+/// A volume as it is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeStatus {
-    /// `containerDiskVolume`.
+    /// The containerDisk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_disk_volume: Option<ContainerDiskInfo>,
-    /// `hotplugVolume`.
+    /// The pod that holds it, if it was plugged in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hotplug_volume: Option<HotplugVolumeStatus>,
-    /// `memoryDumpVolume`.
+    /// The memory dump.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_dump_volume: Option<DomainMemoryDumpInfo>,
-    /// `message`.
+    /// For people: what is going on and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// `name`.
+    /// Name of the volume.
     pub name: String,
-    /// `persistentVolumeClaimInfo`.
+    /// The claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim_info: Option<PersistentVolumeClaimInfo>,
-    /// `phase`.
+    /// Phase it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<String>,
-    /// `reason`.
+    /// Why the phase is what it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// `size`.
+    /// Size in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<i64>,
-    /// `target`.
+    /// Device name, such as vda.
     pub target: String,
 }

@@ -6,306 +6,306 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// `v1.CloudInitConfigDriveSource` of the wire API.
+/// Cloud-init by a config drive (label config-2).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudInitConfigDriveSource {
-    /// `networkData`.
+    /// Network configuration, at most 2048 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_data: Option<String>,
-    /// `networkDataBase64`.
+    /// Network configuration in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_data_base64: Option<String>,
-    /// `networkDataSecretRef`.
+    /// Secret with the network configuration under the key `networkdata`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_data_secret_ref: Option<LocalObjectReference>,
-    /// `secretRef`.
+    /// Secret with the user data under the key `userdata`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<LocalObjectReference>,
-    /// `userData`.
+    /// User data, at most 2048 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data: Option<String>,
-    /// `userDataBase64`.
+    /// User data in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data_base64: Option<String>,
 }
 
-/// `v1.CloudInitNoCloudSource` of the wire API.
+/// Cloud-init by NoCloud (label cidata).
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudInitNoCloudSource {
-    /// `networkData`.
+    /// Network configuration, at most 2048 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_data: Option<String>,
-    /// `networkDataBase64`.
+    /// Network configuration in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_data_base64: Option<String>,
-    /// `networkDataSecretRef`.
+    /// Secret with the network configuration under the key `networkdata`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_data_secret_ref: Option<LocalObjectReference>,
-    /// `secretRef`.
+    /// Secret with the user data under the key `userdata`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<LocalObjectReference>,
-    /// `userData`.
+    /// User data, at most 2048 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data: Option<String>,
-    /// `userDataBase64`.
+    /// User data in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_data_base64: Option<String>,
 }
 
-/// `v1.ConfigMapVolumeSource` of the wire API.
+/// Content of a ConfigMap.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigMapVolumeSource {
-    /// `name`.
+    /// Name of the ConfigMap, in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// `optional`.
+    /// It may be missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optional: Option<bool>,
-    /// `volumeLabel`.
+    /// Label of the file system that the guest sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_label: Option<String>,
 }
 
-/// `v1.ContainerDiskSource` of the wire API.
+/// A disk image inside a container image, in `/disk`. Changes are lost at a stop.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerDiskSource {
-    /// `image`.
+    /// Image reference.
     pub image: String,
-    /// `imagePullPolicy`.
+    /// When to ask the registry: Always, IfNotPresent or Never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["Always", "IfNotPresent", "Never"]))]
     pub image_pull_policy: Option<String>,
-    /// `imagePullSecret`.
+    /// Secret of type kubernetes.io/dockerconfigjson for the registry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_pull_secret: Option<String>,
-    /// `path`.
+    /// Path of the disk image inside the container image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
 }
 
-/// `v1.ContainerPathVolumeSource` of the wire API.
+/// A directory of the launcher's container.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ContainerPathVolumeSource {
-    /// `path`.
+    /// Path in the container.
     pub path: String,
-    /// `readOnly`.
+    /// The guest cannot write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
 }
 
-/// `v1.DataVolumeSource` of the wire API.
+/// A DataVolume.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DataVolumeSource {
-    /// `hotpluggable`.
+    /// The volume may be plugged in and out while the guest runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hotpluggable: Option<bool>,
-    /// `name`.
+    /// Name of the DataVolume, in the same namespace.
     pub name: String,
 }
 
-/// `v1.DownwardAPIVolumeSource` of the wire API.
+/// Facts about the pod, as files.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DownwardAPIVolumeSource {
-    /// `fields`.
+    /// Which facts.
     #[serde(
         default,
         deserialize_with = "crate::null_default",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub fields: Vec<DownwardAPIVolumeFile>,
-    /// `volumeLabel`.
+    /// Label of the file system that the guest sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_label: Option<String>,
 }
 
-/// `v1.DownwardMetricsVolumeSource` of the wire API.
+/// Metrics of the host, as a small disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DownwardMetricsVolumeSource {}
 
-/// `v1.EmptyDiskSource` of the wire API.
+/// An empty disk that lives as long as the VMI.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EmptyDiskSource {
-    /// `capacity`.
+    /// Its size.
     pub capacity: Quantity,
 }
 
-/// `v1.EphemeralVolumeSource` of the wire API.
+/// A claim whose changes are lost at a stop.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EphemeralVolumeSource {
-    /// `persistentVolumeClaim`.
+    /// The claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<k8s_openapi::api::core::v1::PersistentVolumeClaimVolumeSource>,
 }
 
-/// `v1.HostDisk` of the wire API.
+/// A disk image of the node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HostDisk {
-    /// `capacity`.
+    /// Size of an image that is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<Quantity>,
-    /// `path`.
+    /// Absolute path on the node.
     pub path: String,
-    /// `shared`.
+    /// The path is shared between nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared: Option<bool>,
-    /// `type`.
+    /// Disk (it must exist) or DiskOrCreate.
     pub r#type: String,
 }
 
-/// `v1.HotplugVolumeSource` of the wire API.
+/// A volume that can be plugged in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HotplugVolumeSource {
-    /// `dataVolume`.
+    /// A DataVolume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_volume: Option<DataVolumeSource>,
-    /// `persistentVolumeClaim`.
+    /// A claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<PersistentVolumeClaimVolumeSource>,
 }
 
-/// `v1.MemoryDumpVolumeSource` of the wire API.
+/// A claim that takes a memory dump.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MemoryDumpVolumeSource {
-    /// `claimName`.
+    /// Name of the PersistentVolumeClaim.
     pub claim_name: String,
-    /// `hotpluggable`.
+    /// The volume may be plugged in and out while the guest runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hotpluggable: Option<bool>,
-    /// `readOnly`.
+    /// The guest cannot write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
 }
 
-/// `v1.PersistentVolumeClaimVolumeSource` of the wire API.
+/// A claim.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PersistentVolumeClaimVolumeSource {
-    /// `claimName`.
+    /// Name of the PersistentVolumeClaim.
     pub claim_name: String,
-    /// `hotpluggable`.
+    /// The volume may be plugged in and out while the guest runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hotpluggable: Option<bool>,
-    /// `readOnly`.
+    /// The guest cannot write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
 }
 
-/// `v1.SecretVolumeSource` of the wire API.
+/// Content of a Secret.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretVolumeSource {
-    /// `optional`.
+    /// It may be missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub optional: Option<bool>,
-    /// `secretName`.
+    /// Name of the Secret, in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_name: Option<String>,
-    /// `volumeLabel`.
+    /// Label of the file system that the guest sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_label: Option<String>,
 }
 
-/// `v1.ServiceAccountVolumeSource` of the wire API.
+/// Token of a service account.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceAccountVolumeSource {
-    /// `serviceAccountName`.
+    /// Name of the service account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_name: Option<String>,
 }
 
-/// `v1.SysprepSource` of the wire API.
+/// Answer file of Windows' Sysprep.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SysprepSource {
-    /// `configMap`.
+    /// ConfigMap with the answer file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map: Option<LocalObjectReference>,
-    /// `secret`.
+    /// Secret with the answer file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<LocalObjectReference>,
 }
 
-/// `v1.UtilityVolume` of the wire API.
+/// A volume for our own use during the run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct UtilityVolume {
-    /// `claimName`.
+    /// Name of the PersistentVolumeClaim.
     pub claim_name: String,
-    /// `name`.
+    /// Name.
     pub name: String,
-    /// `readOnly`.
+    /// The guest cannot write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
-    /// `type`.
+    /// What it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#type: Option<String>,
 }
 
-/// `v1.Volume` of the wire API.
+/// Where the data of a disk or file system come from. Exactly one source.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Volume {
-    /// `cloudInitConfigDrive`.
+    /// Cloud-init by a config drive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init_config_drive: Option<CloudInitConfigDriveSource>,
-    /// `cloudInitNoCloud`.
+    /// Cloud-init by NoCloud.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cloud_init_no_cloud: Option<CloudInitNoCloudSource>,
-    /// `configMap`.
+    /// Content of a ConfigMap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map: Option<ConfigMapVolumeSource>,
-    /// `containerDisk`.
+    /// A disk image inside a container image; changes are lost at a stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_disk: Option<ContainerDiskSource>,
-    /// `containerPath`.
+    /// A directory of the launcher's container.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container_path: Option<ContainerPathVolumeSource>,
-    /// `dataVolume`.
+    /// A DataVolume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_volume: Option<DataVolumeSource>,
-    /// `downwardAPI`.
+    /// Facts about the pod.
     #[serde(default, rename = "downwardAPI", skip_serializing_if = "Option::is_none")]
     pub downward_api: Option<DownwardAPIVolumeSource>,
-    /// `downwardMetrics`.
+    /// Metrics of the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub downward_metrics: Option<DownwardMetricsVolumeSource>,
-    /// `emptyDisk`.
+    /// An empty disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub empty_disk: Option<EmptyDiskSource>,
-    /// `ephemeral`.
+    /// A claim whose changes are lost at a stop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ephemeral: Option<EphemeralVolumeSource>,
-    /// `hostDisk`.
+    /// A disk image of the node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_disk: Option<HostDisk>,
-    /// `memoryDump`.
+    /// A claim that takes a memory dump.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_dump: Option<MemoryDumpVolumeSource>,
-    /// `name`.
+    /// Name, as in the disk.
     pub name: String,
-    /// `persistentVolumeClaim`.
+    /// A claim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persistent_volume_claim: Option<PersistentVolumeClaimVolumeSource>,
-    /// `secret`.
+    /// Content of a Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretVolumeSource>,
-    /// `serviceAccount`.
+    /// Token of a service account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<ServiceAccountVolumeSource>,
-    /// `sysprep`.
+    /// Answer file of Windows' Sysprep.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sysprep: Option<SysprepSource>,
 }
