@@ -1,0 +1,220 @@
+//! What a VMI asks of the network.
+
+use std::fmt;
+use std::str::FromStr;
+
+use ferrovirt_api::v1::VirtualMachineInstance;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::Dns;
+
+/// A MAC address; shown as `aa:bb:cc:dd:ee:ff`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// A locally administered address that only depends on its arguments.
+    #[must_use]
+    pub fn derive(seed: &str, purpose: &str) -> Self {
+        let digest = Sha256::digest(format!("{seed}/{purpose}"));
+        Self([2, digest[0], digest[1], digest[2], digest[3], digest[4]])
+    }
+
+    /// As [`Mac::derive`], in the range that people know as virtual machines'.
+    fn derive_guest(seed: &str) -> Self {
+        let digest = Sha256::digest(seed);
+        Self([0x52, 0x54, 0x00, digest[0], digest[1], digest[2]])
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for Mac {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let mut bytes = [0; 6];
+        let mut parts = text.split([':', '-']);
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or(())?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| ())?;
+        }
+        if parts.next().is_some() {
+            Err(())
+        } else {
+            Ok(Self(bytes))
+        }
+    }
+}
+
+/// How a NIC is bound to the pod's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binding {
+    /// NAT.
+    Masquerade,
+    /// The guest takes over the pod's address.
+    Bridge,
+}
+
+/// A forwarded port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Number.
+    pub port: u16,
+    /// UDP instead of TCP.
+    pub udp: bool,
+}
+
+/// One NIC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedNic {
+    /// Name of interface and network.
+    pub name: String,
+    /// Binding.
+    pub binding: Binding,
+    /// The VMI's choice, or one that stays the same each time a VMI of this name starts.
+    pub mac: Mac,
+    /// The VMI's choice.
+    pub chosen_mac: Option<Mac>,
+    /// Ports that masquerade forwards; empty: all.
+    pub ports: Vec<Port>,
+    /// `vmNetworkCIDR`.
+    pub cidr: Option<String>,
+    /// What other addresses are derived from.
+    pub seed: String,
+}
+
+/// A guest's network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// NICs on the pod network.
+    pub nics: Vec<WantedNic>,
+    /// Host name that DHCP announces.
+    pub hostname: String,
+    /// User and group that may attach to the taps.
+    pub owner: u32,
+    /// Resolver settings for the guest.
+    pub dns: Dns,
+}
+
+impl Wanted {
+    /// Reads a VMI that admission has accepted; what it would have refused is passed over.
+    #[must_use]
+    pub fn of(vmi: &VirtualMachineInstance, owner: u32, dns: Dns) -> Self {
+        let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
+        let name = vmi.metadata.name.as_deref().unwrap_or_default();
+        let nics = vmi.spec.domain.devices.interfaces.iter().filter_map(|interface| {
+            let network = vmi
+                .spec
+                .networks
+                .iter()
+                .find(|network| network.name == interface.name)?;
+            let pod = network.pod.as_ref()?;
+            let binding = if interface.masquerade.is_some() {
+                Binding::Masquerade
+            } else {
+                Binding::Bridge
+            };
+            let seed = format!("{namespace}/{name}/{}", interface.name);
+            let chosen_mac = interface.mac_address.as_deref().and_then(|mac| mac.parse().ok());
+            let ports = interface.ports.iter().filter_map(|port| {
+                let udp = port
+                    .protocol
+                    .as_deref()
+                    .is_some_and(|protocol| protocol.eq_ignore_ascii_case("udp"));
+                Some(Port {
+                    port: u16::try_from(port.port).ok()?,
+                    udp,
+                })
+            });
+            Some(WantedNic {
+                name: interface.name.clone(),
+                binding,
+                mac: chosen_mac.unwrap_or_else(|| Mac::derive_guest(&seed)),
+                chosen_mac,
+                ports: ports.collect(),
+                cidr: pod.vm_network_cidr.clone(),
+                seed,
+            })
+        });
+        let hostname = vmi.spec.hostname.clone().unwrap_or_else(|| sanitize(name));
+        Self {
+            nics: nics.collect(),
+            hostname,
+            owner,
+            dns,
+        }
+    }
+
+    /// DHCPv4 can only carry these.
+    pub(crate) fn ipv4_servers(&self) -> Vec<String> {
+        self.dns
+            .servers
+            .iter()
+            .filter(|server| server.is_ipv4())
+            .map(ToString::to_string)
+            .collect()
+    }
+}
+
+/// An object's name as one DNS label.
+fn sanitize(name: &str) -> String {
+    let label: String = name.split('.').next().unwrap_or_default().chars().take(63).collect();
+    label.trim_end_matches('-').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses() {
+        assert_eq!(
+            "02:00:5E:10:aa:0f".parse::<Mac>().unwrap().to_string(),
+            "02:00:5e:10:aa:0f"
+        );
+        for bad in [
+            "",
+            "02:00:5e:10:aa",
+            "02:00:5e:10:aa:0f:11",
+            "2:0:5e:10:aa:0f",
+            "zz:00:5e:10:aa:0f",
+        ] {
+            assert!(bad.parse::<Mac>().is_err(), "{bad}");
+        }
+        assert_eq!(Mac::derive_guest("a/b/c"), Mac::derive_guest("a/b/c"));
+        assert_ne!(Mac::derive("a/b/c", "pod"), Mac::derive("a/b/c", "bridge"));
+    }
+
+    #[test]
+    fn a_vmi_is_read() {
+        let vmi: VirtualMachineInstance = serde_json::from_value(serde_json::json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+            "metadata": {"name": "web.x", "namespace": "ns"},
+            "spec": {
+                "networks": [{"name": "n", "pod": {"vmNetworkCIDR": "10.9.0.0/24"}}, {"name": "m", "multus": {"networkName": "q"}}],
+                "domain": {"devices": {"interfaces": [
+                    {"name": "n", "masquerade": {}, "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]},
+                    {"name": "m", "bridge": {}},
+                ]}},
+            },
+        }))
+        .unwrap();
+        let wanted = Wanted::of(&vmi, 107, Dns::default());
+        assert_eq!(wanted.hostname, "web");
+        assert_eq!(wanted.nics.len(), 1);
+        let nic = &wanted.nics[0];
+        assert_eq!(
+            (nic.binding, nic.cidr.as_deref()),
+            (Binding::Masquerade, Some("10.9.0.0/24"))
+        );
+        assert_eq!(nic.ports, [Port { port: 80, udp: false }, Port { port: 53, udp: true }]);
+        assert!(nic.mac.to_string().starts_with("52:54:00:"));
+    }
+}

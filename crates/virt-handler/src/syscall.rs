@@ -1,0 +1,61 @@
+//! The system calls that no safe wrapper offers.
+#![expect(unsafe_code, reason = "tap ioctls and SO_PEERPIDFD have no safe wrapper")]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Not yet among libc's constants for every target: `SO_PEERPIDFD` (Linux 6.5).
+const SO_PEERPIDFD: libc::c_int = 77;
+
+/// Creates (or adopts) the persistent tap device `name` in the calling thread's network namespace and lets
+/// `uid` and `gid` attach to it. Fails with `EBUSY` while somebody is attached.
+pub(crate) fn create_tap(name: &str, uid: u32, gid: u32) -> io::Result<()> {
+    let tun: File = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: ifreq is plain data for which all-zero is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)
+        .map_err(|_| io::ErrorKind::InvalidInput)?;
+    let fd = tun.as_raw_fd();
+    // SAFETY: fd is open, and request outlives the call, which reads and writes one ifreq.
+    check(unsafe { libc::ioctl(fd, libc::TUNSETIFF, &raw mut request) })?;
+    // SAFETY: these three take an integer by value.
+    check(unsafe { libc::ioctl(fd, libc::TUNSETOWNER, libc::c_ulong::from(uid)) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::ioctl(fd, libc::TUNSETGROUP, libc::c_ulong::from(gid)) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::ioctl(fd, libc::TUNSETPERSIST, 1 as libc::c_ulong) })
+}
+
+/// A pidfd of the process that listens on the other end of a connected unix socket: unlike the pid of
+/// `SO_PEERCRED` it cannot come to mean another process.
+pub(crate) fn peer_pidfd(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut fd: libc::c_int = -1;
+    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the kernel writes at most `length` bytes, the size of `fd`.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &raw mut length,
+        )
+    })?;
+    // SAFETY: the call succeeded, so fd is a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
