@@ -218,7 +218,7 @@ fn forwarded(nic: &WantedNic) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::network::wanted::{Binding, Port};
+    use crate::network::{Binding, Port};
 
     fn nic(cidr: Option<&str>, ports: &[(u16, bool)]) -> WantedNic {
         WantedNic {

@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 
 use ferrovirt_protocol::launcher::Nic;
 
+pub use ferrovirt_core::machine::Binding;
 pub use netns::{NetworkNamespace, inside};
-pub use wanted::{Binding, Mac, Port, Wanted, WantedNic};
+pub use wanted::{Mac, Port, Wanted, WantedNic};
 
 use facts::PodInterface;
 use links::Links;

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
+use ferrovirt_core::machine::{Binding, Machine};
+use ferrovirt_core::{Cause, ClusterConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -53,15 +55,6 @@ impl FromStr for Mac {
     }
 }
 
-/// How a NIC is bound to the pod's network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Binding {
-    /// NAT.
-    Masquerade,
-    /// The guest takes over the pod's address.
-    Bridge,
-}
-
 /// A forwarded port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Port {
@@ -104,52 +97,40 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Reads a VMI that admission has accepted; what it would have refused is passed over.
-    #[must_use]
-    pub fn of(vmi: &VirtualMachineInstance, owner: u32, dns: Dns) -> Self {
+    /// Reads a VMI.
+    ///
+    /// # Errors
+    /// What admission should have refused.
+    pub fn of(vmi: &VirtualMachineInstance, owner: u32, dns: Dns) -> Result<Self, Vec<Cause>> {
+        let machine = Machine::parse(vmi, &ClusterConfig::permissive())?;
         let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
         let name = vmi.metadata.name.as_deref().unwrap_or_default();
-        let nics = vmi.spec.domain.devices.interfaces.iter().filter_map(|interface| {
-            let network = vmi
-                .spec
-                .networks
-                .iter()
-                .find(|network| network.name == interface.name)?;
-            let pod = network.pod.as_ref()?;
-            let binding = if interface.masquerade.is_some() {
-                Binding::Masquerade
-            } else {
-                Binding::Bridge
-            };
+        let nics = machine.interfaces.into_iter().map(|interface| {
             let seed = format!("{namespace}/{name}/{}", interface.name);
-            let chosen_mac = interface.mac_address.as_deref().and_then(|mac| mac.parse().ok());
-            let ports = interface.ports.iter().filter_map(|port| {
-                let udp = port
-                    .protocol
-                    .as_deref()
-                    .is_some_and(|protocol| protocol.eq_ignore_ascii_case("udp"));
-                Some(Port {
-                    port: u16::try_from(port.port).ok()?,
-                    udp,
-                })
-            });
-            Some(WantedNic {
-                name: interface.name.clone(),
-                binding,
+            let chosen_mac = interface.mac.and_then(|mac| mac.parse().ok());
+            WantedNic {
                 mac: chosen_mac.unwrap_or_else(|| Mac::derive_guest(&seed)),
                 chosen_mac,
-                ports: ports.collect(),
-                cidr: pod.vm_network_cidr.clone(),
+                name: interface.name,
+                binding: interface.binding,
+                ports: interface
+                    .ports
+                    .iter()
+                    .map(|port| Port {
+                        port: port.port,
+                        udp: port.udp,
+                    })
+                    .collect(),
+                cidr: interface.vm_network_cidr,
                 seed,
-            })
+            }
         });
-        let hostname = vmi.spec.hostname.clone().unwrap_or_else(|| sanitize(name));
-        Self {
+        Ok(Self {
             nics: nics.collect(),
-            hostname,
+            hostname: machine.hostname,
             owner,
             dns,
-        }
+        })
     }
 
     /// DHCPv4 can only carry these.
@@ -161,12 +142,6 @@ impl Wanted {
             .map(ToString::to_string)
             .collect()
     }
-}
-
-/// An object's name as one DNS label.
-fn sanitize(name: &str) -> String {
-    let label: String = name.split('.').next().unwrap_or_default().chars().take(63).collect();
-    label.trim_end_matches('-').to_owned()
 }
 
 #[cfg(test)]
@@ -198,15 +173,14 @@ mod tests {
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
             "metadata": {"name": "web.x", "namespace": "ns"},
             "spec": {
-                "networks": [{"name": "n", "pod": {"vmNetworkCIDR": "10.9.0.0/24"}}, {"name": "m", "multus": {"networkName": "q"}}],
-                "domain": {"devices": {"interfaces": [
+                "networks": [{"name": "n", "pod": {"vmNetworkCIDR": "10.9.0.0/24"}}],
+                "domain": {"memory": {"guest": "64Mi"}, "devices": {"interfaces": [
                     {"name": "n", "masquerade": {}, "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]},
-                    {"name": "m", "bridge": {}},
                 ]}},
             },
         }))
         .unwrap();
-        let wanted = Wanted::of(&vmi, 107, Dns::default());
+        let wanted = Wanted::of(&vmi, 107, Dns::default()).unwrap();
         assert_eq!(wanted.hostname, "web");
         assert_eq!(wanted.nics.len(), 1);
         let nic = &wanted.nics[0];

@@ -1,0 +1,80 @@
+//! Events on VMIs, for people.
+
+use k8s_openapi::api::core::v1::{Event, EventSource};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, Client, Resource};
+
+use ferrovirt_api::v1::VirtualMachineInstance;
+
+/// The guest runs.
+pub(crate) const STARTED: &str = "Started";
+/// The guest was asked to shut down.
+pub(crate) const SHUTTING_DOWN: &str = "ShuttingDown";
+/// The guest has ended.
+pub(crate) const STOPPED: &str = "Stopped";
+/// The guest could not be made what the VMI says.
+pub(crate) const SYNC_FAILED: &str = "SyncFailed";
+
+/// Something to tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Note {
+    pub(crate) reason: &'static str,
+    pub(crate) warning: bool,
+    pub(crate) message: String,
+}
+
+impl Note {
+    pub(crate) fn normal(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            warning: false,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn warning(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            warning: true,
+            message: message.into(),
+        }
+    }
+}
+
+/// Creates the event in the background: telling must not delay doing, and a lost event harms nobody.
+pub(crate) fn emit(client: Client, node: &str, vmi: &VirtualMachineInstance, mut note: Note) {
+    // The API's limit.
+    note.message.truncate(note.message.floor_char_boundary(1024));
+    let now = jiff::Timestamp::now();
+    let namespace = vmi.metadata.namespace.clone().unwrap_or_default();
+    let event = Event {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}.", vmi.metadata.name.as_deref().unwrap_or_default())),
+            namespace: Some(namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        involved_object: vmi.object_ref(&()),
+        reason: Some(note.reason.to_owned()),
+        message: Some(note.message),
+        type_: Some(if note.warning { "Warning" } else { "Normal" }.to_owned()),
+        source: Some(EventSource {
+            component: Some("virt-handler".to_owned()),
+            host: Some(node.to_owned()),
+        }),
+        reporting_component: Some("virt-handler".to_owned()),
+        reporting_instance: Some(node.to_owned()),
+        action: Some(note.reason.to_owned()),
+        event_time: Some(MicroTime(now)),
+        first_timestamp: Some(Time(now)),
+        last_timestamp: Some(Time(now)),
+        count: Some(1),
+        ..Event::default()
+    };
+    tokio::spawn(async move {
+        let events: Api<Event> = Api::namespaced(client, &namespace);
+        if let Err(error) = events.create(&PostParams::default(), &event).await {
+            tracing::warn!(reason = note.reason, %error, "cannot create an event");
+        }
+    });
+}

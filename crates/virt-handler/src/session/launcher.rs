@@ -1,0 +1,155 @@
+//! The connection to one launcher, and proof that it is the one in the pod.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use ferrovirt_protocol::launcher::launcher_client::LauncherClient;
+use ferrovirt_protocol::paths;
+use hyper_util::rt::TokioIo;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::{SFlag, fstat};
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+use crate::network::{Dns, NetworkNamespace};
+use crate::{sockets, syscall};
+
+/// A launcher that was found to be its pod's.
+#[derive(Clone, Debug)]
+pub(crate) struct Launcher {
+    pub(crate) client: LauncherClient<Channel>,
+    pub(crate) namespace: Arc<NetworkNamespace>,
+    /// Of the pod.
+    pub(crate) dns: Dns,
+    process: Arc<AsyncFd<OwnedFd>>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    /// Nobody listens.
+    #[error("nobody listens on the launcher's socket")]
+    Refused,
+    /// Somebody listens who is not the pod's launcher.
+    #[error("refused to talk to the process behind the launcher's socket: {0}")]
+    Impostor(String),
+    /// Anything else; worth another try.
+    #[error("cannot connect to the launcher")]
+    Io(#[source] io::Error),
+    /// The HTTP/2 handshake failed.
+    #[error("the launcher does not speak our protocol")]
+    Handshake(#[source] tonic::transport::Error),
+}
+
+impl Launcher {
+    /// Connects to the launcher of pod `pod_uid`.
+    ///
+    /// Guarantees: the process runs as `user`, in a network namespace of its own, and has the pod's `sockets`
+    /// volume mounted where a launcher has it, so it is inside this pod.
+    pub(crate) async fn connect(pods_dir: &Path, pod_uid: &str, user: u32) -> Result<Self, ConnectError> {
+        let stream = match sockets::connect_beneath(pods_dir, &sockets::launcher_socket(pod_uid)).await {
+            Ok(stream) => stream,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(ConnectError::Refused),
+            Err(error) => return Err(ConnectError::Io(error)),
+        };
+        let (process, namespace, dns) = inspect(&stream, pods_dir, pod_uid, user)?;
+        let process = syscall::await_process(process).map_err(ConnectError::Io)?;
+        Ok(Self {
+            client: LauncherClient::new(channel(stream).await.map_err(ConnectError::Handshake)?),
+            namespace: Arc::new(namespace),
+            dns,
+            process: Arc::new(process),
+        })
+    }
+
+    /// Returns when the process is gone.
+    pub(crate) async fn exited(&self) -> io::Result<()> {
+        self.process.readable().await.map(drop)
+    }
+}
+
+/// Looks at the process behind a connected socket.
+fn inspect(
+    stream: &UnixStream,
+    pods_dir: &Path,
+    pod_uid: &str,
+    user: u32,
+) -> Result<(OwnedFd, NetworkNamespace, Dns), ConnectError> {
+    let impostor = |why: &str| ConnectError::Impostor(why.to_owned());
+    let credentials = stream.peer_cred().map_err(ConnectError::Io)?;
+    if credentials.uid() != user {
+        return Err(ConnectError::Impostor(format!(
+            "it runs as user {}, not {user}",
+            credentials.uid()
+        )));
+    }
+    let pid = credentials
+        .pid()
+        .filter(|pid| *pid > 0)
+        .ok_or_else(|| impostor("it is not on this node"))?;
+    let process = match syscall::peer_pidfd(stream.as_fd()) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => syscall::pidfd_open(pid),
+        result => result,
+    }
+    .map_err(ConnectError::Io)?;
+    let proc = Path::new("/proc").join(pid.to_string());
+    let namespace = NetworkNamespace::open(&proc.join("ns/net")).map_err(ConnectError::Io)?;
+    let root = File::open(proc.join("root")).map_err(ConnectError::Io)?;
+    let mounted = sockets::open_in_root(&root, paths::SOCKETS_DIR, OFlag::O_PATH | OFlag::O_DIRECTORY);
+    let volume = sockets::open_beneath(pods_dir, &sockets::volume(pod_uid, paths::SOCKETS_VOLUME));
+    let inside = match (mounted, volume) {
+        (Ok(mounted), Ok(volume)) => sockets::same_file(&mounted, &volume).map_err(ConnectError::Io)?,
+        _ => false,
+    };
+    if !inside {
+        return Err(impostor("it does not have the pod's volume `sockets` mounted"));
+    }
+    if namespace.id() == NetworkNamespace::own().map_err(ConnectError::Io)?.id() {
+        return Err(impostor("it is in the network namespace of the node"));
+    }
+    let dns = resolver(&root);
+    // All of /proc/PID was read while this very process was alive, so none of it was another's.
+    if has_exited(&process).map_err(ConnectError::Io)? {
+        return Err(ConnectError::Refused);
+    }
+    Ok((process, namespace, dns))
+}
+
+fn has_exited(process: &OwnedFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
+    Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
+}
+
+/// The resolver settings that the pod was given. The file is the launcher's to forge, which harms only its guest.
+fn resolver(root: &File) -> Dns {
+    let read = || -> io::Result<String> {
+        let file = sockets::open_in_root(root, "etc/resolv.conf", OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
+        let kind = SFlag::from_bits_truncate(fstat(&file)?.st_mode & SFlag::S_IFMT.bits());
+        if kind != SFlag::S_IFREG {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mut text = String::new();
+        file.take(16 * 1024).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    read().map(|text| Dns::parse(&text)).unwrap_or_default()
+}
+
+/// gRPC over a stream that is connected already. A channel never connects anew: that is the session's business,
+/// because whoever answers then has to be looked at again.
+async fn channel(stream: UnixStream) -> Result<Channel, tonic::transport::Error> {
+    let mut once = Some(TokioIo::new(stream));
+    let connector = service_fn(move |_: Uri| {
+        let stream = once.take().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected));
+        async move { stream }
+    });
+    Endpoint::from_static("http://launcher")
+        .connect_with_connector(connector)
+        .await
+}

@@ -1,0 +1,385 @@
+//! What a session does next: a pure decision over all that it knows.
+//!
+//! ```text
+//!   pod bound        launcher there      VMI Scheduled, KVM known           guest ends
+//!  ────────► Waiting ─────────► Prepare ──────────────────► Sync ─► follow ─────────────► final phase, parked
+//!                                  (network, before the VMI is even Scheduled)
+//!  VMI deleted: Stop(grace), again when the grace period became shorter.
+//!  Launcher dead or not to be trusted: the VMI fails with a reason.
+//! ```
+
+use std::time::{Duration, Instant};
+
+use ferrovirt_core::vmi::Phase;
+use ferrovirt_core::vmi::phase::Owner;
+use ferrovirt_protocol::launcher::Lifecycle;
+
+/// Facts about the guest that need not be told at once are collected this long …
+const COLLECT: Duration = Duration::from_millis(300);
+/// … and told at most this often.
+const SPACING: Duration = Duration::from_secs(1);
+
+/// The pod's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// Not prepared yet.
+    Missing,
+    /// Prepared.
+    Ready,
+}
+
+/// A change of the VMI's status that waits to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pending {
+    /// Somebody may be waiting for it: the phase, a pause, an error.
+    pub(crate) urgent: bool,
+    /// When it was first seen.
+    pub(crate) since: Instant,
+}
+
+/// All that a session knows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observed {
+    pub(crate) now: Instant,
+    /// Of the VMI.
+    pub(crate) phase: Phase,
+    /// The VMI is being deleted, with so many seconds for the guest to shut down.
+    pub(crate) deleting: Option<u64>,
+    /// There is a connection to the launcher.
+    pub(crate) connected: bool,
+    pub(crate) network: Network,
+    /// What the launcher says of its guest.
+    pub(crate) lifecycle: Option<Lifecycle>,
+    /// The launcher has accepted the VMI as it is now.
+    pub(crate) synced: bool,
+    /// The node knows whether it has KVM.
+    pub(crate) kvm_known: bool,
+    /// The guest was asked to stop, with so many seconds.
+    pub(crate) asked: Option<u64>,
+    /// It can never be started here.
+    pub(crate) hopeless: bool,
+    pub(crate) pending: Option<Pending>,
+    pub(crate) last_write: Option<Instant>,
+    /// A step failed; none is tried before this.
+    pub(crate) retry_at: Option<Instant>,
+    /// A write failed; none is tried before this.
+    pub(crate) write_at: Option<Instant>,
+}
+
+/// The next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Write the pending status.
+    Write,
+    /// Prepare the pod's network.
+    Prepare,
+    /// Send the VMI to the launcher.
+    Sync,
+    /// Ask the guest to stop within so many seconds; 0: at once.
+    Stop(u64),
+    /// Wait for news, at most until then.
+    Wait(Option<Instant>),
+}
+
+/// Decides.
+pub(crate) fn next(o: &Observed) -> Step {
+    let later = |at: Option<Instant>| at.filter(|at| *at > o.now);
+    if o.pending.is_some_and(|pending| pending.urgent) && later(o.write_at).is_none() {
+        return Step::Write;
+    }
+    let mut wake = None;
+    match (act(o), later(o.retry_at)) {
+        (Some(step), None) => return step,
+        (Some(_), retry) => wake = retry,
+        (None, _) => {}
+    }
+    if let Some(pending) = o.pending {
+        let spaced = o.last_write.map_or(pending.since, |at| at + SPACING);
+        let due = if pending.urgent {
+            pending.since
+        } else {
+            (pending.since + COLLECT).max(spaced)
+        };
+        let due = due.max(o.write_at.unwrap_or(due));
+        if due <= o.now {
+            return Step::Write;
+        }
+        wake = wake.into_iter().chain([due]).min();
+    }
+    Step::Wait(wake)
+}
+
+fn act(o: &Observed) -> Option<Step> {
+    if !o.connected || o.phase.is_final() {
+        return None;
+    }
+    if let Some(grace) = o.deleting {
+        let alive = match o.lifecycle {
+            Some(Lifecycle::Preparing | Lifecycle::Running | Lifecycle::Paused | Lifecycle::ShuttingDown) => true,
+            // Nothing to stop: the end of the pod ends the launcher.
+            None | Some(Lifecycle::Unspecified | Lifecycle::Waiting) => false,
+            Some(Lifecycle::ShutOff | Lifecycle::Crashed | Lifecycle::Failed) => false,
+        };
+        return (alive && o.asked.is_none_or(|asked| grace < asked)).then_some(Step::Stop(grace));
+    }
+    if o.hopeless {
+        return None;
+    }
+    if o.network == Network::Missing {
+        return Some(Step::Prepare);
+    }
+    let final_state = matches!(
+        o.lifecycle,
+        Some(Lifecycle::ShutOff | Lifecycle::Crashed | Lifecycle::Failed)
+    );
+    (o.phase.owner() == Owner::Handler && o.kvm_known && !o.synced && !final_state).then_some(Step::Sync)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ready(now: Instant) -> Observed {
+        Observed {
+            now,
+            phase: Phase::Scheduled,
+            deleting: None,
+            connected: true,
+            network: Network::Ready,
+            lifecycle: Some(Lifecycle::Waiting),
+            synced: false,
+            kvm_known: true,
+            asked: None,
+            hopeless: false,
+            pending: None,
+            last_write: None,
+            retry_at: None,
+            write_at: None,
+        }
+    }
+
+    #[test]
+    fn the_way_to_a_running_guest() {
+        let o = ready(Instant::now());
+        let missing = Network::Missing;
+        for (observed, expected) in [
+            (Observed { connected: false, ..o }, Step::Wait(None)),
+            (
+                Observed {
+                    network: missing,
+                    phase: Phase::Pending,
+                    ..o
+                },
+                Step::Prepare,
+            ),
+            (
+                Observed {
+                    network: missing,
+                    phase: Phase::Pending,
+                    kvm_known: false,
+                    ..o
+                },
+                Step::Prepare,
+            ),
+            (
+                Observed {
+                    phase: Phase::Scheduling,
+                    ..o
+                },
+                Step::Wait(None),
+            ),
+            (Observed { kvm_known: false, ..o }, Step::Wait(None)),
+            (o, Step::Sync),
+            (Observed { synced: true, ..o }, Step::Wait(None)),
+            (
+                Observed {
+                    phase: Phase::Running,
+                    lifecycle: Some(Lifecycle::Running),
+                    ..o
+                },
+                Step::Sync,
+            ),
+            (
+                Observed {
+                    lifecycle: Some(Lifecycle::Failed),
+                    ..o
+                },
+                Step::Wait(None),
+            ),
+            (
+                Observed {
+                    phase: Phase::Succeeded,
+                    network: missing,
+                    ..o
+                },
+                Step::Wait(None),
+            ),
+            (Observed { hopeless: true, ..o }, Step::Wait(None)),
+        ] {
+            assert_eq!(next(&observed), expected, "{observed:?}");
+        }
+    }
+
+    #[test]
+    fn deleting_asks_once_and_again_only_for_less_time() {
+        let running = Observed {
+            phase: Phase::Running,
+            lifecycle: Some(Lifecycle::Running),
+            deleting: Some(30),
+            ..ready(Instant::now())
+        };
+        for (observed, expected) in [
+            (running, Step::Stop(30)),
+            (
+                Observed {
+                    asked: Some(30),
+                    ..running
+                },
+                Step::Wait(None),
+            ),
+            (
+                Observed {
+                    asked: Some(30),
+                    deleting: Some(1),
+                    ..running
+                },
+                Step::Stop(1),
+            ),
+            (
+                Observed {
+                    asked: Some(1),
+                    ..running
+                },
+                Step::Wait(None),
+            ),
+            (
+                Observed {
+                    deleting: Some(0),
+                    ..running
+                },
+                Step::Stop(0),
+            ),
+            (
+                Observed {
+                    lifecycle: Some(Lifecycle::Preparing),
+                    ..running
+                },
+                Step::Stop(30),
+            ),
+            (
+                Observed {
+                    lifecycle: Some(Lifecycle::Waiting),
+                    ..running
+                },
+                Step::Wait(None),
+            ),
+            (
+                Observed {
+                    lifecycle: Some(Lifecycle::ShutOff),
+                    ..running
+                },
+                Step::Wait(None),
+            ),
+        ] {
+            assert_eq!(next(&observed), expected, "{observed:?}");
+        }
+    }
+
+    #[test]
+    fn writes_are_urgent_or_collected_and_spaced() {
+        let now = Instant::now();
+        let o = Observed {
+            synced: true,
+            ..ready(now)
+        };
+        let unsynced = Observed { synced: false, ..o };
+        let quiet = |since| Some(Pending { urgent: false, since });
+        let urgent = Some(Pending {
+            urgent: true,
+            since: now,
+        });
+        let ago = |ms| now.checked_sub(Duration::from_millis(ms)).unwrap();
+        let later = now + SPACING;
+        for (observed, expected) in [
+            (
+                Observed {
+                    pending: urgent,
+                    last_write: Some(now),
+                    ..o
+                },
+                Step::Write,
+            ),
+            (
+                Observed {
+                    pending: quiet(now),
+                    ..o
+                },
+                Step::Wait(Some(now + COLLECT)),
+            ),
+            (
+                Observed {
+                    pending: quiet(ago(300)),
+                    ..o
+                },
+                Step::Write,
+            ),
+            (
+                Observed {
+                    pending: quiet(ago(300)),
+                    last_write: Some(ago(600)),
+                    ..o
+                },
+                Step::Wait(Some(ago(600) + SPACING)),
+            ),
+            (
+                Observed {
+                    pending: quiet(ago(300)),
+                    last_write: Some(ago(1000)),
+                    ..o
+                },
+                Step::Write,
+            ),
+            (
+                Observed {
+                    pending: quiet(ago(300)),
+                    write_at: Some(later),
+                    ..o
+                },
+                Step::Wait(Some(later)),
+            ),
+            (
+                Observed {
+                    pending: urgent,
+                    write_at: Some(later),
+                    ..o
+                },
+                Step::Wait(Some(later)),
+            ),
+            // A pause after a failed step holds back neither news nor, in the end, the step.
+            (
+                Observed {
+                    pending: urgent,
+                    retry_at: Some(later),
+                    ..unsynced
+                },
+                Step::Write,
+            ),
+            (
+                Observed {
+                    retry_at: Some(later),
+                    ..unsynced
+                },
+                Step::Wait(Some(later)),
+            ),
+            (
+                Observed {
+                    retry_at: Some(ago(1)),
+                    ..unsynced
+                },
+                Step::Sync,
+            ),
+        ] {
+            assert_eq!(next(&observed), expected, "{observed:?}");
+        }
+    }
+}

@@ -1,0 +1,315 @@
+use serde_json::json;
+
+use super::*;
+
+fn vmi(phase: &str) -> VirtualMachineInstance {
+    serde_json::from_value(json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+        "metadata": {"name": "vm", "namespace": "ns", "uid": "u", "resourceVersion": "7"},
+        "spec": {
+            "domain": {"devices": {"interfaces": [{"name": "default", "masquerade": {}}]}},
+            "networks": [{"name": "default", "pod": {}}],
+            "volumes": [{"name": "root", "containerDisk": {"image": "x"}}],
+        },
+        "status": {"phase": phase, "conditions": [{"type": "Ready", "status": "False"}],
+            "phaseTransitionTimestamps": [{"phase": "Pending", "phaseTransitionTimestamp": "2026-01-01T00:00:00Z"}]},
+    }))
+    .unwrap()
+}
+
+fn nic() -> Nic {
+    Nic {
+        network: "default".into(),
+        mac: "52:54:00:01:02:03".into(),
+        pod_ips: vec!["10.88.0.7".into()],
+        pod_interface: "eth0".into(),
+        dhcp: Some(ferrovirt_protocol::launcher::Dhcp {
+            client_ip: "10.0.2.2".into(),
+            ..Default::default()
+        }),
+        ..Nic::default()
+    }
+}
+
+fn guest(lifecycle: Lifecycle, reason: &str) -> GuestState {
+    GuestState {
+        lifecycle: lifecycle.into(),
+        reason: reason.into(),
+        message: "because".into(),
+        domain_type: "qemu".into(),
+        machine_type: "pc-q35-10.0".into(),
+        volumes: serde_json::to_vec(&json!([{"name": "root", "target": "vda", "size": 5}, {"name": "strange"}]))
+            .unwrap(),
+        ..GuestState::default()
+    }
+}
+
+fn now() -> Timestamp {
+    "2026-02-02T02:02:02Z".parse().unwrap()
+}
+
+fn condition<'a>(change: &'a Change, kind: &str) -> Option<&'a VirtualMachineInstanceCondition> {
+    conditions::find(&change.status.conditions, kind)
+}
+
+#[test]
+fn how_a_guest_ends_decides_the_phase() {
+    use Lifecycle::{Crashed, Failed, Paused, Preparing, Running, ShutOff, ShuttingDown, Waiting};
+    for (lifecycle, reason, expected) in [
+        (Waiting, "", None),
+        (Preparing, "", None),
+        (Running, "Booted", Some("Running")),
+        (Paused, "User", Some("Running")),
+        (ShuttingDown, "", Some("Running")),
+        (ShutOff, "Shutdown", Some("Succeeded")),
+        (ShutOff, "Saved", Some("Succeeded")),
+        (ShutOff, "Destroyed", Some("Failed")),
+        (ShutOff, "Crashed", Some("Failed")),
+        (ShutOff, "Migrated", None),
+        (Crashed, "Panicked", Some("Failed")),
+        (Failed, "", Some("Failed")),
+    ] {
+        let guest = guest(lifecycle, reason);
+        let view = View {
+            guest: Some(&guest),
+            ..View::default()
+        };
+        let got = change(&vmi("Scheduled"), &view, now()).and_then(|change| change.status.phase);
+        assert_eq!(
+            got.as_deref().filter(|phase| *phase != "Scheduled"),
+            expected,
+            "{lifecycle:?} {reason}"
+        );
+        assert_eq!(change(&vmi("Scheduling"), &view, now()), None, "not ours yet");
+        assert_eq!(change(&vmi("Failed"), &view, now()), None, "nobody's any more");
+    }
+}
+
+#[test]
+fn without_acpi_destroying_is_the_way_to_stop() {
+    let mut vmi = vmi("Running");
+    vmi.spec.domain.features = serde_json::from_value(json!({"acpi": {"enabled": false}})).unwrap();
+    let guest = guest(Lifecycle::ShutOff, "Destroyed");
+    let change = change(
+        &vmi,
+        &View {
+            guest: Some(&guest),
+            ..View::default()
+        },
+        now(),
+    )
+    .unwrap();
+    assert_eq!(change.status.phase.as_deref(), Some("Succeeded"));
+}
+
+#[test]
+fn one_write_makes_it_running_and_the_next_look_finds_nothing_to_do() {
+    let mut vmi = vmi("Scheduled");
+    let guest = guest(Lifecycle::Running, "Booted");
+    let nics = [nic()];
+    let view = View {
+        guest: Some(&guest),
+        nics: Some(&nics),
+        ..View::default()
+    };
+    let change = change(&vmi, &view, now()).unwrap();
+    assert!(change.urgent);
+    let status = &change.status;
+    assert_eq!(status.phase_transition_timestamps.len(), 2);
+    assert_eq!(status.machine.as_ref().unwrap().r#type.as_deref(), Some("pc-q35-10.0"));
+    assert_eq!(status.migration_method.as_deref(), Some("BlockMigration"));
+    assert_eq!(status.volume_status.len(), 1);
+    assert_eq!(
+        (status.volume_status[0].target.as_str(), status.volume_status[0].size),
+        ("vda", Some(5))
+    );
+    let interface = &status.interfaces[0];
+    assert_eq!(interface.ip_address.as_deref(), Some("10.88.0.7"));
+    assert_eq!(
+        (interface.info_source.as_deref(), interface.queue_count),
+        (Some("domain"), Some(1))
+    );
+    assert_eq!(condition(&change, "SoftwareEmulation").unwrap().status, "True");
+    assert_eq!(condition(&change, "LiveMigratable").unwrap().status, "True");
+    assert!(
+        condition(&change, "Ready").is_some(),
+        "another writer's condition is kept"
+    );
+    assert_eq!(change.notes.len(), 1);
+    assert!(change.notes[0].message.contains("TCG"));
+
+    vmi.status = Some(change.status);
+    assert_eq!(super::change(&vmi, &view, now()), None);
+    let unknown = View { nics: None, ..view };
+    assert_eq!(
+        super::change(&vmi, &unknown, now()),
+        None,
+        "before the network was looked at, nothing is taken back"
+    );
+}
+
+#[test]
+fn the_agent_adds_but_does_not_choose_the_address() {
+    let mut vmi = vmi("Scheduled");
+    let nics = [nic()];
+    let mut guest = guest(Lifecycle::Running, "Booted");
+    guest.domain_type = "kvm".into();
+    let view = View {
+        guest: Some(&guest),
+        nics: Some(&nics),
+        ..View::default()
+    };
+    vmi.status = Some(change(&vmi, &view, now()).unwrap().status);
+    guest.agent_connected = true;
+    guest.guest_info = serde_json::to_vec(&json!({
+        "os": {"id": "debian", "prettyName": "Debian"}, "fsFreezeStatus": "thawed",
+        "interfaces": [
+            {"interfaceName": "lo", "ipAddresses": ["127.0.0.1"]},
+            {"interfaceName": "enp1s0", "mac": "52:54:00:01:02:03", "ipAddresses": ["10.0.2.2", "fe80::1", "10.96.0.1"]},
+            {"interfaceName": "docker0", "mac": "02:42:00:00:00:01", "ipAddress": "172.17.0.1", "ipAddresses": ["172.17.0.1"]},
+        ],
+    }))
+    .unwrap();
+    let view = View {
+        guest: Some(&guest),
+        nics: Some(&nics),
+        ..View::default()
+    };
+    let change = change(&vmi, &view, now()).unwrap();
+    assert!(!change.urgent);
+    assert!(change.notes.is_empty());
+    let interfaces = &change.status.interfaces;
+    assert_eq!(interfaces.len(), 2);
+    assert_eq!(interfaces[0].ip_address.as_deref(), Some("10.88.0.7"));
+    assert_eq!(interfaces[0].ip_addresses, ["10.88.0.7", "10.96.0.1"]);
+    assert_eq!(interfaces[0].interface_name.as_deref(), Some("enp1s0"));
+    assert_eq!(interfaces[0].info_source.as_deref(), Some("domain, guest-agent"));
+    assert_eq!(
+        (interfaces[1].name.as_deref(), interfaces[1].interface_name.as_deref()),
+        (None, Some("docker0"))
+    );
+    assert_eq!(
+        change.status.guest_os_info.as_ref().unwrap().id.as_deref(),
+        Some("debian")
+    );
+    assert_eq!(condition(&change, "AgentConnected").unwrap().status, "True");
+    assert!(condition(&change, "SoftwareEmulation").is_none());
+}
+
+#[test]
+fn pauses_come_and_go() {
+    let mut vmi = vmi("Running");
+    for (lifecycle, reason, expected) in [
+        (Lifecycle::Paused, "User", Some("PausedByUser")),
+        (Lifecycle::Paused, "IOError", Some("PausedIOError")),
+        (Lifecycle::Running, "Unpaused", None),
+    ] {
+        let guest = guest(lifecycle, reason);
+        let change = change(
+            &vmi,
+            &View {
+                guest: Some(&guest),
+                ..View::default()
+            },
+            now(),
+        )
+        .unwrap();
+        assert!(change.urgent);
+        assert_eq!(condition(&change, "Paused").and_then(|c| c.reason.as_deref()), expected);
+        vmi.status = Some(change.status);
+    }
+}
+
+#[test]
+fn a_dead_launcher_fails_its_vmi_unless_the_end_was_reported() {
+    let running = guest(Lifecycle::Running, "Booted");
+    let ended = guest(Lifecycle::ShutOff, "Shutdown");
+    for (guest, gone, phase, reason) in [
+        (Some(&running), Gone::Dead, "Failed", Some("LauncherDied")),
+        (None, Gone::Dead, "Failed", Some("LauncherDied")),
+        (Some(&ended), Gone::Dead, "Succeeded", None),
+        (None, Gone::Clean, "Succeeded", None),
+    ] {
+        let view = View {
+            guest,
+            gone: Some(gone),
+            ..View::default()
+        };
+        let change = change(&vmi("Running"), &view, now()).unwrap();
+        assert_eq!(
+            (change.status.phase.as_deref(), change.status.reason.as_deref()),
+            (Some(phase), reason)
+        );
+        assert_eq!(change.notes[0].warning, phase == "Failed");
+    }
+}
+
+#[test]
+fn trouble_is_shown_and_taken_back_but_not_the_controllers() {
+    let mut vmi = vmi("Scheduled");
+    let change = change(
+        &vmi,
+        &View {
+            trouble: Some("no tap"),
+            ..View::default()
+        },
+        now(),
+    )
+    .unwrap();
+    let shown = condition(&change, "Synchronized").unwrap();
+    assert_eq!(
+        (shown.status.as_str(), shown.message.as_deref()),
+        ("False", Some("no tap"))
+    );
+    assert!(change.urgent);
+    vmi.status = Some(change.status);
+    let change = super::change(&vmi, &View::default(), now()).unwrap();
+    assert!(condition(&change, "Synchronized").is_none());
+    let status = vmi.status.as_mut().unwrap();
+    let controllers = Desired::new("Synchronized", false, "ErrImagePull", "m");
+    conditions::set(&mut status.conditions, &controllers, now());
+    assert_eq!(super::change(&vmi, &View::default(), now()), None);
+}
+
+#[test]
+fn a_patch_tests_what_two_programs_write() {
+    let vmi = vmi("Scheduled");
+    let guest = guest(Lifecycle::Running, "Booted");
+    let change = change(
+        &vmi,
+        &View {
+            guest: Some(&guest),
+            ..View::default()
+        },
+        now(),
+    )
+    .unwrap();
+    let operations = |guard| {
+        let patch = patch(&vmi, &change.status, guard).unwrap();
+        let list = patch.as_array().unwrap().clone();
+        list.iter()
+            .map(|o| format!("{} {}", o["op"].as_str().unwrap(), o["path"].as_str().unwrap()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        operations(Guard::Fields),
+        [
+            "test /status/conditions",
+            "test /status/phase",
+            "replace /status/conditions",
+            "add /status/machine",
+            "add /status/migrationMethod",
+            "replace /status/phase",
+            "replace /status/phaseTransitionTimestamps",
+            "add /status/volumeStatus",
+        ]
+    );
+    assert_eq!(operations(Guard::Version)[0], "test /metadata/resourceVersion");
+    let mut bare = vmi.clone();
+    bare.status = None;
+    let patch = patch(&bare, &change.status, Guard::Fields).unwrap();
+    assert_eq!(
+        (patch[0]["path"].as_str(), patch[1]["path"].as_str()),
+        (Some("/metadata/resourceVersion"), Some("/status"))
+    );
+}
