@@ -165,14 +165,13 @@ impl Site {
         nics.remove(0)
     }
 
+    /// All that was configured; not what the kernel finds out later, such as carriers and link-local addresses.
     fn picture(&self) -> String {
         let rules = run("ip", &format!("netns exec {} nft --stateless list ruleset", self.pod.0));
-        format!(
-            "{}{}{}{rules}",
-            self.pod.ip("-o link"),
-            self.pod.ip("-o addr"),
-            self.pod.ip("route")
-        )
+        let words = self.pod.ip("-o link");
+        let flag = |word: &&str| !word.starts_with('<') && !["UP", "DOWN", "LOWERLAYERDOWN"].contains(word);
+        let links = words.split_whitespace().filter(flag).collect::<Vec<_>>().join(" ");
+        format!("{links}{}{}{rules}", self.pod.ip("-o -4 addr"), self.pod.ip("route"))
     }
 }
 

@@ -69,6 +69,7 @@ long_mode:
     jnz 2b
     movl %r15d, %eax
     outb %al, $0xf4
+    jmp 3f                              # QEMU ends soon, not at once
 fail:
     movb $1, %al
     outb %al, $0xf4
