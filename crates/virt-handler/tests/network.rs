@@ -1,4 +1,5 @@
 //! Both bindings in real network namespaces: a node, a pod, and a guest behind the pod's bridge.
+#![allow(clippy::unwrap_used, reason = "a test's own code")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -292,7 +292,6 @@ mod tests {
             synced: true,
             ..ready(now)
         };
-        let unsynced = Observed { synced: false, ..o };
         let quiet = |since| Some(Pending { urgent: false, since });
         let urgent = Some(Pending {
             urgent: true,
@@ -355,26 +354,34 @@ mod tests {
                 },
                 Step::Wait(Some(later)),
             ),
-            // A pause after a failed step holds back neither news nor, in the end, the step.
+        ] {
+            assert_eq!(next(&observed), expected, "{observed:?}");
+        }
+    }
+
+    #[test]
+    fn a_pause_after_a_failed_step_holds_back_neither_news_nor_in_the_end_the_step() {
+        let now = Instant::now();
+        let o = ready(now);
+        let urgent = Some(Pending {
+            urgent: true,
+            since: now,
+        });
+        let later = Some(now + SPACING);
+        for (observed, expected) in [
             (
                 Observed {
                     pending: urgent,
-                    retry_at: Some(later),
-                    ..unsynced
+                    retry_at: later,
+                    ..o
                 },
                 Step::Write,
             ),
+            (Observed { retry_at: later, ..o }, Step::Wait(later)),
             (
                 Observed {
-                    retry_at: Some(later),
-                    ..unsynced
-                },
-                Step::Wait(Some(later)),
-            ),
-            (
-                Observed {
-                    retry_at: Some(ago(1)),
-                    ..unsynced
+                    retry_at: now.checked_sub(SPACING),
+                    ..o
                 },
                 Step::Sync,
             ),
