@@ -44,10 +44,23 @@ const HOST_ETC: [&str; 12] = [
 /// Directories of the host's root that are links into `/usr` (or, on older systems, real directories).
 const ROOT_DIRECTORIES: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 /// Devices every container has: name, major, minor.
-const DEVICES: [(&str, u64, u64); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+const DEVICES: [(&str, u64, u64); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 /// Files of `/proc` that tell too much about the host.
-const MASKED_PROC: [&str; 6] = ["kcore", "keys", "latency_stats", "sched_debug", "timer_list", "kallsyms"];
+const MASKED_PROC: [&str; 6] = [
+    "kcore",
+    "keys",
+    "latency_stats",
+    "sched_debug",
+    "timer_list",
+    "kallsyms",
+];
 /// Parts of `/proc` that would change the host.
 const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
@@ -66,7 +79,10 @@ pub(super) trait Step<T> {
 
 impl<T, E: std::fmt::Display> Step<T> for Result<T, E> {
     fn step(self, step: impl FnOnce() -> String) -> Result<T, InitError> {
-        self.map_err(|cause| InitError { step: step(), cause: cause.to_string() })
+        self.map_err(|cause| InitError {
+            step: step(),
+            cause: cause.to_string(),
+        })
     }
 }
 
@@ -77,7 +93,9 @@ pub fn main() -> i32 {
     if std::io::stdin().read_to_string(&mut text).is_err() || text.is_empty() {
         return 1;
     }
-    let Ok(status) = std::io::stdout().as_fd().try_clone_to_owned() else { return 1 };
+    let Ok(status) = std::io::stdout().as_fd().try_clone_to_owned() else {
+        return 1;
+    };
     let error = match become_container(&text) {
         Ok(never) => match never {},
         Err(error) => error,
@@ -108,7 +126,11 @@ fn become_container(text: &str) -> Result<std::convert::Infallible, InitError> {
     umask(Mode::from_bits_truncate(0o022));
     chdir(&spec.cwd).step(|| format!("enter the working directory {}", spec.cwd.display()))?;
     privileges::become_user(&spec.user)?;
-    let (program, arguments) = spec.command.split_first().ok_or("empty").step(|| "read the command".into())?;
+    let (program, arguments) = spec
+        .command
+        .split_first()
+        .ok_or("empty")
+        .step(|| "read the command".into())?;
     let output = log.try_clone().step(|| "share the log".into())?;
     let error = Command::new(program)
         .args(arguments)
@@ -124,8 +146,16 @@ fn become_container(text: &str) -> Result<std::convert::Infallible, InitError> {
 fn build_root(spec: &ContainerSpec) -> Result<(), InitError> {
     mount_at(None, Path::new("/"), None, MsFlags::MS_REC | MsFlags::MS_SLAVE, None)?;
     let root = &spec.mount_point;
-    mount_at(Some("tmpfs"), root, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=0755,size=1m"))?;
-    for directory in ["usr", "etc", "dev", "proc", "sys", "tmp", "run", "root", "home", "mnt", "opt", "srv"] {
+    mount_at(
+        Some("tmpfs"),
+        root,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID,
+        Some("mode=0755,size=1m"),
+    )?;
+    for directory in [
+        "usr", "etc", "dev", "proc", "sys", "tmp", "run", "root", "home", "mnt", "opt", "srv",
+    ] {
         make_directory(&root.join(directory))?;
     }
     for directory in ["var/lib", "var/cache", "var/log", "var/spool"] {
@@ -145,10 +175,20 @@ fn build_root(spec: &ContainerSpec) -> Result<(), InitError> {
     let owner = format!("mode=0755,size=64m,uid={},gid={}", spec.user.uid, spec.user.gid);
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount_at(Some("tmpfs"), Path::new("/run"), Some("tmpfs"), quiet, Some(&owner))?;
-    mount_at(Some("tmpfs"), Path::new("/tmp"), Some("tmpfs"), quiet, Some("mode=1777,size=64m"))?;
+    mount_at(
+        Some("tmpfs"),
+        Path::new("/tmp"),
+        Some("tmpfs"),
+        quiet,
+        Some("mode=1777,size=64m"),
+    )?;
     make_directory(Path::new("/run/lock"))?;
     for (source, target) in &spec.executables {
-        bind(&Mount { source: source.clone(), target: target.clone(), read_only: true })?;
+        bind(&Mount {
+            source: source.clone(),
+            target: target.clone(),
+            read_only: true,
+        })?;
     }
     let mut mounts: Vec<&Mount> = spec.mounts.iter().collect();
     // A parent before what is mounted inside it.
@@ -165,7 +205,13 @@ fn build_root(spec: &ContainerSpec) -> Result<(), InitError> {
 fn mount_usr(spec: &ContainerSpec, root: &Path) -> Result<(), InitError> {
     let layers = format!("lowerdir={}:/usr", spec.skeleton.display());
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount_at(Some("overlay"), &root.join("usr"), Some("overlay"), flags, Some(&layers))
+    mount_at(
+        Some("overlay"),
+        &root.join("usr"),
+        Some("overlay"),
+        flags,
+        Some(&layers),
+    )
 }
 
 fn host_directories() -> Result<(), InitError> {
@@ -178,7 +224,11 @@ fn host_directories() -> Result<(), InitError> {
                 link(&target, &here)?;
             }
             Ok(metadata) if metadata.is_dir() => {
-                bind(&Mount { source: Path::new("/").join(name), target: here, read_only: true })?;
+                bind(&Mount {
+                    source: Path::new("/").join(name),
+                    target: here,
+                    read_only: true,
+                })?;
             }
             _ => {}
         }
@@ -195,7 +245,11 @@ fn etc(spec: &ContainerSpec) -> Result<(), InitError> {
             Ok(target) if target.is_absolute() && target.starts_with("/usr") => link(&target, &host)?,
             Ok(_) => {}
             Err(_) if seen.exists() => {
-                bind(&Mount { source: host.clone(), target: host, read_only: true })?;
+                bind(&Mount {
+                    source: host.clone(),
+                    target: host,
+                    read_only: true,
+                })?;
             }
             Err(_) => {}
         }
@@ -211,9 +265,20 @@ fn etc(spec: &ContainerSpec) -> Result<(), InitError> {
 
 fn dev(more: &[Device]) -> Result<(), InitError> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    mount_at(Some("tmpfs"), Path::new("/dev"), Some("tmpfs"), flags, Some("mode=0755,size=64k"))?;
-    let standard =
-        DEVICES.map(|(name, major, minor)| Device { name: name.into(), major, minor, mode: 0o666, gid: 0 });
+    mount_at(
+        Some("tmpfs"),
+        Path::new("/dev"),
+        Some("tmpfs"),
+        flags,
+        Some("mode=0755,size=64k"),
+    )?;
+    let standard = DEVICES.map(|(name, major, minor)| Device {
+        name: name.into(),
+        major,
+        minor,
+        mode: 0o666,
+        gid: 0,
+    });
     for device in standard.iter().chain(more) {
         let path = Path::new("/dev").join(&device.name);
         if let Some(parent) = path.parent() {
@@ -227,9 +292,21 @@ fn dev(more: &[Device]) -> Result<(), InitError> {
     }
     make_directory(Path::new("/dev/pts"))?;
     make_directory(Path::new("/dev/shm"))?;
-    mount_at(Some("devpts"), Path::new("/dev/pts"), Some("devpts"), flags, Some("newinstance,ptmxmode=0666,mode=0620"))?;
+    mount_at(
+        Some("devpts"),
+        Path::new("/dev/pts"),
+        Some("devpts"),
+        flags,
+        Some("newinstance,ptmxmode=0666,mode=0620"),
+    )?;
     let shm = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount_at(Some("tmpfs"), Path::new("/dev/shm"), Some("tmpfs"), shm, Some("mode=1777,size=64m"))?;
+    mount_at(
+        Some("tmpfs"),
+        Path::new("/dev/shm"),
+        Some("tmpfs"),
+        shm,
+        Some("mode=1777,size=64m"),
+    )?;
     link("pts/ptmx", Path::new("/dev/ptmx"))?;
     link("/proc/self/fd", Path::new("/dev/fd"))?;
     link("/proc/self/fd/0", Path::new("/dev/stdin"))?;
@@ -255,12 +332,22 @@ fn proc_and_sys() -> Result<(), InitError> {
             remount(&path, flags | MsFlags::MS_RDONLY)?;
         }
     }
-    mount_at(Some("sysfs"), Path::new("/sys"), Some("sysfs"), flags | MsFlags::MS_RDONLY, None)
+    mount_at(
+        Some("sysfs"),
+        Path::new("/sys"),
+        Some("sysfs"),
+        flags | MsFlags::MS_RDONLY,
+        None,
+    )
 }
 
 /// Mounts `mount.source` of the host; its target is created as a directory or file, whatever the source is.
 fn bind(mount: &Mount) -> Result<(), InitError> {
-    let Mount { source, target, read_only } = mount;
+    let Mount {
+        source,
+        target,
+        read_only,
+    } = mount;
     let host = in_old_root(source);
     let metadata = fs::metadata(&host).step(|| format!("find {} on the host", source.display()))?;
     if metadata.is_dir() {
@@ -270,8 +357,18 @@ fn bind(mount: &Mount) -> Result<(), InitError> {
         File::create(target).step(|| format!("make the mount point {}", target.display()))?;
     }
     let from = host.to_string_lossy();
-    mount_at(Some(from.as_ref()), target, None, MsFlags::MS_BIND | MsFlags::MS_REC, None)?;
-    if *read_only { remount(target, MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV) } else { Ok(()) }
+    mount_at(
+        Some(from.as_ref()),
+        target,
+        None,
+        MsFlags::MS_BIND | MsFlags::MS_REC,
+        None,
+    )?;
+    if *read_only {
+        remount(target, MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV)
+    } else {
+        Ok(())
+    }
 }
 
 fn in_old_root(path: &Path) -> PathBuf {

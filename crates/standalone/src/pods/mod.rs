@@ -1,8 +1,14 @@
 //! The pod runner: the part of a kubelet that our own pods need.
 
+mod cgroup;
+pub mod config;
+mod container;
 pub mod init;
 pub mod network;
 mod privileges;
 pub mod process;
 pub mod spec;
+mod state;
+mod status;
 mod sys;
+mod volumes;

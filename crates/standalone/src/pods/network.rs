@@ -136,11 +136,14 @@ impl NetworkConfig {
         }
         fs::create_dir_all(&self.directory).map_err(failed("create the CNI directory"))?;
         fs::create_dir_all(&self.netns).map_err(failed("create the directory of namespaces"))?;
-        let text = serde_json::to_vec_pretty(&self.conflist()).map_err(|error| failed("write the network")(error.into()))?;
+        let text =
+            serde_json::to_vec_pretty(&self.conflist()).map_err(|error| failed("write the network")(error.into()))?;
         fs::write(self.directory.join("10-ferrovirt.conflist"), text).map_err(failed("write the network"))?;
         fs::write("/proc/sys/net/ipv4/ip_forward", "1").map_err(failed("let the kernel forward packets"))?;
         let rules = self.rules();
-        let output = run(Command::new("nft").args(["-f", "-"]), rules.as_bytes()).await.map_err(failed("run nft"))?;
+        let output = run(Command::new("nft").args(["-f", "-"]), rules.as_bytes())
+            .await
+            .map_err(failed("run nft"))?;
         if !output.status.success() {
             let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
             return Err(failed("install the address translation")(io::Error::other(message)));
@@ -200,7 +203,10 @@ impl NetworkConfig {
             self.detach(sandbox, None).await;
         }
         let made = create_netns(path.clone()).await;
-        made.map_err(|source| NetworkError::Namespace { path: path.clone(), source })?;
+        made.map_err(|source| NetworkError::Namespace {
+            path: path.clone(),
+            source,
+        })?;
         match self.add(sandbox).await {
             Ok(attachment) => Ok(attachment),
             Err(error) => {
@@ -217,7 +223,10 @@ impl NetworkConfig {
         }
         let ips = addresses(&result);
         if ips.is_empty() {
-            return Err(NetworkError::Plugin { plugin: "bridge".into(), message: "it gave no address".into() });
+            return Err(NetworkError::Plugin {
+                plugin: "bridge".into(),
+                message: "it gave no address".into(),
+            });
         }
         Ok(Attachment { ips, result })
     }
@@ -240,7 +249,11 @@ impl NetworkConfig {
                 remove_netns(&entry.path());
             }
         }
-        for entry in fs::read_dir(self.reservations().join(&self.bridge)).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.reservations().join(&self.bridge))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             // A reservation is a file named by the address; its first line is the pod's UID.
             if entry.file_name().to_string_lossy().parse::<IpAddr>().is_err() {
                 continue;
@@ -257,7 +270,10 @@ impl NetworkConfig {
     fn chain(&self, ports: &[PortMapping]) -> Vec<Value> {
         let conflist = self.conflist();
         let plugins = conflist["plugins"].as_array().cloned().unwrap_or_default();
-        plugins.into_iter().filter(|plugin| plugin["type"] != "portmap" || !ports.is_empty()).collect()
+        plugins
+            .into_iter()
+            .filter(|plugin| plugin["type"] != "portmap" || !ports.is_empty())
+            .collect()
     }
 
     async fn plugin(
@@ -269,7 +285,10 @@ impl NetworkConfig {
     ) -> Result<Value, NetworkError> {
         let name = config["type"].as_str().unwrap_or_default();
         let executable = find_plugin(name)?;
-        let failed = |message: String| NetworkError::Plugin { plugin: name.to_owned(), message };
+        let failed = |message: String| NetworkError::Plugin {
+            plugin: name.to_owned(),
+            message,
+        };
         let input = plugin_input(&self.bridge, config, sandbox.ports, previous).to_string();
         let arguments = format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
@@ -301,7 +320,11 @@ impl NetworkConfig {
 fn complaint(answer: &Value, stderr: &[u8]) -> String {
     let words = [answer["msg"].as_str(), answer["details"].as_str()];
     let words: Vec<&str> = words.into_iter().flatten().filter(|word| !word.is_empty()).collect();
-    if words.is_empty() { String::from_utf8_lossy(stderr).trim().to_owned() } else { words.join(": ") }
+    if words.is_empty() {
+        String::from_utf8_lossy(stderr).trim().to_owned()
+    } else {
+        words.join(": ")
+    }
 }
 
 fn plugin_input(network: &str, config: &Value, ports: &[PortMapping], previous: Option<&Value>) -> Value {
@@ -322,7 +345,8 @@ fn plugin_input(network: &str, config: &Value, ports: &[PortMapping], previous: 
 
 fn addresses(result: &Value) -> Vec<IpAddr> {
     let ips = result["ips"].as_array().into_iter().flatten();
-    ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok()).collect()
+    ips.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok())
+        .collect()
 }
 
 /// The executable of a plugin.
@@ -334,12 +358,18 @@ pub fn find_plugin(plugin: &str) -> Result<PathBuf, NetworkError> {
         .iter()
         .map(|directory| Path::new(directory).join(plugin))
         .find(|path| path.is_file())
-        .ok_or_else(|| NetworkError::Missing { plugin: plugin.to_owned() })
+        .ok_or_else(|| NetworkError::Missing {
+            plugin: plugin.to_owned(),
+        })
 }
 
 async fn run(command: &mut Command, input: &[u8]) -> io::Result<std::process::Output> {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         // A plugin that does not read its input says why in its output.
         let _ = stdin.write_all(input).await;
@@ -358,7 +388,13 @@ async fn create_netns(path: PathBuf) -> io::Result<()> {
             }
             File::create(&path)?;
             unshare(CloneFlags::CLONE_NEWNET)?;
-            mount(Some("/proc/thread-self/ns/net"), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+            mount(
+                Some("/proc/thread-self/ns/net"),
+                &path,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )?;
             let _runtime = runtime.enter();
             rtnetlink::new_connection()
         })();
@@ -366,7 +402,11 @@ async fn create_netns(path: PathBuf) -> io::Result<()> {
     })?;
     let (connection, handle, _) = receiver.await.map_err(io::Error::other)??;
     let connection = tokio::spawn(connection);
-    let up = handle.link().set(LinkUnspec::new_with_index(LOOPBACK).up().build()).execute().await;
+    let up = handle
+        .link()
+        .set(LinkUnspec::new_with_index(LOOPBACK).up().build())
+        .execute()
+        .await;
     connection.abort();
     up.map_err(io::Error::other)
 }
@@ -396,7 +436,12 @@ mod tests {
     #[test]
     fn port_mappings_decide_whether_portmap_runs() {
         assert_eq!(config().chain(&[]).len(), 1);
-        let port = PortMapping { host_port: 8080, container_port: 80, protocol: "tcp".into(), host_ip: None };
+        let port = PortMapping {
+            host_port: 8080,
+            container_port: 80,
+            protocol: "tcp".into(),
+            host_ip: None,
+        };
         let chain = config().chain(std::slice::from_ref(&port));
         assert_eq!(chain.len(), 2);
         let input = plugin_input("n", &chain[1], &[port], Some(&json!({"ips": []})));
@@ -414,7 +459,10 @@ mod tests {
 
     #[test]
     fn a_complaint_prefers_the_plugins_own_words() {
-        assert_eq!(complaint(&json!({"msg": "no", "details": "range full"}), b"noise"), "no: range full");
+        assert_eq!(
+            complaint(&json!({"msg": "no", "details": "range full"}), b"noise"),
+            "no: range full"
+        );
         assert_eq!(complaint(&Value::Null, b" noise\n"), "noise");
     }
 }

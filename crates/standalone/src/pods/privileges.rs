@@ -1,6 +1,6 @@
 //! Giving up privileges: groups, user, capabilities, system calls.
 
-use caps::{CapSet, CapsHashSet, Capability};
+use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
@@ -53,7 +53,10 @@ const DENIED: [i64; 36] = [
 pub(super) fn become_user(user: &User) -> Result<(), InitError> {
     let mut kept = CapsHashSet::new();
     for name in &user.capabilities {
-        kept.insert(name.parse::<Capability>().step(|| format!("read the capability {name}"))?);
+        kept.insert(
+            name.parse::<Capability>()
+                .step(|| format!("read the capability {name}"))?,
+        );
     }
     for capability in caps::runtime::procfs_all_supported(None).step(|| "list the kernel's capabilities".into())? {
         if !kept.contains(&capability) {
@@ -65,7 +68,12 @@ pub(super) fn become_user(user: &User) -> Result<(), InitError> {
     setgid(Gid::from_raw(user.gid)).step(|| format!("become group {}", user.gid))?;
     caps::securebits::set_keepcaps(true).step(|| "keep capabilities over the change of user".into())?;
     setuid(Uid::from_raw(user.uid)).step(|| format!("become user {}", user.uid))?;
-    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable, CapSet::Ambient] {
+    for set in [
+        CapSet::Effective,
+        CapSet::Permitted,
+        CapSet::Inheritable,
+        CapSet::Ambient,
+    ] {
         // Effective must shrink before permitted does, and inheritable be set before ambient.
         caps::set(None, set, &kept).step(|| format!("set the {set:?} capabilities"))?;
     }
@@ -74,8 +82,9 @@ pub(super) fn become_user(user: &User) -> Result<(), InitError> {
 }
 
 fn filter() -> Result<BpfProgram, InitError> {
-    let arch: TargetArch =
-        std::env::consts::ARCH.try_into().step(|| format!("filter system calls of {}", std::env::consts::ARCH))?;
+    let arch: TargetArch = std::env::consts::ARCH
+        .try_into()
+        .step(|| format!("filter system calls of {}", std::env::consts::ARCH))?;
     let rules = DENIED.iter().map(|call| (*call, Vec::new())).collect();
     let errno = u32::try_from(libc::EPERM).unwrap_or(1);
     SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno), arch)

@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::spec::ContainerSpec;
 use super::sys;
@@ -43,7 +43,8 @@ impl ProcessId {
     /// Reads the start time of `pid`.
     fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let start_time = start_time(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is unreadable")))?;
+        let start_time =
+            start_time(&stat).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is unreadable")))?;
         Ok(Self { pid, start_time })
     }
 }
@@ -98,7 +99,9 @@ impl Process {
         record: impl AsyncFnOnce(ProcessId) -> io::Result<()>,
     ) -> Result<Self, StartError> {
         let text = serde_json::to_vec(spec).map_err(|error| StartError::Spawn(error.into()))?;
-        let mut child = spawn_in_new_pid_namespace(executable.to_owned()).await.map_err(StartError::Spawn)?;
+        let mut child = spawn_in_new_pid_namespace(executable.to_owned())
+            .await
+            .map_err(StartError::Spawn)?;
         let pid = i32::try_from(child.id()).map_err(|error| StartError::Spawn(io::Error::other(error)))?;
         let process = ProcessId::of(pid).and_then(Self::open).map_err(StartError::Spawn)?;
         let started = async {
@@ -109,7 +112,9 @@ impl Process {
             };
             hand_over(stdin, stdout, &text).await
         };
-        let outcome = tokio::time::timeout(START_TIMEOUT, started).await.unwrap_or(Err(StartError::Timeout));
+        let outcome = tokio::time::timeout(START_TIMEOUT, started)
+            .await
+            .unwrap_or(Err(StartError::Timeout));
         if let Err(error) = outcome {
             process.signal(Signal::KILL);
             process.exited().await;
@@ -128,14 +133,20 @@ impl Process {
         if ProcessId::of(id.pid)? == id && !sys::is_zombie(id.pid) {
             Ok(process)
         } else {
-            Err(io::Error::new(io::ErrorKind::NotFound, format!("process {} is another one now", id.pid)))
+            Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("process {} is another one now", id.pid),
+            ))
         }
     }
 
     fn open(id: ProcessId) -> io::Result<Self> {
         let pid = Pid::from_raw(id.pid).ok_or(io::ErrorKind::InvalidInput)?;
         let pidfd = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
-        Ok(Self { id, pidfd: Arc::new(AsyncFd::with_interest(pidfd, Interest::READABLE)?) })
+        Ok(Self {
+            id,
+            pidfd: Arc::new(sys::watch(pidfd)?),
+        })
     }
 
     /// Its name.
@@ -155,7 +166,9 @@ impl Process {
 
     /// Waits for its end. Cancel safe; only the first caller that gets through is told the exit of a child.
     pub async fn exited(&self) -> Exit {
-        let Ok(mut ready) = self.pidfd.readable().await else { return Exit::Unknown };
+        let Ok(mut ready) = self.pidfd.readable().await else {
+            return Exit::Unknown;
+        };
         if let Some(exit) = self.reap() {
             return exit;
         }
@@ -176,7 +189,11 @@ impl Process {
     }
 
     fn reap(&self) -> Option<Exit> {
-        let status = waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG).ok()??;
+        let status = waitid(
+            WaitId::PidFd(self.pidfd.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        )
+        .ok()??;
         Some(match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Exit::Code(code),
             (None, Some(signal)) => Exit::Signal(signal),
@@ -188,21 +205,25 @@ impl Process {
 /// A thread of its own: the change of namespace must not reach any other.
 async fn spawn_in_new_pid_namespace(executable: PathBuf) -> io::Result<Child> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new().name("container-spawn".into()).spawn(move || {
-        let child = unshare(CloneFlags::CLONE_NEWPID).map_err(io::Error::from).and_then(|()| {
-            Command::new(executable)
-                .arg0("ferrovirt")
-                .arg(INIT_SUBCOMMAND)
-                .env_clear()
-                .current_dir("/")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-        });
-        // The receiver only goes away with the whole task; the child then sees the end of its input and ends.
-        let _ = sender.send(child);
-    })?;
+    std::thread::Builder::new()
+        .name("container-spawn".into())
+        .spawn(move || {
+            let child = unshare(CloneFlags::CLONE_NEWPID)
+                .map_err(io::Error::from)
+                .and_then(|()| {
+                    Command::new(executable)
+                        .arg0("ferrovirt")
+                        .arg(INIT_SUBCOMMAND)
+                        .env_clear()
+                        .current_dir("/")
+                        .stdin(Stdio::piped())
+                        .stdout(Stdio::piped())
+                        .stderr(Stdio::null())
+                        .spawn()
+                });
+            // The receiver only goes away with the whole task; the child then sees the end of its input and ends.
+            let _ = sender.send(child);
+        })?;
     receiver.await.map_err(io::Error::other)?
 }
 
@@ -218,7 +239,11 @@ async fn hand_over(
     drop(stdin);
     let mut complaint = String::new();
     stdout.read_to_string(&mut complaint).await.map_err(StartError::Spawn)?;
-    if complaint.is_empty() { Ok(()) } else { Err(StartError::Init(complaint)) }
+    if complaint.is_empty() {
+        Ok(())
+    } else {
+        Err(StartError::Init(complaint))
+    }
 }
 
 #[cfg(test)]

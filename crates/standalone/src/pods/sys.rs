@@ -1,8 +1,15 @@
 //! System calls that no crate of ours wraps safely.
-#![expect(unsafe_code, reason = "ioctl on a pidfd, which neither nix nor rustix offers yet")]
+#![expect(
+    unsafe_code,
+    reason = "ioctl on a pidfd, which neither nix nor rustix offers yet; registration of descriptors"
+)]
 
 use std::fs;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::process::Exit;
 
@@ -24,7 +31,10 @@ nix::ioctl_readwrite!(pidfd_get_info, 0xFF, 11, PidfdInfo);
 /// The exit of a process that was not our child, once its parent has reaped it. `None` when it was not reaped yet,
 /// or the kernel (before 6.15) does not keep it.
 pub(super) fn exit_of_reaped(pidfd: BorrowedFd<'_>) -> Option<Exit> {
-    let mut info = PidfdInfo { mask: INFO_EXIT, ..PidfdInfo::default() };
+    let mut info = PidfdInfo {
+        mask: INFO_EXIT,
+        ..PidfdInfo::default()
+    };
     // SAFETY: the descriptor is open for the whole call, and `info` is a writable value of the size that is
     // part of the request's number, so the kernel writes no more than that.
     unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) }.ok()?;
@@ -44,4 +54,10 @@ pub(super) fn is_zombie(pid: i32) -> bool {
         .ok()
         .and_then(|stat| stat.rsplit_once(") ").map(|(_, rest)| rest.starts_with(['Z', 'X'])))
         .unwrap_or(true)
+}
+
+/// Makes readiness of a descriptor awaitable.
+pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` stays open, and the same, until the `AsyncFd` that owns it drops it.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)
 }

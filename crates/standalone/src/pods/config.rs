@@ -1,0 +1,73 @@
+//! What the pod runner is told once.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use super::network::NetworkConfig;
+use crate::paths::DataDir;
+
+/// Configuration of the pod runner.
+#[derive(Clone, Debug)]
+pub struct RunnerConfig {
+    /// Name of this node.
+    pub node: String,
+    /// The node's address.
+    pub host_ip: IpAddr,
+    /// Repository of our image, without a tag.
+    pub image: String,
+    /// The multi-call executable; started as `container-init` and mounted as `virt-tail`.
+    pub executable: PathBuf,
+    /// The launcher's executable.
+    pub launcher: PathBuf,
+    /// All durable state.
+    pub data: DataDir,
+    /// Pod network.
+    pub network: NetworkConfig,
+    /// KVM is known to work; containers started from then on get the device.
+    pub kvm: Arc<AtomicBool>,
+}
+
+impl RunnerConfig {
+    /// Whether an image reference means our image.
+    #[must_use]
+    pub fn is_ours(&self, image: &str) -> bool {
+        image
+            .strip_prefix(&self.image)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '@']))
+    }
+
+    /// What is laid over `/usr` of the host: file on the host, path in the container.
+    pub(super) fn executables(&self) -> Vec<(PathBuf, PathBuf)> {
+        vec![
+            (self.launcher.clone(), "/usr/bin/virt-launcher".into()),
+            (self.executable.clone(), "/usr/bin/virt-tail".into()),
+        ]
+    }
+
+    /// Makes the directories that containers are built from.
+    ///
+    /// # Errors
+    /// The data directory cannot be written.
+    pub(super) fn prepare(&self) -> std::io::Result<()> {
+        let runtime = self.data.runtime();
+        for directory in [
+            self.data.pods(),
+            self.data.pod_logs(),
+            self.data.capability_cache(),
+            runtime.join("root"),
+        ] {
+            std::fs::create_dir_all(directory)?;
+        }
+        for (_, path) in self.executables() {
+            let relative = path.strip_prefix("/usr").unwrap_or(Path::new("bin/unknown"));
+            let placeholder = runtime.join("usr").join(relative);
+            if let Some(parent) = placeholder.parent() {
+                std::fs::create_dir_all(parent)?;
+            }
+            std::fs::File::create(placeholder)?;
+        }
+        Ok(())
+    }
+}
