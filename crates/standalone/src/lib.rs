@@ -6,3 +6,4 @@ pub mod images;
 pub mod paths;
 pub mod pods;
 mod quantity;
+pub mod scheduler;
