@@ -99,7 +99,7 @@ impl Supervisor {
                 match ended {
                     Ok((task, Ok(()))) => debug!(task, "stopped"),
                     Ok((task, Err(source))) => {
-                        error!(task, error = %crate::logs::chain(source.as_ref()), "failed while stopping")
+                        error!(task, error = %crate::logs::chain(source.as_ref()), "failed while stopping");
                     }
                     Err(panic) => error!(%panic, "panicked while stopping"),
                 }

@@ -7,3 +7,4 @@ pub mod paths;
 pub mod pods;
 mod quantity;
 pub mod scheduler;
+pub mod tail;

@@ -442,12 +442,8 @@ impl Scheduler {
             },
         };
         let api = Api::<Pod>::namespaced(self.client.clone(), &namespace);
-        let body = match serde_json::to_vec(&binding) {
-            Ok(body) => body,
-            Err(error) => return warn!(pod = %name, %error, "cannot write a binding"),
-        };
         let bound = api
-            .create_subresource::<serde_json::Value>("binding", &name, &PostParams::default(), body)
+            .create_subresource::<Binding, serde_json::Value>("binding", &name, &PostParams::default(), &binding)
             .await;
         match bound {
             Ok(_) => {

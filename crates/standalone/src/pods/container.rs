@@ -16,7 +16,7 @@ use super::volumes::{Volumes, field_value, unsupported};
 
 /// User and group of our image.
 const DEFAULT_USER: u32 = 107;
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A container can never be started as the pod describes it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -145,6 +145,8 @@ pub(super) fn describe(pod: &Pod, container: &Container, around: Surroundings<'_
     let mut env = environment(pod, container, around.ips)?;
     env.entry("PATH".into()).or_insert_with(|| DEFAULT_PATH.into());
     env.entry("HOSTNAME".into()).or_insert_with(|| hostname.clone());
+    env.entry(crate::tail::FORMAT_VARIABLE.into())
+        .or_insert_with(|| "cri".into());
     env.entry("HOME".into()).or_insert_with(|| "/".into());
     let words = container
         .command

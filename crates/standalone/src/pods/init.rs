@@ -22,7 +22,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::unistd::{Gid, Uid, chdir, chown, pivot_root, sethostname, setsid};
 
 use super::privileges;
-use super::spec::{ContainerSpec, Device, Mount};
+use super::spec::{ContainerSpec, Device, ExecSpec, Mount};
 
 /// Where the host's root is while volumes are mounted.
 const OLD_ROOT: &str = "/.host";
@@ -103,6 +103,48 @@ pub fn main() -> i32 {
     // Nobody is left to tell when this fails too.
     let _ = File::from(status).write_all(error.to_string().as_bytes());
     1
+}
+
+/// Hidden subcommand that [`main`] answers.
+pub const INIT_SUBCOMMAND: &str = "container-init";
+/// Hidden subcommand that [`exec_main`] answers.
+pub const EXEC_SUBCOMMAND: &str = "container-exec";
+
+/// `ferrovirt container-exec SPEC`: enters the namespaces of a running container, of which the process is a member of the PID
+/// namespace already, and executes a command there. Returns only when that failed, with the exit code.
+#[must_use]
+pub fn exec_main(text: &str) -> i32 {
+    let error = match enter_container(text) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
+    eprintln!("{error}");
+    126
+}
+
+fn enter_container(text: &str) -> Result<std::convert::Infallible, InitError> {
+    let spec: ExecSpec = serde_json::from_str(text).step(|| "read the command".into())?;
+    let pid = rustix::process::Pid::from_raw(spec.pid)
+        .ok_or("not a process")
+        .step(|| "find the container".into())?;
+    let container =
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).step(|| "find the container".into())?;
+    let namespaces =
+        CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
+    setns(container, namespaces).step(|| "enter the container".into())?;
+    chdir("/").step(|| "enter the root".into())?;
+    setsid().step(|| "start a session".into())?;
+    if spec.tty {
+        rustix::process::ioctl_tiocsctty(std::io::stdin()).step(|| "take the terminal".into())?;
+    }
+    privileges::become_user(&spec.user)?;
+    let (program, arguments) = spec
+        .command
+        .split_first()
+        .ok_or("empty")
+        .step(|| "read the command".into())?;
+    let error = Command::new(program).args(arguments).env_clear().envs(&spec.env).exec();
+    Err(error).step(|| format!("execute {program}"))
 }
 
 fn become_container(text: &str) -> Result<std::convert::Infallible, InitError> {

@@ -7,6 +7,7 @@ mod cgroup;
 pub mod config;
 mod container;
 pub mod init;
+mod kubelet;
 pub mod network;
 mod pod;
 mod privileges;
@@ -21,8 +22,9 @@ mod volumes;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use ferrovirt_apiserver::Kubelet;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -35,6 +37,7 @@ use tracing::{info, warn};
 use crate::events::Events;
 use crate::images::ImageStore;
 use config::RunnerConfig;
+use kubelet::{LogLimits, NodeKubelet};
 use network::NetworkError;
 use pod::{Context, PodTask, remove_orphan, remove_volumes};
 use state::{PodRecord, boot_id};
@@ -72,8 +75,6 @@ type Key = (String, String);
 /// Runs the pods of one node.
 pub struct PodRunner {
     context: Arc<Context>,
-    /// Read by the connecting subresources.
-    uids: Mutex<HashMap<Key, String>>,
 }
 
 impl PodRunner {
@@ -94,10 +95,18 @@ impl PodRunner {
             images,
             events,
             boot: boot_id(),
+            log_limits: LogLimits::start(CancellationToken::new()),
         };
         Ok(Self {
             context: Arc::new(context),
-            uids: Mutex::default(),
+        })
+    }
+
+    /// Answers the connecting subresources of this node's pods.
+    #[must_use]
+    pub fn kubelet(&self) -> Arc<dyn Kubelet> {
+        Arc::new(NodeKubelet {
+            context: Arc::clone(&self.context),
         })
     }
 
@@ -124,25 +133,7 @@ impl PodRunner {
                     None => return Err(RunnerError::WatchEnded),
                 },
             }
-            let uids = pods
-                .handles
-                .iter()
-                .map(|(key, handle)| (key.clone(), handle.uid.clone()))
-                .collect();
-            *self.uids.lock().unwrap_or_else(PoisonError::into_inner) = uids;
         }
-    }
-
-    /// The record of a pod that runs here.
-    fn record(&self, namespace: &str, name: &str) -> Option<PodRecord> {
-        let key = (namespace.to_owned(), name.to_owned());
-        let uid = self
-            .uids
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&key)
-            .cloned()?;
-        PodRecord::load(&self.context.directory(&uid)).ok()?
     }
 }
 
@@ -232,7 +223,7 @@ impl<'a> Tasks<'a> {
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "the task of a pod panicked; the pod is left as it is until the next start")
+                tracing::error!(%error, "the task of a pod panicked; the pod is left as it is until the next start");
             }
         }
     }

@@ -19,11 +19,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::init::INIT_SUBCOMMAND;
 use super::spec::ContainerSpec;
 use super::sys;
 
-/// Hidden subcommand that [`super::init::main`] answers.
-pub const INIT_SUBCOMMAND: &str = "container-init";
 /// How long building a container's root may take.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the exit status of somebody else's child is awaited after its end.
@@ -102,8 +101,7 @@ impl Process {
         let mut child = spawn_in_new_pid_namespace(executable.to_owned())
             .await
             .map_err(StartError::Spawn)?;
-        let pid = i32::try_from(child.id()).map_err(|error| StartError::Spawn(io::Error::other(error)))?;
-        let process = ProcessId::of(pid).and_then(Self::open).map_err(StartError::Spawn)?;
+        let process = Self::of_child(&child).map_err(StartError::Spawn)?;
         let started = async {
             record(process.id).await.map_err(StartError::Spawn)?;
             let pipes = (child.stdin.take(), child.stdout.take());
@@ -138,6 +136,15 @@ impl Process {
                 format!("process {} is another one now", id.pid),
             ))
         }
+    }
+
+    /// A child of this process that nobody else waits for.
+    ///
+    /// # Errors
+    /// No descriptor is free.
+    pub(super) fn of_child(child: &Child) -> io::Result<Self> {
+        let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
+        ProcessId::of(pid).and_then(Self::open)
     }
 
     fn open(id: ProcessId) -> io::Result<Self> {
@@ -247,6 +254,7 @@ async fn hand_over(
 }
 
 #[cfg(test)]
+#[expect(clippy::zombie_processes, reason = "waiting for them is what is tested")]
 mod tests {
     use super::*;
 

@@ -77,8 +77,7 @@ pub struct Device {
     pub gid: u32,
 }
 
-/// A command to run in a container that runs already, as JSON on the standard input's place
-/// (descriptor 3) of `container-exec`.
+/// A command to run in a container that runs already: JSON, the argument of `container-exec`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ExecSpec {
     /// Process 1 of the container, as the pod runner sees it.

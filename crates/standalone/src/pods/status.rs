@@ -238,7 +238,7 @@ fn conditions(pod: &Pod, view: &View, phase: &str, now: Timestamp) -> Vec<PodCon
         .flat_map(in_start_order)
         .filter(|(role, container)| match role {
             Role::Init => !known(&container.name).is_some_and(ContainerView::succeeded),
-            Role::Sidecar => !known(&container.name).is_some_and(|view| view.record.is_some()),
+            Role::Sidecar => known(&container.name).is_none_or(|view| view.record.is_none()),
             Role::Main => false,
         })
         .map(|(_, container)| container.name.as_str())

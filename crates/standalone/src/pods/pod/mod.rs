@@ -42,6 +42,7 @@ use tracing::{debug, info, warn};
 use super::cgroup;
 use super::config::RunnerConfig;
 use super::container::{Role, in_start_order, refuse};
+use super::kubelet::LogLimits;
 use super::network::{Attachment, PortMapping, Sandbox};
 use super::probes::{self, ProbeResult};
 use super::process::{Exit, Process};
@@ -61,6 +62,7 @@ pub(super) struct Context {
     pub events: Events,
     /// This boot's id.
     pub boot: String,
+    pub log_limits: LogLimits,
 }
 
 impl Context {
@@ -184,6 +186,8 @@ impl PodTask {
                         debug!(pod = %self.name, container = %name, pid = process.id().pid, "adopted");
                         self.exits.push(supervise::exit_of(name.clone(), process.clone()));
                         self.processes.insert(name.clone(), process);
+                        let logs = self.context.logs(&self.namespace, &self.name, &self.uid);
+                        self.context.log_limits.add(logs.file(&name, container.restarts));
                     }
                     _ => {
                         container.ended = Some(Ended {
@@ -323,7 +327,8 @@ impl PodTask {
         }
     }
 
-    async fn warn(&self, reason: &str, message: &str) {
+    /// Takes `&mut self` only because the task cannot be shared between threads.
+    async fn warn(&mut self, reason: &str, message: &str) {
         self.context.events.warn(&reference(&self.pod), reason, message).await;
     }
 

@@ -216,6 +216,7 @@ impl PodTask {
                 debug!(pod = %self.name, container = %name, pid = process.id().pid, "started");
                 self.exits.push(exit_of(name.clone(), process.clone()));
                 self.processes.insert(name.clone(), process);
+                self.context.log_limits.add(log);
                 self.start_probes(&name);
             }
             Err(error) => {

@@ -63,7 +63,8 @@ fn condition_of(status: &PodStatus, kind: &str) -> (String, Option<String>) {
 
 #[test]
 fn phases() {
-    let cases: [(&[(&str, ContainerView)], bool, &str); 8] = [
+    type Case<'a> = (&'a [(&'a str, ContainerView)], bool, &'a str);
+    let cases: [Case<'_>; 8] = [
         (&[], false, "Pending"),
         (&[("tail", known(None))], false, "Pending"),
         (&[("tail", known(None)), ("compute", known(None))], false, "Running"),
