@@ -1,16 +1,20 @@
 //! Giving up privileges: groups, user, capabilities, system calls.
 
+use std::collections::BTreeMap;
+
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::sys::prctl;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
 
 use super::init::{InitError, Step};
 use super::spec::User;
 
 /// System calls that no guest's processes need and that reach beyond a container. They give `EPERM`.
 /// (`userfaultfd`, `io_uring` and `memfd` stay: QEMU uses them.)
-const DENIED: [i64; 36] = [
+const DENIED: [i64; 37] = [
     libc::SYS_acct,
     libc::SYS_add_key,
     libc::SYS_bpf,
@@ -47,6 +51,7 @@ const DENIED: [i64; 36] = [
     libc::SYS_swapon,
     libc::SYS_syslog,
     libc::SYS_umount2,
+    libc::SYS_unshare,
 ];
 
 /// Becomes `user` for good: no set-uid program or file capability can give anything back.
@@ -78,18 +83,42 @@ pub(super) fn become_user(user: &User) -> Result<(), InitError> {
         caps::set(None, set, &kept).step(|| format!("set the {set:?} capabilities"))?;
     }
     prctl::set_no_new_privs().step(|| "refuse new privileges".into())?;
-    seccompiler::apply_filter(&filter()?).step(|| "install the system call filter".into())
+    for filter in [denied()?, unknown()?] {
+        seccompiler::apply_filter(&filter).step(|| "install the system call filter".into())?;
+    }
+    Ok(())
 }
 
-fn filter() -> Result<BpfProgram, InitError> {
+fn denied() -> Result<BpfProgram, InitError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
+    // A new user namespace would give all capabilities inside of it, and much of the kernel to try them on.
+    let flag = u64::from(libc::CLONE_NEWUSER.cast_unsigned());
+    let new_user = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(flag), flag)
+        .and_then(|condition| SeccompRule::new(vec![condition]));
+    rules.insert(
+        libc::SYS_clone,
+        vec![new_user.step(|| "describe the system call filter".into())?],
+    );
+    filter(rules, libc::EPERM)
+}
+
+/// A filter cannot see the flags of `clone3`; C libraries use `clone` where the kernel does not know it.
+fn unknown() -> Result<BpfProgram, InitError> {
+    filter(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS)
+}
+
+fn filter(rules: BTreeMap<i64, Vec<SeccompRule>>, errno: i32) -> Result<BpfProgram, InitError> {
     let arch: TargetArch = std::env::consts::ARCH
         .try_into()
         .step(|| format!("filter system calls of {}", std::env::consts::ARCH))?;
-    let rules = DENIED.iter().map(|call| (*call, Vec::new())).collect();
-    let errno = u32::try_from(libc::EPERM).unwrap_or(1);
-    SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(errno), arch)
-        .and_then(BpfProgram::try_from)
-        .step(|| "compile the system call filter".into())
+    SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno.cast_unsigned()),
+        arch,
+    )
+    .and_then(BpfProgram::try_from)
+    .step(|| "compile the system call filter".into())
 }
 
 #[cfg(test)]
@@ -97,7 +126,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_filter_compiles() {
-        filter().unwrap();
+    fn the_filters_compile() {
+        denied().unwrap();
+        unknown().unwrap();
     }
 }
