@@ -22,6 +22,7 @@ pub mod jsonpath;
 pub mod openapi;
 mod openapi_documents;
 pub mod patch;
+pub mod protobuf;
 mod registry;
 mod rest;
 pub mod schema;

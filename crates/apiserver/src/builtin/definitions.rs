@@ -122,6 +122,8 @@ const OTHER_MERGES: &[(&str, &[(&str, Merge)])] = &[
 /// Definitions whose values have one owner as a whole.
 const ATOMIC: &[&str] = &[
     "io.k8s.api.core.v1.ConfigMapKeySelector",
+    "io.k8s.api.core.v1.EndpointAddress",
+    "io.k8s.api.core.v1.EndpointPort",
     "io.k8s.api.core.v1.FileKeySelector",
     "io.k8s.api.core.v1.LocalObjectReference",
     "io.k8s.api.core.v1.NodeSelector",

@@ -9,6 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 use crate::failure::{Failure, Result};
+use crate::protobuf::{self, ProtobufError};
 
 /// The largest body that is read.
 pub const LIMIT: usize = 3 << 20;
@@ -46,6 +47,7 @@ pub fn parse(content_type: &str, bytes: &[u8]) -> Result<Parsed> {
     match media {
         "" | "application/json" | "*/*" => parse_json(bytes),
         "application/yaml" | "application/x-yaml" | "text/yaml" => parse_yaml(bytes),
+        protobuf::MEDIA_TYPE => parse_protobuf(bytes),
         other if other.ends_with("+json") => parse_json(bytes),
         other if other.ends_with("+yaml") => parse_yaml(bytes),
         other => Err(Failure::unsupported_media_type(other, SUPPORTED)),
@@ -55,6 +57,17 @@ pub fn parse(content_type: &str, bytes: &[u8]) -> Result<Parsed> {
 fn parse_yaml(bytes: &[u8]) -> Result<Parsed> {
     let value = serde_yaml_ng::from_slice(bytes)
         .map_err(|error| Failure::bad_request(format!("error converting YAML to JSON: yaml: {error}")))?;
+    Ok(Parsed {
+        value,
+        duplicates: Vec::new(),
+    })
+}
+
+fn parse_protobuf(bytes: &[u8]) -> Result<Parsed> {
+    let value = protobuf::decode(bytes).map_err(|error| match error {
+        ProtobufError::UnknownKind { .. } => Failure::unsupported_media_type(protobuf::MEDIA_TYPE, SUPPORTED),
+        other => Failure::bad_request(format!("couldn't decode the object provided: {other}")),
+    })?;
     Ok(Parsed {
         value,
         duplicates: Vec::new(),
