@@ -1,4 +1,5 @@
 //! Admission through the API server.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod fixture;
 

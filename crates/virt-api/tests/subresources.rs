@@ -1,4 +1,5 @@
 //! Subresources through the API server: codes, messages, effects, streams.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod fixture;
 

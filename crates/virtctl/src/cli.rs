@@ -312,9 +312,9 @@ pub struct SshFlags {
     /// Private key to log in with [default: what the local ssh tries]
     #[arg(short, long, value_name = "FILE")]
     pub identity_file: Option<PathBuf>,
-    /// File of known host keys [default: ~/.ssh/kubevirt_known_hosts]
-    #[arg(long, value_name = "FILE")]
-    pub known_hosts: Option<PathBuf>,
+    /// File of known host keys; empty: what the local ssh uses [default: ~/.ssh/kubevirt_known_hosts]
+    #[arg(long, value_name = "FILE", value_parser = clap::builder::StringValueParser::new())]
+    pub known_hosts: Option<String>,
     /// Port of the guest's SSH server
     #[arg(short, long, default_value_t = 22)]
     pub port: u16,
@@ -486,4 +486,103 @@ pub(crate) fn options() -> anyhow::Result<()> {
         }
     }
     crate::say(command.render_help())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::FromArgMatches;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        let words = std::iter::once("virtctl").chain(line.split_whitespace());
+        Cli::from_arg_matches(&command("virtctl").try_get_matches_from(words)?)
+    }
+
+    #[test]
+    fn lines_that_people_type() {
+        for line in [
+            "start vm",
+            "start vm --paused",
+            "start --paused=true vm -n ns",
+            "-n ns start vm",
+            "--namespace=ns start vm --dry-run=false",
+            "stop vm --force --grace-period=0",
+            "stop vm --force=true --grace-period 0",
+            "stop vm --grace-period -1",
+            "restart vm --grace-period=-1",
+            "pause vm name",
+            "pause vmi/name --dry-run",
+            "console vmi --timeout=5",
+            "console --timeout 30s vmi --kubeconfig /k --context c",
+            "vnc vmi --proxy-only --port=5900 --address=0.0.0.0",
+            "vnc vmi --proxy-only=true --preserve-session",
+            "ssh user@vm/name --identity-file=k -p 2222 --local-ssh-opts=-oA=b -t -v",
+            "ssh vmi/name/ns --username u --known-hosts= -i k -c id",
+            "scp file user@vm/name:dir --recursive --preserve",
+            "scp -r vm/name:dir .",
+            "port-forward vm/name 8080:80 udp/53 --address ::1",
+            "port-forward --stdio=true vmi/name/ns 22",
+            "expose vmi name --port 22 --name n --protocol udp --type NodePort",
+            "version -c",
+            "version --client=true -v 4",
+            "completion bash",
+            "options",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn lines_that_make_no_sense() {
+        for (line, why) in [
+            ("", "Usage"),
+            ("begin vm", "unrecognized subcommand"),
+            ("start", "<VM>"),
+            ("start a b", "unexpected argument"),
+            ("start vm --paused=maybe", "invalid value"),
+            ("pause vm a b", "unexpected"),
+            ("console vmi --timeout=soon", "is no duration"),
+            ("vnc vmi --port 70000", "not in 0..=65535"),
+            ("port-forward vm/name", "<PORTS>"),
+            ("port-forward name 80", "type and name"),
+            ("port-forward vm/name 80:x", "no port"),
+            ("expose vm name --port 1", "--name"),
+        ] {
+            let error = parse(line).err().map(|error| error.to_string());
+            let error = error.unwrap_or_else(|| panic!("{line} was accepted"));
+            assert!(error.contains(why), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help() {
+        let mut all = command("virtctl").term_width(100).render_help().to_string();
+        for sub in command("virtctl").get_subcommands() {
+            let mut found = command("virtctl").term_width(100);
+            found.build();
+            let found = found.find_subcommand_mut(sub.get_name()).unwrap();
+            all.push_str(&format!("\n---- {}\n{}", sub.get_name(), found.render_help()));
+        }
+        insta::assert_snapshot!(all);
+    }
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        command("virtctl").debug_assert();
+        command("kubectl virt").debug_assert();
+    }
+
+    #[test]
+    fn names_of_the_program() {
+        for (path, name) in [
+            ("/usr/bin/virtctl", "virtctl"),
+            ("kubectl-virt", "kubectl virt"),
+            ("/x/kubectl_virt", "kubectl virt"),
+        ] {
+            assert_eq!(program_name(Some(&path.into())), name);
+        }
+    }
 }

@@ -113,20 +113,12 @@ fn host(target: &Target, namespace: &str) -> String {
 }
 
 fn common_arguments(flags: &SshFlags, proxy: &str) -> Vec<OsString> {
-    let known_hosts = match &flags.known_hosts {
-        Some(path) => path.display().to_string(),
-        None => "~/.ssh/kubevirt_known_hosts".to_owned(),
-    };
-    let mut arguments: Vec<OsString> = vec![
-        "-o".into(),
-        format!("ProxyCommand={proxy}").into(),
-        "-o".into(),
-        format!(
-            "UserKnownHostsFile={}",
-            known_hosts.replace('%', "%%").replace(' ', "\\ ")
-        )
-        .into(),
-    ];
+    let mut arguments: Vec<OsString> = vec!["-o".into(), format!("ProxyCommand={proxy}").into()];
+    let known_hosts = flags.known_hosts.as_deref().unwrap_or("~/.ssh/kubevirt_known_hosts");
+    if !known_hosts.is_empty() {
+        let value = known_hosts.replace('%', "%%").replace(' ', "\\ ");
+        arguments.extend(["-o".into(), format!("UserKnownHostsFile={value}").into()]);
+    }
     if let Some(path) = &flags.identity_file {
         arguments.extend(["-i".into(), path.clone().into_os_string()]);
     }
