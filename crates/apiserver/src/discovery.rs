@@ -7,7 +7,7 @@ use http::{HeaderMap, Request, Response, header};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Result};
-use crate::hooks::{AggregatedResource, UserInfo};
+use crate::hooks::AggregatedResource;
 use crate::registry::{Registry, Served, api_version};
 use crate::rest::present::document;
 use crate::server::{Inner, VersionInfo};
@@ -68,7 +68,7 @@ fn of_version(registry: &Registry, group: &str, version: &str) -> Vec<Arc<Served
 ///
 /// # Errors
 /// 404 for unknown paths, 405 for other methods than GET.
-pub fn handle(server: &Arc<Inner>, _user: &UserInfo, path: &str, request: &Request<Body>) -> Result<Response<Body>> {
+pub fn handle(server: &Arc<Inner>, path: &str, request: &Request<Body>) -> Result<Response<Body>> {
     if !matches!(*request.method(), http::Method::GET | http::Method::HEAD) {
         return Err(Failure::method_not_allowed());
     }
@@ -92,7 +92,6 @@ pub fn handle(server: &Arc<Inner>, _user: &UserInfo, path: &str, request: &Reque
             .ok_or_else(Failure::no_such_path),
         ["api", version] => resource_list(&all, "", version),
         ["apis", group, version] => resource_list(&all, group, version),
-        ["openapi", ..] => crate::openapi_documents::handle(server, &parts[1..], request),
         _ => Err(Failure::no_such_path()),
     }
 }

@@ -19,10 +19,13 @@ mod discovery;
 pub mod failure;
 pub mod hooks;
 pub mod jsonpath;
+
+mod listen;
 pub mod openapi;
 mod openapi_documents;
 pub mod patch;
 pub mod protobuf;
+pub mod pki;
 mod registry;
 mod rest;
 pub mod schema;

@@ -15,7 +15,7 @@ use crate::registry::Registry;
 use crate::rest::context::{Context, Query, Target};
 use crate::rest::{self, kinds};
 use crate::store::{self, Retention, Storage, Store, Stored};
-use crate::{controllers, crd, discovery};
+use crate::{controllers, crd, discovery, openapi_documents};
 
 /// What `/version` says.
 #[derive(Clone, Debug)]
@@ -318,8 +318,12 @@ impl ApiServer {
             return Err(Failure::unauthorized());
         }
         let query = Query::parse(request.uri())?;
+        if path.starts_with("/openapi/") {
+            let (head, _) = request.into_parts();
+            return openapi_documents::handle(&self.inner, &path, &query, &head.method, &head.headers).await;
+        }
         let Some(target) = Target::parse(&path) else {
-            return discovery::handle(&self.inner, &user, &path, &request);
+            return discovery::handle(&self.inner, &path, &request);
         };
         auth::authorize(&self.inner, &user, &target, target.verb(request.method(), &query))?;
         if let Some(group) = self
