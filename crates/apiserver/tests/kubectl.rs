@@ -186,7 +186,11 @@ async fn the_everyday_commands() {
 #[tokio::test]
 async fn built_in_kinds() {
     let home = Home::start().await;
-    home.kubectl("apply -f -", r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}"#).await;
+    home.kubectl(
+        "apply -f -",
+        r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}"#,
+    )
+    .await;
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "a", "image": "b"}]}}).to_string();
     assert_eq!(home.kubectl("apply -n n -f -", &pod).await, "pod/p created\n");
     assert_eq!(
