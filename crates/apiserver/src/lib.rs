@@ -19,13 +19,12 @@ mod discovery;
 pub mod failure;
 pub mod hooks;
 pub mod jsonpath;
-
 mod listen;
 pub mod openapi;
 mod openapi_documents;
 pub mod patch;
-pub mod protobuf;
 pub mod pki;
+pub mod protobuf;
 mod registry;
 mod rest;
 pub mod schema;

@@ -186,11 +186,10 @@ async fn the_everyday_commands() {
 #[tokio::test]
 async fn built_in_kinds() {
     let home = Home::start().await;
-    home.kubectl(
-        "apply -f -",
-        r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}"#,
-    )
-    .await;
+    home.kubectl("create namespace n", "").await;
+    home.kubectl("create configmap c --from-literal=a=1 -n n", "").await;
+    home.kubectl("create secret generic s --from-literal=a=1 -n n", "")
+        .await;
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "a", "image": "b"}]}}).to_string();
     assert_eq!(home.kubectl("apply -n n -f -", &pod).await, "pod/p created\n");
     assert_eq!(
@@ -212,6 +211,20 @@ async fn built_in_kinds() {
             .await
             .contains("customresourcedefinitions")
     );
+    assert_eq!(home.kubectl("auth can-i create pods", "").await, "yes\n");
+    let token = home.kubectl("create token default -n n", "").await;
+    let output = home
+        .fails(
+            &format!(
+                "--token={} --kubeconfig=/dev/null --insecure-skip-tls-verify --server={} get pods -n n",
+                token.trim(),
+                home.kubectl("config view -o jsonpath={.clusters[0].cluster.server}", "")
+                    .await
+            ),
+            "",
+        )
+        .await;
+    assert!(output.contains("User \"system:serviceaccount:n:default\" cannot list resource \"pods\" in API group \"\" in the namespace \"n\""), "{output}");
     home.kubectl("delete namespace n --timeout=30s", "").await;
     home.shutdown.cancel();
     assert!(home.server.revision() > 10);
