@@ -1,2 +1,12 @@
 #![doc = env!("CARGO_PKG_DESCRIPTION")]
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    virt_launcher::run(virt_launcher::Args::parse()).unwrap_or_else(|error| {
+        eprintln!("virt-launcher: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,36 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use tracing::level_filters::LevelFilter;
+
+/// Runs one virtual machine, from its disks to its end
+#[derive(Parser)]
+#[command(version)]
+pub struct Args {
+    /// Name of the VirtualMachineInstance
+    #[arg(long, default_value = "", required_unless_present = "prepare_capabilities")]
+    pub name: String,
+    /// Its namespace
+    #[arg(long, default_value = "default")]
+    pub namespace: String,
+    /// Its UID
+    #[arg(long, default_value = "", required_unless_present = "prepare_capabilities")]
+    pub uid: String,
+    /// Seconds the guest has to shut down when the pod is stopped before the guest's own grace period is known
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub grace_period_seconds: u64,
+    /// Directory that stands for the pod's root; for use outside a pod
+    #[arg(long, default_value = "/", value_name = "DIR")]
+    pub root: PathBuf,
+    /// User to become when started as root
+    #[arg(long, default_value_t = crate::user::POD_USER, value_name = "UID")]
+    pub user: u32,
+    /// Least important messages that are logged: off, error, warn, info, debug, trace
+    #[arg(long, default_value = "info", value_name = "LEVEL")]
+    pub log_level: LevelFilter,
+    /// Probe what QEMU can do, store it in DIR for later launchers, and end
+    #[arg(long, value_name = "DIR")]
+    pub prepare_capabilities: Option<PathBuf>,
+}

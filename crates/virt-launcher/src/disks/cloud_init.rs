@@ -1,0 +1,237 @@
+//! Cloud-init data as an ISO image, in the two layouts that guests look for.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use ferrovirt_core::machine::{CloudInit, CloudInitData, CloudInitFlavor, Machine};
+use serde_json::json;
+
+use crate::children::Children;
+use crate::layout::Layout;
+
+/// Longest time the ISO tool may take.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Largest piece of user or network data from a Secret; Kubernetes allows 1 MiB per Secret.
+const MAX_DATA: u64 = 1 << 20;
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A Secret without the key.
+    #[error("Secret {secret:?} has none of the keys {keys}")]
+    NoKey {
+        /// Its name.
+        secret: String,
+        /// What was looked for.
+        keys: &'static str,
+    },
+    /// A key with too much data.
+    #[error("{} is larger than {MAX_DATA} bytes", path.display())]
+    TooLarge {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A file could not be read or written.
+    #[error("cannot read or write {}", path.display())]
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The tool failed.
+    #[error("cannot make the ISO image")]
+    Tool(#[source] io::Error),
+}
+
+/// Files of the image and their content.
+type Files = Vec<(&'static str, Vec<u8>)>;
+
+/// Builds the image and returns its path; an older one is replaced only by a complete one.
+pub async fn build(
+    layout: &Layout,
+    children: &Children,
+    machine: &Machine,
+    volume: &str,
+    data: &CloudInit,
+) -> Result<PathBuf, Error> {
+    let files = files(layout, machine, volume, data)?;
+    let (name, label) = match data.flavor {
+        CloudInitFlavor::NoCloud => ("noCloud.iso", "cidata"),
+        CloudInitFlavor::ConfigDrive => ("configdrive.iso", "config-2"),
+    };
+    let dir = layout.cloud_init();
+    let tree = dir.join("data");
+    write_tree(&tree, &files)?;
+    let (staging, image) = (dir.join(format!("{name}.new")), dir.join(name));
+    make_iso(children, &tree, &staging, label).await?;
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::File { path, source }
+    };
+    fs::rename(&staging, &image).map_err(at(&image))?;
+    // It holds secrets a second time.
+    fs::remove_dir_all(&tree).map_err(at(&tree))?;
+    Ok(image)
+}
+
+fn write_tree(tree: &Path, files: &Files) -> Result<(), Error> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        move |source| Error::File { path, source }
+    };
+    if tree.exists() {
+        fs::remove_dir_all(tree).map_err(at(tree))?;
+    }
+    for (name, content) in files {
+        let path = tree.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(at(parent))?;
+        }
+        fs::write(&path, content).map_err(at(&path))?;
+    }
+    Ok(())
+}
+
+async fn make_iso(children: &Children, tree: &Path, output: &Path, label: &str) -> Result<(), Error> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for tool in ["genisoimage", "xorrisofs"] {
+        let mut command = Command::new(tool);
+        command
+            .args(["-quiet", "-joliet", "-rock", "-volid", label, "-output"])
+            .arg(output)
+            .arg(tree);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        match children.run(&mut command, LIMIT).await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => last = error,
+            Err(error) => return Err(Error::Tool(error)),
+        }
+    }
+    Err(Error::Tool(io::Error::new(
+        last.kind(),
+        "neither genisoimage nor xorrisofs is installed",
+    )))
+}
+
+fn files(layout: &Layout, machine: &Machine, volume: &str, data: &CloudInit) -> Result<Files, Error> {
+    let user_keys = ["userdata", "userData"];
+    let network_keys = ["networkdata", "networkData"];
+    let user = read(
+        data.user_data.as_ref(),
+        &layout.cloud_init_secret(volume, "udata"),
+        user_keys,
+    )?;
+    let network = read(
+        data.network_data.as_ref(),
+        &layout.cloud_init_secret(volume, "ndata"),
+        network_keys,
+    )?;
+    let instance = machine.uuid.to_string();
+    Ok(match data.flavor {
+        CloudInitFlavor::NoCloud => {
+            let meta = json!({ "instance-id": instance, "local-hostname": machine.hostname });
+            // Cloud-init ignores a seed without user-data.
+            let mut files = vec![
+                ("meta-data", meta.to_string().into_bytes()),
+                ("user-data", user.unwrap_or_default()),
+            ];
+            files.extend(network.map(|content| ("network-config", content)));
+            files
+        }
+        CloudInitFlavor::ConfigDrive => {
+            let legacy = format!("{}.{}", layout.name(), layout.namespace());
+            let meta = json!({ "instance_id": legacy, "hostname": machine.hostname, "uuid": instance });
+            let mut files = vec![("openstack/latest/meta_data.json", meta.to_string().into_bytes())];
+            files.extend(user.map(|content| ("openstack/latest/user_data", content)));
+            files.extend(network.map(|content| ("openstack/latest/network_data.json", content)));
+            files
+        }
+    })
+}
+
+fn read(data: Option<&CloudInitData>, mounted: &Path, keys: [&'static str; 2]) -> Result<Option<Vec<u8>>, Error> {
+    match data {
+        None => Ok(None),
+        Some(CloudInitData::Inline(content)) => Ok(Some(content.clone())),
+        Some(CloudInitData::Secret(secret)) => {
+            for key in keys {
+                let path = mounted.join(key);
+                match fs::metadata(&path) {
+                    Ok(meta) if meta.len() > MAX_DATA => return Err(Error::TooLarge { path }),
+                    Ok(_) => return fs::read(&path).map(Some).map_err(|source| Error::File { path, source }),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(source) => return Err(Error::File { path, source }),
+                }
+            }
+            let keys = if keys[0] == "userdata" {
+                "userdata, userData"
+            } else {
+                "networkdata, networkData"
+            };
+            Err(Error::NoKey {
+                secret: secret.clone(),
+                keys,
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_read_under_both_spellings() {
+        let dir = tempfile::tempdir().unwrap();
+        let secret = Some(CloudInitData::Secret("s".into()));
+        let keys = ["userdata", "userData"];
+        let error = read(secret.as_ref(), dir.path(), keys).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "Secret \"s\" has none of the keys userdata, userData"
+        );
+        fs::write(dir.path().join("userData"), "b").unwrap();
+        assert_eq!(read(secret.as_ref(), dir.path(), keys).unwrap().unwrap(), b"b");
+        fs::write(dir.path().join("userdata"), "a").unwrap();
+        assert_eq!(read(secret.as_ref(), dir.path(), keys).unwrap().unwrap(), b"a");
+        fs::write(dir.path().join("userdata"), vec![0; 2 << 20]).unwrap();
+        assert!(matches!(
+            read(secret.as_ref(), dir.path(), keys),
+            Err(Error::TooLarge { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn the_image_has_the_label_and_exact_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("data");
+        write_tree(
+            &tree,
+            &vec![
+                ("meta-data", b"{}".to_vec()),
+                ("openstack/latest/user_data", b"hello".to_vec()),
+            ],
+        )
+        .unwrap();
+        let children = Children::default();
+        let reaper = tokio::spawn(children.clone().reap());
+        let image = dir.path().join("x.iso");
+        make_iso(&children, &tree, &image, "config-2").await.unwrap();
+        reaper.abort();
+        let raw = fs::read(&image).unwrap();
+        assert_eq!(&raw[0x8028..0x8030], b"config-2");
+        let listing = std::process::Command::new("xorriso")
+            .args(["-indev", image.to_str().unwrap(), "-find", "/", "-exec", "lsdl"])
+            .output();
+        let listing = String::from_utf8(listing.unwrap().stdout).unwrap();
+        assert!(
+            listing.contains("'/meta-data'") && listing.contains("'/openstack/latest/user_data'"),
+            "{listing}"
+        );
+    }
+}

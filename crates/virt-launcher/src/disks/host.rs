@@ -1,0 +1,131 @@
+//! Disks that are files of the node.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::statvfs;
+
+use crate::layout::Layout;
+
+/// A created disk may be this much smaller than asked for when space is short.
+const TOLERANCE_PERCENT: u64 = 10;
+const ALIGN: u64 = 1 << 20;
+
+/// Why there is no host disk.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The path names no file.
+    #[error("hostDisk.path {0:?} does not end with a file name")]
+    NoFileName(String),
+    /// It is missing and may not be created.
+    #[error("hostDisk file {name:?} does not exist on the node; create it, or use type DiskOrCreate with a capacity")]
+    Missing {
+        /// File name.
+        name: String,
+    },
+    /// It is something else.
+    #[error("hostDisk {} is not a regular file", path.display())]
+    NotAFile {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Not enough space.
+    #[error("hostDisk needs {wanted} bytes, but its directory has only {free} free")]
+    NoSpace {
+        /// Bytes asked for.
+        wanted: u64,
+        /// Bytes there.
+        free: u64,
+    },
+    /// It could not be used.
+    #[error("cannot open or create hostDisk {}", path.display())]
+    File {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The file of the volume and its size; created sparse when it is missing and `create` gives a size.
+pub fn disk(layout: &Layout, volume: &str, node_path: &str, create: Option<u64>) -> Result<(PathBuf, u64), Error> {
+    let name = Path::new(node_path).file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| Error::NoFileName(node_path.to_owned()))?;
+    let path = layout.host_disk(volume, name);
+    match fs::symlink_metadata(&path) {
+        Ok(meta) if meta.is_file() => Ok((path, meta.len())),
+        Ok(_) => Err(Error::NotAFile { path }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let wanted = create.ok_or(Error::Missing { name: name.to_owned() })?;
+            let size = affordable(&path, wanted)?;
+            let open = OpenOptions::new().write(true).create_new(true).open(&path);
+            match open.and_then(|file| file.set_len(size)) {
+                Ok(()) => Ok((path, size)),
+                Err(source) => Err(Error::File { path, source }),
+            }
+        }
+        Err(source) => Err(Error::File { path, source }),
+    }
+}
+
+fn affordable(path: &Path, wanted: u64) -> Result<u64, Error> {
+    let dir = path.parent().unwrap_or(path);
+    let stat = statvfs(dir).map_err(|errno| Error::File {
+        path: path.to_owned(),
+        source: errno.into(),
+    })?;
+    fit(wanted, stat.blocks_available().saturating_mul(stat.fragment_size()))
+}
+
+fn fit(wanted: u64, free: u64) -> Result<u64, Error> {
+    if free >= wanted {
+        return Ok(wanted);
+    }
+    let least = u128::from(wanted) * u128::from(100 - TOLERANCE_PERCENT) / 100;
+    let size = free / ALIGN * ALIGN;
+    if u128::from(size) >= least && size > 0 {
+        tracing::warn!(
+            wanted,
+            size,
+            "hostDisk made smaller than asked for, because space is short"
+        );
+        return Ok(size);
+    }
+    Err(Error::NoSpace { wanted, free })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn creates_sparse_files_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let layout = Layout::new(dir.path(), "n", "v", "u");
+        let file = layout.host_disk("vol", "disk.img");
+        assert!(matches!(
+            disk(&layout, "vol", "/data/disk.img", None),
+            Err(Error::Missing { .. })
+        ));
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        assert_eq!(
+            disk(&layout, "vol", "/data/disk.img", Some(1 << 30)).unwrap(),
+            (file.clone(), 1 << 30)
+        );
+        assert_eq!(fs::metadata(&file).unwrap().blocks(), 0);
+        assert_eq!(disk(&layout, "vol", "/data/disk.img", None).unwrap(), (file, 1 << 30));
+        assert!(matches!(disk(&layout, "vol", "/", None), Err(Error::NoFileName(_))));
+    }
+
+    #[test]
+    fn shrinks_within_the_tolerance() {
+        let mib = 1 << 20;
+        assert_eq!(fit(100 * mib, 200 * mib).unwrap(), 100 * mib);
+        assert_eq!(fit(100 * mib, 95 * mib + 5).unwrap(), 95 * mib);
+        assert!(matches!(fit(100 * mib, 89 * mib), Err(Error::NoSpace { .. })));
+    }
+}

@@ -1,0 +1,166 @@
+//! Which request is allowed when. Pure: action × phase, decided by an exhaustive table.
+
+use std::fmt;
+
+/// Phase of the guest, without its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing was asked for yet.
+    Waiting,
+    /// Disks, network, domain.
+    Preparing,
+    /// The guest runs.
+    Running,
+    /// The guest stands still.
+    Paused,
+    /// The guest was asked to end.
+    ShuttingDown,
+    /// It has ended.
+    Ended,
+}
+
+/// What a client may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Stand still.
+    Pause,
+    /// Go on.
+    Unpause,
+    /// End well, within the grace period.
+    Shutdown,
+    /// End now.
+    Kill,
+    /// Press reset.
+    Reset,
+    /// Ask the guest to reboot.
+    SoftReboot,
+}
+
+/// What an allowed request leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Call libvirt for it.
+    Do,
+    /// There is no guest yet: end without one.
+    EndWithoutGuest,
+    /// Let the start finish, then end the guest.
+    AbortStart,
+    /// Already so.
+    Nothing,
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// There is no running guest.
+    NotRunning,
+    /// It is being started.
+    Starting,
+    /// It is paused.
+    Paused,
+    /// It is not paused.
+    NotPaused,
+    /// It is being shut down.
+    ShuttingDown,
+    /// It has ended.
+    Ended,
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotRunning => "the guest is not running",
+            Self::Starting => "the guest is still being started",
+            Self::Paused => "the guest is paused",
+            Self::NotPaused => "the guest is not paused",
+            Self::ShuttingDown => "the guest is being shut down",
+            Self::Ended => "the guest has ended",
+        })
+    }
+}
+
+/// Decides a request.
+pub fn admit(phase: Phase, action: Action) -> Result<Step, Denied> {
+    use Action::{Kill, Pause, Reset, Shutdown, SoftReboot, Unpause};
+    match (phase, action) {
+        (Phase::Waiting, Shutdown | Kill) => Ok(Step::EndWithoutGuest),
+        (Phase::Waiting, Pause | Unpause | Reset | SoftReboot) => Err(Denied::NotRunning),
+        (Phase::Preparing, Shutdown | Kill) => Ok(Step::AbortStart),
+        (Phase::Preparing, Pause | Unpause | Reset | SoftReboot) => Err(Denied::Starting),
+        (Phase::Running, Pause | Shutdown | Kill | Reset | SoftReboot) => Ok(Step::Do),
+        (Phase::Running, Unpause) => Err(Denied::NotPaused),
+        (Phase::Paused, Unpause | Shutdown | Kill | Reset) => Ok(Step::Do),
+        (Phase::Paused, Pause | SoftReboot) => Err(Denied::Paused),
+        (Phase::ShuttingDown, Shutdown | Kill) => Ok(Step::Do),
+        (Phase::ShuttingDown, Pause | Unpause | Reset | SoftReboot) => Err(Denied::ShuttingDown),
+        (Phase::Ended, Shutdown | Kill) => Ok(Step::Nothing),
+        (Phase::Ended, Pause | Unpause | Reset | SoftReboot) => Err(Denied::Ended),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PHASES: [Phase; 6] = [
+        Phase::Waiting,
+        Phase::Preparing,
+        Phase::Running,
+        Phase::Paused,
+        Phase::ShuttingDown,
+        Phase::Ended,
+    ];
+    const ACTIONS: [Action; 6] = [
+        Action::Pause,
+        Action::Unpause,
+        Action::Shutdown,
+        Action::Kill,
+        Action::Reset,
+        Action::SoftReboot,
+    ];
+
+    /// The phase after an admitted request that succeeds.
+    fn after(phase: Phase, action: Action, step: Step) -> Phase {
+        match (step, action) {
+            (Step::Nothing, _) | (Step::AbortStart, _) => phase,
+            (Step::EndWithoutGuest, _) | (Step::Do, Action::Kill) => Phase::Ended,
+            (Step::Do, Action::Pause) => Phase::Paused,
+            (Step::Do, Action::Unpause) => Phase::Running,
+            (Step::Do, Action::Shutdown) => Phase::ShuttingDown,
+            (Step::Do, Action::Reset | Action::SoftReboot) => phase,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_sequence_wakes_the_dead_or_skips_the_end(
+            start in 0..PHASES.len(),
+            actions in proptest::collection::vec(0..ACTIONS.len(), 0..40),
+        ) {
+            let mut phase = PHASES[start];
+            for action in actions.into_iter().map(|index| ACTIONS[index]) {
+                let before = phase;
+                if let Ok(step) = admit(phase, action) {
+                    phase = after(phase, action, step);
+                }
+                if before == Phase::Ended {
+                    prop_assert_eq!(phase, Phase::Ended);
+                }
+                if before == Phase::ShuttingDown {
+                    prop_assert!(matches!(phase, Phase::ShuttingDown | Phase::Ended));
+                }
+                if matches!(action, Action::Shutdown | Action::Kill) {
+                    prop_assert!(admit(before, action).is_ok(), "ending must always be possible");
+                }
+            }
+        }
+
+        #[test]
+        fn pausing_and_unpausing_exclude_each_other(index in 0..PHASES.len()) {
+            let phase = PHASES[index];
+            prop_assert!(admit(phase, Action::Pause).is_err() || admit(phase, Action::Unpause).is_err());
+        }
+    }
+}

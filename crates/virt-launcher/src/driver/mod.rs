@@ -1,0 +1,505 @@
+//! The driver: the one task that owns the guest.
+//!
+//! ```text
+//!            Sync               disks, domain, start
+//!  Waiting ────────► Preparing ──────────────────────► Running ◄──────► Paused
+//!     │                  │                               │  │              │
+//!     │ Shutdown, Kill   │ a step fails                  │  │ Shutdown     │ Shutdown
+//!     ▼                  ▼                               │  ▼              │
+//!  SHUT_OFF           FAILED                             │ ShuttingDown ◄──┘
+//!                                                        │  │  asked every 5 s, destroyed after the grace
+//!                                                        ▼  ▼
+//!                                               SHUT_OFF or CRASHED
+//! ```
+//!
+//! Happy path: `Sync` starts the guest, the guest powers itself off, `SHUT_OFF` with reason `Shutdown`.
+//! Failure paths: a start step fails (`FAILED` with the step as reason), or QEMU ends by itself (`CRASHED`).
+//! libvirtd's death is no transition: it is started again, and what it then finds is treated like an event.
+//!
+//! Requests, libvirt's events, timers and the results of background work are items of queues; events go first.
+//! Nothing else changes the guest or its published state.
+
+mod admission;
+mod publisher;
+mod start;
+
+use std::time::Duration;
+
+use ferrovirt_api::v1::VirtualMachineInstance;
+use ferrovirt_protocol::launcher::{GuestState, Lifecycle, NodeFacts};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+pub use admission::{Action, Denied};
+pub use publisher::is_final;
+
+use crate::agent::{Agent, Report};
+use crate::children::Children;
+use crate::hypervisor::{self, Activity, Event, Hypervisor, Verb};
+use crate::layout::Layout;
+use admission::{Phase, Step, admit};
+use publisher::Publisher;
+use start::{StartFailure, Started};
+
+/// How often a guest that shuts down is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How often the agent is asked what is new.
+const AGENT_INTERVAL: Duration = Duration::from_secs(120);
+/// When an agent that did not answer everything is asked again.
+const AGENT_RETRY: Duration = Duration::from_secs(10);
+/// Longer grace periods are cut to this.
+const MAX_GRACE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// Not now.
+    #[error("{0}")]
+    Denied(Denied),
+    /// libvirt did not do it.
+    #[error("libvirt: {0}")]
+    Libvirt(#[from] hypervisor::Error),
+    /// The guest agent is not there.
+    #[error("the guest agent is not connected")]
+    NoAgent,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
+
+/// What the driver is asked or told.
+pub enum Input {
+    /// Make the guest what the VMI says.
+    Sync(Box<VirtualMachineInstance>, NodeFacts, Reply<()>),
+    /// Do one thing; the duration is the grace of a shutdown.
+    Act(Action, Duration, Reply<()>),
+    /// What does the agent say now?
+    GuestInfo(Reply<Vec<u8>>),
+    /// The pod is being stopped.
+    Terminate,
+    /// The start ended.
+    Started(Result<Started, StartFailure>),
+    /// The agent answered.
+    Reported(Report),
+}
+
+/// How the guest ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was shut down or destroyed on request, or never wanted.
+    ShutOff,
+    /// It crashed or could not be started.
+    Failed,
+}
+
+enum State {
+    Waiting,
+    Preparing { abort: bool, ended: Option<Activity> },
+    Running,
+    Paused,
+    ShuttingDown { deadline: Instant, ask_again: Instant },
+    Ended(Outcome),
+}
+
+impl State {
+    fn phase(&self) -> Phase {
+        match self {
+            Self::Waiting => Phase::Waiting,
+            Self::Preparing { .. } => Phase::Preparing,
+            Self::Running => Phase::Running,
+            Self::Paused => Phase::Paused,
+            Self::ShuttingDown { .. } => Phase::ShuttingDown,
+            Self::Ended(_) => Phase::Ended,
+        }
+    }
+}
+
+/// Everything the driver works with.
+pub struct Parts {
+    /// Paths.
+    pub layout: Layout,
+    /// Processes.
+    pub children: Children,
+    /// libvirt.
+    pub hypervisor: Hypervisor,
+    /// Its events.
+    pub events: mpsc::UnboundedReceiver<Event>,
+    /// The guest agent.
+    pub agent: Agent,
+    /// Grace of a shutdown before the VMI is known.
+    pub default_grace: Duration,
+}
+
+/// The driver.
+pub struct Driver {
+    parts: Parts,
+    publisher: Publisher,
+    inputs: mpsc::UnboundedReceiver<Input>,
+    to_self: mpsc::UnboundedSender<Input>,
+    state: State,
+    grace: Duration,
+    asked_at: Instant,
+    agent_connected: bool,
+    next_report: Option<Instant>,
+    dhcp: JoinSet<()>,
+}
+
+impl Driver {
+    /// A driver, its input, and the published state.
+    pub fn new(parts: Parts) -> (Self, mpsc::UnboundedSender<Input>, watch::Receiver<GuestState>) {
+        let (publisher, published) = Publisher::new();
+        let (sender, inputs) = mpsc::unbounded_channel();
+        let driver = Self {
+            grace: parts.default_grace,
+            parts,
+            publisher,
+            inputs,
+            to_self: sender.clone(),
+            state: State::Waiting,
+            asked_at: Instant::now(),
+            agent_connected: false,
+            next_report: None,
+            dhcp: JoinSet::new(),
+        };
+        (driver, sender, published)
+    }
+
+    /// Drives the guest to its end.
+    pub async fn run(mut self) -> Outcome {
+        loop {
+            if let State::Ended(outcome) = self.state {
+                return outcome;
+            }
+            let wake = self.next_wake();
+            tokio::select! {
+                biased;
+                Some(event) = self.parts.events.recv() => self.on_event(event),
+                Some(input) = self.inputs.recv() => self.on_input(input).await,
+                () = sleep_until(wake) => self.on_time().await,
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let shutdown = match self.state {
+            State::ShuttingDown { deadline, ask_again } => Some(deadline.min(ask_again)),
+            _ => None,
+        };
+        shutdown.into_iter().chain(self.next_report).min()
+    }
+
+    async fn on_time(&mut self) {
+        let now = Instant::now();
+        if self.next_report.is_some_and(|at| at <= now) {
+            self.next_report = None;
+            self.ask_agent().await;
+        }
+        if let State::ShuttingDown { deadline, ask_again } = self.state {
+            if deadline <= now {
+                tracing::info!("the grace period is over; destroying the guest");
+                if let Err(error) = self.parts.hypervisor.act(Verb::Destroy).await {
+                    tracing::warn!(%error, "cannot destroy the guest");
+                }
+                // If that failed for a reason that passes, try again.
+                self.state = State::ShuttingDown {
+                    deadline: now + ASK_AGAIN,
+                    ask_again: now + MAX_GRACE,
+                };
+            } else if ask_again <= now {
+                self.state = State::ShuttingDown {
+                    deadline,
+                    ask_again: now + ASK_AGAIN,
+                };
+                self.power_button().await;
+            }
+        }
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Activity(activity) => self.on_activity(activity),
+            Event::Agent(connected) => self.on_agent(connected),
+            Event::Connected(observed) => match (&self.state, observed) {
+                (State::Waiting | State::Preparing { .. } | State::Ended(_), _) => {}
+                (_, Some((activity, agent))) => {
+                    tracing::info!(?activity, "found the guest again");
+                    self.on_activity(activity);
+                    self.on_agent(agent);
+                }
+                (_, None) => self.end(&Activity::Crashed("Unknown")),
+            },
+        }
+    }
+
+    fn on_activity(&mut self, activity: Activity) {
+        match (&mut self.state, &activity) {
+            (State::Preparing { ended, .. }, Activity::Off(_) | Activity::Crashed(_)) => *ended = Some(activity),
+            (State::Running | State::Paused | State::ShuttingDown { .. }, Activity::Off(_) | Activity::Crashed(_)) => {
+                self.end(&activity);
+            }
+            (State::Paused, Activity::Running) => self.running("Unpaused"),
+            (State::Running, Activity::Paused(reason)) if *reason != "ShuttingDown" => self.paused(reason),
+            (
+                State::Waiting
+                | State::Preparing { .. }
+                | State::Running
+                | State::Paused
+                | State::ShuttingDown { .. }
+                | State::Ended(_),
+                _,
+            ) => {}
+        }
+    }
+
+    fn on_agent(&mut self, connected: bool) {
+        if self.agent_connected == connected {
+            return;
+        }
+        self.agent_connected = connected;
+        self.next_report = connected.then(Instant::now);
+        self.publisher.update(|state| {
+            state.agent_connected = connected;
+            if !connected {
+                state.guest_info.clear();
+            }
+        });
+    }
+
+    async fn on_input(&mut self, input: Input) {
+        match input {
+            Input::Sync(vmi, node, reply) => drop(reply.send(self.sync(*vmi, node))),
+            Input::Act(action, grace, reply) => {
+                let done = self.act(action, grace).await;
+                let _ = reply.send(done);
+            }
+            Input::GuestInfo(reply) => self.guest_info(reply).await,
+            Input::Terminate => {
+                tracing::info!("asked to end");
+                if let Err(error) = self.act(Action::Shutdown, self.grace).await {
+                    tracing::warn!(%error, "cannot shut the guest down");
+                }
+            }
+            Input::Started(result) => self.on_started(result).await,
+            Input::Reported(report) => self.on_report(report),
+        }
+    }
+
+    fn sync(&mut self, vmi: VirtualMachineInstance, node: NodeFacts) -> Result<(), RequestError> {
+        match self.state.phase() {
+            Phase::Waiting => {}
+            // The guest is what it was asked to be; nothing of it can be changed while it runs yet.
+            Phase::Preparing | Phase::Running | Phase::Paused | Phase::ShuttingDown => return Ok(()),
+            Phase::Ended => return Err(RequestError::Denied(Denied::Ended)),
+        }
+        self.asked_at = Instant::now();
+        self.state = State::Preparing {
+            abort: false,
+            ended: None,
+        };
+        self.publisher.lifecycle(Lifecycle::Preparing, "", "");
+        let context = start::Context {
+            layout: self.parts.layout.clone(),
+            children: self.parts.children.clone(),
+            hypervisor: self.parts.hypervisor.clone(),
+        };
+        let to_self = self.to_self.clone();
+        tokio::spawn(async move {
+            let _ = to_self.send(Input::Started(start::start(context, vmi, node).await));
+        });
+        Ok(())
+    }
+
+    async fn on_started(&mut self, result: Result<Started, StartFailure>) {
+        let State::Preparing { abort, ended } = &mut self.state else {
+            return;
+        };
+        let (abort, ended) = (*abort, ended.take());
+        let started = match result {
+            Ok(started) => started,
+            Err(failure) => {
+                tracing::error!(
+                    reason = failure.reason,
+                    error = failure.message,
+                    "the guest cannot be started"
+                );
+                self.publisher
+                    .lifecycle(Lifecycle::Failed, failure.reason, &failure.message);
+                self.state = State::Ended(Outcome::Failed);
+                return;
+            }
+        };
+        tracing::info!(
+            milliseconds = self.asked_at.elapsed().as_millis(),
+            "the guest was started"
+        );
+        self.grace = started.grace;
+        for server in started.dhcp {
+            self.dhcp.spawn(server.run());
+        }
+        self.publisher.update(|state| {
+            state.domain_type = started.description.domain_type;
+            state.machine_type = started.description.machine_type;
+            state.volumes = serde_json::to_vec(&started.description.disks).unwrap_or_default();
+        });
+        match (started.paused, ended) {
+            (_, Some(activity)) => return self.end(&activity),
+            (true, None) => self.paused("StartingUp"),
+            (false, None) => self.running("Booted"),
+        }
+        if abort && let Err(error) = self.act(Action::Kill, Duration::ZERO).await {
+            tracing::warn!(%error, "cannot end the guest that is no longer wanted");
+        }
+    }
+
+    async fn act(&mut self, action: Action, grace: Duration) -> Result<(), RequestError> {
+        match admit(self.state.phase(), action).map_err(RequestError::Denied)? {
+            Step::Nothing => Ok(()),
+            Step::EndWithoutGuest => {
+                self.publisher
+                    .lifecycle(Lifecycle::ShutOff, "Destroyed", "ended before it was started");
+                self.state = State::Ended(Outcome::ShutOff);
+                Ok(())
+            }
+            Step::AbortStart => {
+                if let State::Preparing { abort, .. } = &mut self.state {
+                    *abort = true;
+                }
+                Ok(())
+            }
+            Step::Do => self.perform(action, grace).await,
+        }
+    }
+
+    async fn perform(&mut self, action: Action, grace: Duration) -> Result<(), RequestError> {
+        let hypervisor = &self.parts.hypervisor;
+        match action {
+            Action::Pause => {
+                hypervisor.act(Verb::Suspend).await?;
+                self.paused("User");
+            }
+            Action::Unpause => {
+                hypervisor.act(Verb::Resume).await?;
+                self.running("Unpaused");
+            }
+            Action::Reset => hypervisor.act(Verb::Reset).await?,
+            Action::SoftReboot => hypervisor.act(Verb::AcpiReboot).await?,
+            Action::Kill => hypervisor.act(Verb::Destroy).await?,
+            Action::Shutdown if grace.is_zero() => hypervisor.act(Verb::Destroy).await?,
+            Action::Shutdown => self.shut_down(grace).await,
+        }
+        Ok(())
+    }
+
+    async fn shut_down(&mut self, grace: Duration) {
+        let now = Instant::now();
+        let asked = now + grace.min(MAX_GRACE);
+        if let State::ShuttingDown { deadline, .. } = &mut self.state {
+            // Asked again: the grace period can be made shorter, never longer.
+            *deadline = asked.min(*deadline);
+            return;
+        }
+        if matches!(self.state, State::Paused) {
+            // A guest that stands still cannot end by itself.
+            if let Err(error) = self.parts.hypervisor.act(Verb::Resume).await {
+                tracing::info!(%error, "cannot unpause the guest for its shutdown");
+            }
+        }
+        self.state = State::ShuttingDown {
+            deadline: asked,
+            ask_again: now + ASK_AGAIN,
+        };
+        self.publisher.lifecycle(Lifecycle::ShuttingDown, "", "");
+        if self.agent_connected {
+            match self.parts.hypervisor.domain().await {
+                Ok(domain) => return self.parts.agent.shut_down(domain),
+                Err(error) => tracing::warn!(%error, "cannot ask the guest agent"),
+            }
+        }
+        self.power_button().await;
+    }
+
+    async fn power_button(&self) {
+        if let Err(error) = self.parts.hypervisor.act(Verb::AcpiShutdown).await {
+            tracing::warn!(%error, "cannot press the guest's power button");
+        }
+    }
+
+    fn running(&mut self, reason: &str) {
+        self.state = State::Running;
+        self.publisher.lifecycle(Lifecycle::Running, reason, "");
+    }
+
+    fn paused(&mut self, reason: &str) {
+        self.state = State::Paused;
+        self.publisher.lifecycle(Lifecycle::Paused, reason, "");
+    }
+
+    fn end(&mut self, activity: &Activity) {
+        let (lifecycle, reason, message, outcome) = match activity {
+            Activity::Off(reason) => (Lifecycle::ShutOff, *reason, "", Outcome::ShutOff),
+            Activity::Crashed(reason) => (
+                Lifecycle::Crashed,
+                *reason,
+                "the guest's QEMU process ended unexpectedly",
+                Outcome::Failed,
+            ),
+            Activity::Running | Activity::Paused(_) => return,
+        };
+        tracing::info!(?activity, "the guest has ended");
+        self.publisher.update(|state| {
+            state.lifecycle = lifecycle.into();
+            state.reason = reason.to_owned();
+            state.message = message.to_owned();
+            state.agent_connected = false;
+            state.guest_info.clear();
+        });
+        self.state = State::Ended(outcome);
+    }
+
+    async fn ask_agent(&mut self) {
+        let Ok(domain) = self.parts.hypervisor.domain().await else {
+            self.next_report = Some(Instant::now() + AGENT_RETRY);
+            return;
+        };
+        let (agent, to_self) = (self.parts.agent.clone(), self.to_self.clone());
+        tokio::spawn(async move {
+            if let Some(report) = agent.collect(domain).await {
+                let _ = to_self.send(Input::Reported(report));
+            }
+        });
+    }
+
+    fn on_report(&mut self, report: Report) {
+        if !self.agent_connected {
+            return;
+        }
+        let wait = if report.complete { AGENT_INTERVAL } else { AGENT_RETRY };
+        self.next_report = Some(Instant::now() + wait);
+        if !report.json.is_empty() {
+            self.publisher.update(|state| state.guest_info = report.json);
+        }
+    }
+
+    async fn guest_info(&self, reply: Reply<Vec<u8>>) {
+        if !self.agent_connected {
+            drop(reply.send(Err(RequestError::NoAgent)));
+            return;
+        }
+        let domain = match self.parts.hypervisor.domain().await {
+            Ok(domain) => domain,
+            Err(error) => return drop(reply.send(Err(error.into()))),
+        };
+        let agent = self.parts.agent.clone();
+        tokio::spawn(async move {
+            let report = agent.collect(domain).await.filter(|report| !report.json.is_empty());
+            let _ = reply.send(report.map(|report| report.json).ok_or(RequestError::NoAgent));
+        });
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

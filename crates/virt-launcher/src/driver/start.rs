@@ -1,0 +1,156 @@
+//! Start-up, step by step; each step consumes the one before and fails with a reason of its own.
+
+use std::error::Error;
+use std::time::Duration;
+
+use ferrovirt_api::v1::VirtualMachineInstance;
+use ferrovirt_core::machine::Machine;
+use ferrovirt_protocol::launcher::NodeFacts;
+
+use crate::children::Children;
+use crate::disks::{self, Prepared};
+use crate::hypervisor::{Description, Hypervisor};
+use crate::layout::Layout;
+use crate::{dhcp, machine};
+
+/// Why the guest could not be started.
+#[derive(Debug)]
+pub struct StartFailure {
+    /// Step that failed, as one word.
+    pub reason: &'static str,
+    /// What happened, for people.
+    pub message: String,
+}
+
+impl StartFailure {
+    fn new(reason: &'static str, error: &dyn Error) -> Self {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        Self { reason, message }
+    }
+}
+
+/// A started guest.
+pub struct Started {
+    /// What libvirt made of it.
+    pub description: Description,
+    /// DHCP servers to run; their requests are queued already.
+    pub dhcp: Vec<dhcp::Server>,
+    /// Its CPUs do not run yet.
+    pub paused: bool,
+    /// Seconds it has for its shutdown.
+    pub grace: Duration,
+}
+
+/// What the steps work with.
+pub struct Context {
+    /// Paths.
+    pub layout: Layout,
+    /// Processes.
+    pub children: Children,
+    /// libvirt.
+    pub hypervisor: Hypervisor,
+}
+
+/// Goes all the way.
+pub async fn start(context: Context, vmi: VirtualMachineInstance, node: NodeFacts) -> Result<Started, StartFailure> {
+    let parsed = Parsed::new(context, &vmi, node)?;
+    parsed.prepare().await?.define().await?.start().await
+}
+
+/// The VMI was understood.
+struct Parsed {
+    context: Context,
+    machine: Machine,
+    node: NodeFacts,
+}
+
+impl Parsed {
+    fn new(context: Context, vmi: &VirtualMachineInstance, node: NodeFacts) -> Result<Self, StartFailure> {
+        let machine = machine::parse(vmi).map_err(|message| StartFailure {
+            reason: "InvalidMachine",
+            message,
+        })?;
+        Ok(Self { context, machine, node })
+    }
+
+    async fn prepare(self) -> Result<DisksPrepared, StartFailure> {
+        let Self { context, machine, node } = self;
+        let servers: Result<Vec<_>, _> = node.nics.iter().map(dhcp::open).collect();
+        let servers = servers.map_err(|error| StartFailure::new("NetworkNotReady", &error))?;
+        let disks = disks::prepare(&context.layout, &context.children, &machine).await;
+        let disks = disks.map_err(|error| StartFailure::new("DisksNotPrepared", &error))?;
+        Ok(DisksPrepared {
+            context,
+            machine,
+            node,
+            disks,
+            dhcp: servers.into_iter().flatten().collect(),
+        })
+    }
+}
+
+/// The disks are there.
+struct DisksPrepared {
+    context: Context,
+    machine: Machine,
+    node: NodeFacts,
+    disks: Vec<Prepared>,
+    dhcp: Vec<dhcp::Server>,
+}
+
+impl DisksPrepared {
+    async fn define(self) -> Result<DomainDefined, StartFailure> {
+        let Self {
+            context,
+            machine,
+            node,
+            disks,
+            dhcp,
+        } = self;
+        let xml = machine::domain_xml(&machine, &node, &disks, &context.layout)
+            .map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
+        let defined = context.hypervisor.define(xml).await;
+        defined.map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
+        Ok(DomainDefined {
+            context,
+            machine,
+            disks,
+            dhcp,
+        })
+    }
+}
+
+/// libvirt knows the domain.
+struct DomainDefined {
+    context: Context,
+    machine: Machine,
+    disks: Vec<Prepared>,
+    dhcp: Vec<dhcp::Server>,
+}
+
+impl DomainDefined {
+    async fn start(self) -> Result<Started, StartFailure> {
+        let paused = self.machine.start_paused;
+        let started = self.context.hypervisor.start_domain(paused).await;
+        let mut description = started.map_err(|error| StartFailure::new("GuestNotStarted", &error))?;
+        for disk in &mut description.disks {
+            disk.size = self
+                .disks
+                .iter()
+                .find(|prepared| prepared.name == disk.name)
+                .map(|prepared| prepared.size);
+        }
+        let grace = Duration::from_secs(self.machine.termination_grace_seconds);
+        Ok(Started {
+            description,
+            dhcp: self.dhcp,
+            paused,
+            grace,
+        })
+    }
+}

@@ -1,0 +1,330 @@
+//! libvirt, behind a narrow interface: define, start, act, describe, watch.
+//!
+//! One thread owns the connection and makes all calls, so a hanging call cannot stop the rest of the launcher;
+//! libvirt's event loop has another. Both only exchange messages with the driver. A lost connection is opened
+//! again by itself, and what the domain is then is reported as [`Event::Connected`].
+
+mod ffi;
+mod xml;
+
+use std::io;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc as async_mpsc, oneshot};
+use virt::connect::Connect;
+use virt::domain::{Domain, DomainShutoffReason, DomainState, DomainStateReason};
+use virt::enumutil::Enum;
+use virt::error::ErrorNumber;
+use virt::sys;
+
+pub use ffi::forbid_autostart;
+pub use xml::Description;
+
+/// A call that libvirt refused or that was lost.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    message: String,
+}
+
+impl From<virt::error::Error> for Error {
+    fn from(error: virt::error::Error) -> Self {
+        Self {
+            message: error.message().to_owned(),
+        }
+    }
+}
+
+impl Error {
+    fn gone() -> Self {
+        Self {
+            message: "the libvirt thread has ended".into(),
+        }
+    }
+}
+
+/// What the domain is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// Its CPUs run.
+    Running,
+    /// Its CPUs stand still, for this reason.
+    Paused(&'static str),
+    /// It ended well: `Shutdown`, `Destroyed` …
+    Off(&'static str),
+    /// It ended badly: `Crashed`, `Failed`, `Panicked`.
+    Crashed(&'static str),
+}
+
+/// What libvirt reports by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Connected (again); the domain as it is now, if it is defined.
+    Connected(Option<(Activity, bool)>),
+    /// The domain changed.
+    Activity(Activity),
+    /// The guest agent connected or went away.
+    Agent(bool),
+}
+
+/// Things to do to a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Stop its CPUs.
+    Suspend,
+    /// Let them run.
+    Resume,
+    /// Press the power button.
+    AcpiShutdown,
+    /// Press reset.
+    Reset,
+    /// Ask the guest to reboot by ACPI.
+    AcpiReboot,
+    /// End it now.
+    Destroy,
+}
+
+enum Request {
+    Define(String, oneshot::Sender<Result<(), Error>>),
+    Start(bool, oneshot::Sender<Result<Description, Error>>),
+    Act(Verb, oneshot::Sender<Result<(), Error>>),
+    Domain(oneshot::Sender<Result<Domain, Error>>),
+    Closed(u64),
+}
+
+/// Handle of the libvirt thread; cheap to clone.
+#[derive(Clone)]
+pub struct Hypervisor {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Hypervisor {
+    /// Starts both threads and connects to libvirtd at `socket`, waiting there as long as it takes.
+    pub fn start(
+        socket: &Path,
+        domain_name: String,
+        events: async_mpsc::UnboundedSender<Event>,
+    ) -> Result<Self, io::Error> {
+        virt::error::clear_error_callback();
+        virt::event::event_register_default_impl().map_err(io::Error::other)?;
+        thread("libvirt-events", || {
+            while virt::event::event_run_default_impl().is_ok() {}
+            tracing::error!("libvirt's event loop ended");
+        })?;
+        let (requests, queue) = mpsc::channel();
+        let uri = format!("qemu+unix:///session?mode=direct&socket={}", socket.display());
+        let owner = Owner {
+            uri,
+            domain_name,
+            events,
+            requests: requests.clone(),
+            connection: None,
+            serial: 0,
+        };
+        thread("libvirt", move || owner.run(&queue))?;
+        Ok(Self { requests })
+    }
+
+    async fn call<T>(&self, request: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).map_err(|_| Error::gone())?;
+        answer.await.map_err(|_| Error::gone())?
+    }
+
+    /// Defines the domain.
+    pub async fn define(&self, xml: String) -> Result<(), Error> {
+        self.call(|reply| Request::Define(xml, reply)).await
+    }
+
+    /// Starts the defined domain, and tells what became of it.
+    pub async fn start_domain(&self, paused: bool) -> Result<Description, Error> {
+        self.call(|reply| Request::Start(paused, reply)).await
+    }
+
+    /// Does one thing to the domain, and answers when it is done.
+    pub async fn act(&self, verb: Verb) -> Result<(), Error> {
+        self.call(|reply| Request::Act(verb, reply)).await
+    }
+
+    /// The domain, for calls that may take long and are made on another thread (the guest agent's).
+    pub async fn domain(&self) -> Result<Domain, Error> {
+        self.call(Request::Domain).await
+    }
+}
+
+/// Starts a thread with a small stack; these threads live as long as the process.
+pub fn thread(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .stack_size(256 << 10)
+        .spawn(body)
+        .map(drop)
+}
+
+/// The owner of the connection, on its own thread.
+struct Owner {
+    uri: String,
+    domain_name: String,
+    events: async_mpsc::UnboundedSender<Event>,
+    requests: mpsc::Sender<Request>,
+    connection: Option<Connect>,
+    serial: u64,
+}
+
+impl Owner {
+    fn run(mut self, queue: &mpsc::Receiver<Request>) {
+        self.connected();
+        while let Ok(request) = queue.recv() {
+            match request {
+                Request::Define(xml, reply) => drop(reply.send(self.define(&xml))),
+                Request::Start(paused, reply) => drop(reply.send(self.start(paused))),
+                Request::Act(verb, reply) => drop(reply.send(self.act(verb))),
+                Request::Domain(reply) => drop(reply.send(self.domain())),
+                Request::Closed(serial) if serial == self.serial => {
+                    self.disconnect();
+                    self.connected();
+                }
+                Request::Closed(_) => {}
+            }
+        }
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            ffi::unsubscribe(&connection);
+        }
+    }
+
+    /// The open connection; opens it again when it was lost.
+    fn connected(&mut self) -> &Connect {
+        if self
+            .connection
+            .as_ref()
+            .is_some_and(|connection| !connection.is_alive().unwrap_or(false))
+        {
+            tracing::warn!("the connection to libvirtd was lost");
+            self.disconnect();
+        }
+        if self.connection.is_none() {
+            let connection = loop {
+                match self.open() {
+                    Ok(connection) => break connection,
+                    // libvirtd died while it answered; its socket lives on, so the next attempt waits in its queue.
+                    Err(error) => tracing::debug!(%error, "cannot connect to libvirtd yet"),
+                }
+                std::thread::sleep(Duration::from_millis(100));
+            };
+            let observed = observe(&connection, &self.domain_name);
+            let _ = self.events.send(Event::Connected(observed));
+            self.connection = Some(connection);
+        }
+        self.connection.as_ref().expect("it was just opened")
+    }
+
+    fn open(&mut self) -> Result<Connect, Error> {
+        let connection = Connect::open(Some(&self.uri))?;
+        self.serial += 1;
+        let (serial, events, requests) = (self.serial, self.events.clone(), self.requests.clone());
+        ffi::subscribe(&connection, move || {
+            let (events, requests) = (events.clone(), requests.clone());
+            Box::new(move |signal| match signal {
+                ffi::Signal::Lifecycle(event, detail) => {
+                    if let Some(activity) = activity_of_event(event, detail) {
+                        let _ = events.send(Event::Activity(activity));
+                    }
+                }
+                ffi::Signal::Agent(connected) => drop(events.send(Event::Agent(connected))),
+                ffi::Signal::Closed => drop(requests.send(Request::Closed(serial))),
+            })
+        })?;
+        // A libvirtd that hangs is noticed, too; seldom, since each check wakes both sides.
+        connection.set_keep_alive(30, 2)?;
+        Ok(connection)
+    }
+
+    fn domain(&mut self) -> Result<Domain, Error> {
+        let name = self.domain_name.clone();
+        Ok(self.connected().lookup_domain_by_name(&name)?)
+    }
+
+    fn define(&mut self, xml: &str) -> Result<(), Error> {
+        self.connected().define_domain_xml(xml)?;
+        Ok(())
+    }
+
+    fn start(&mut self, paused: bool) -> Result<Description, Error> {
+        let domain = self.domain()?;
+        domain.create_with_flags(if paused {
+            sys::VIR_DOMAIN_START_PAUSED
+        } else {
+            sys::VIR_DOMAIN_NONE
+        })?;
+        Ok(xml::describe(&domain.xml_desc(0)?))
+    }
+
+    fn act(&mut self, verb: Verb) -> Result<(), Error> {
+        let domain = self.domain()?;
+        match verb {
+            Verb::Suspend => domain.suspend()?,
+            Verb::Resume => domain.resume()?,
+            Verb::AcpiShutdown => drop(domain.shutdown_flags(sys::VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)?),
+            Verb::Reset => drop(domain.reset()?),
+            Verb::AcpiReboot => domain.reboot(sys::VIR_DOMAIN_REBOOT_ACPI_POWER_BTN)?,
+            Verb::Destroy => domain.destroy()?,
+        }
+        Ok(())
+    }
+}
+
+fn observe(connection: &Connect, name: &str) -> Option<(Activity, bool)> {
+    let domain = match connection.lookup_domain_by_name(name) {
+        Ok(domain) => domain,
+        Err(error) if error.code() == Enum::Known(ErrorNumber::NoDomain) => return None,
+        Err(error) => {
+            tracing::warn!(error = error.message(), "cannot look up the domain");
+            return None;
+        }
+    };
+    // A libvirtd that was just started may still be looking for its QEMU, and it sends no event if it finds none.
+    // This call needs the domain's job, which that search holds.
+    let _ = domain.memory_stats(0);
+    let (state, reason) = domain.state().ok()?;
+    let activity = match (state.known()?, reason) {
+        (DomainState::Running | DomainState::Blocked | DomainState::Shutdown, _) => Activity::Running,
+        (DomainState::Paused | DomainState::PMSuspended, _) => Activity::Paused("User"),
+        (DomainState::Crashed, _) => Activity::Crashed("Crashed"),
+        (DomainState::Shutoff, Enum::Known(DomainStateReason::Shutoff(reason))) => match reason.known() {
+            Some(DomainShutoffReason::Shutdown) => Activity::Off("Shutdown"),
+            Some(DomainShutoffReason::Destroyed) => Activity::Off("Destroyed"),
+            Some(DomainShutoffReason::Crashed) => Activity::Crashed("Crashed"),
+            // QEMU ended while no libvirtd watched it.
+            _ => Activity::Crashed("Failed"),
+        },
+        _ => return None,
+    };
+    let agent = domain.xml_desc(0).is_ok_and(|xml| xml::describe(&xml).agent_connected);
+    Some((activity, agent))
+}
+
+fn activity_of_event(event: i32, detail: i32) -> Option<Activity> {
+    let (event, detail) = (u32::try_from(event).ok()?, u32::try_from(detail).ok()?);
+    match event {
+        sys::VIR_DOMAIN_EVENT_RESUMED => Some(Activity::Running),
+        sys::VIR_DOMAIN_EVENT_SUSPENDED => Some(Activity::Paused(match detail {
+            sys::VIR_DOMAIN_EVENT_SUSPENDED_IOERROR => "IOError",
+            sys::VIR_DOMAIN_EVENT_SUSPENDED_WATCHDOG => "Watchdog",
+            sys::VIR_DOMAIN_EVENT_SUSPENDED_GUEST_SHUTDOWN => "ShuttingDown",
+            _ => "User",
+        })),
+        sys::VIR_DOMAIN_EVENT_STOPPED => Some(match detail {
+            sys::VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN => Activity::Off("Shutdown"),
+            sys::VIR_DOMAIN_EVENT_STOPPED_DESTROYED => Activity::Off("Destroyed"),
+            sys::VIR_DOMAIN_EVENT_STOPPED_CRASHED => Activity::Crashed("Crashed"),
+            _ => Activity::Crashed("Failed"),
+        }),
+        sys::VIR_DOMAIN_EVENT_CRASHED => Some(Activity::Crashed("Panicked")),
+        _ => None,
+    }
+}

@@ -1,0 +1,96 @@
+//! The few facts that only the running domain's XML tells.
+
+use quick_xml::Reader;
+use quick_xml::events::{BytesStart, Event};
+use serde::Serialize;
+
+const AGENT_CHANNEL: &str = "org.qemu.guest_agent.0";
+
+/// What libvirt made of the domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Description {
+    /// `kvm` or `qemu`.
+    pub domain_type: String,
+    /// Versioned machine type.
+    pub machine_type: String,
+    /// The guest agent has opened its channel.
+    pub agent_connected: bool,
+    /// Disk names and the targets they got.
+    pub disks: Vec<DiskTarget>,
+}
+
+/// A disk of the domain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DiskTarget {
+    /// Name of disk and volume.
+    pub name: String,
+    /// vda, sda …
+    pub target: String,
+    /// Bytes the guest sees, where we know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
+/// Reads a domain's XML; what is missing stays empty.
+pub fn describe(xml: &str) -> Description {
+    let mut found = Description::default();
+    let mut reader = Reader::from_str(xml);
+    let mut disk = None::<DiskTarget>;
+    loop {
+        match reader.read_event() {
+            Ok(Event::Start(tag) | Event::Empty(tag)) => match tag.name().as_ref() {
+                b"domain" => found.domain_type = attribute(&tag, "type"),
+                b"type" => found.machine_type = attribute(&tag, "machine"),
+                b"disk" => disk = Some(DiskTarget::default()),
+                b"target" => match &mut disk {
+                    Some(disk) => disk.target = attribute(&tag, "dev"),
+                    None if attribute(&tag, "name") == AGENT_CHANNEL => {
+                        found.agent_connected = attribute(&tag, "state") == "connected";
+                    }
+                    None => {}
+                },
+                b"alias" => {
+                    if let Some(disk) = &mut disk {
+                        disk.name = attribute(&tag, "name").trim_start_matches("ua-").to_owned();
+                    }
+                }
+                _ => {}
+            },
+            Ok(Event::End(tag)) if tag.name().as_ref() == b"disk" => found.disks.extend(disk.take()),
+            Ok(Event::Eof) | Err(_) => return found,
+            Ok(_) => {}
+        }
+    }
+}
+
+fn attribute(tag: &BytesStart<'_>, name: &str) -> String {
+    match tag.try_get_attribute(name) {
+        Ok(Some(attribute)) => String::from_utf8_lossy(&attribute.value).into_owned(),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_type_machine_agent_and_disks() {
+        let xml = "<domain type='kvm' id='1'><os><type arch='x86_64' machine='pc-q35-10.0'>hvm</type></os><devices>\
+            <disk type='file' device='disk'><target dev='vda' bus='virtio'/><alias name='ua-root'/></disk>\
+            <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='connected'/>\
+            <alias name='channel0'/></channel></devices></domain>";
+        let expected = Description {
+            domain_type: "kvm".into(),
+            machine_type: "pc-q35-10.0".into(),
+            agent_connected: true,
+            disks: vec![DiskTarget {
+                name: "root".into(),
+                target: "vda".into(),
+                size: None,
+            }],
+        };
+        assert_eq!(describe(xml), expected);
+        assert_eq!(describe("<domain type="), Description::default());
+    }
+}

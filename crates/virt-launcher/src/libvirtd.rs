@@ -1,0 +1,193 @@
+//! The private libvirtd: configuration, start, and start again.
+//!
+//! The launcher owns the listening socket and hands it over by systemd's socket-activation protocol. A client can
+//! therefore connect at any time, also while libvirtd is being started again: the kernel queues the connection.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::children::{Child, Children, Exit};
+use crate::layout::Layout;
+
+const LIBVIRTD: &str = "/usr/sbin/libvirtd";
+/// Hands the socket (its standard input) over as descriptor 3; only the new process knows its own pid.
+const TRAMPOLINE: &str = r#"LISTEN_PID=$$; export LISTEN_PID; exec "$@" 3<&0 </dev/null"#;
+/// An end this soon after the start is the configuration's or the system's fault, not an accident.
+const QUICK: Duration = Duration::from_secs(2);
+/// So many of them in a row are enough.
+const MAX_QUICK_ENDS: u32 = 6;
+/// Wait after the first of them; doubled with each.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+
+/// Why libvirtd cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or directory it needs.
+    #[error("cannot prepare {} for libvirtd", path.display())]
+    Prepare {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The process itself.
+    #[error("cannot start {LIBVIRTD}; is the package libvirt-daemon installed?")]
+    Spawn(#[source] io::Error),
+    /// It does not stay.
+    #[error("{LIBVIRTD} ended {MAX_QUICK_ENDS} times right after its start, at last with {0}")]
+    KeepsEnding(Exit),
+}
+
+/// Configuration and socket of one private libvirtd.
+pub struct Libvirtd {
+    children: Children,
+    socket: UnixListener,
+    config: PathBuf,
+    pid_file: PathBuf,
+    runtime: PathBuf,
+    private: PathBuf,
+}
+
+impl Libvirtd {
+    /// Writes the configuration, takes over the prepared capability cache, and opens the socket.
+    pub fn prepare(layout: &Layout, children: Children) -> Result<Self, Error> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Prepare { path, source }
+        };
+        for dir in [
+            layout.libvirt_runtime(),
+            layout.private().join("libvirt"),
+            layout.private().join("libvirt/qemu/log"),
+        ] {
+            fs::create_dir_all(&dir).map_err(at(&dir))?;
+        }
+        let config = layout.private().join("libvirt/libvirtd.conf");
+        fs::write(&config, LIBVIRTD_CONF).map_err(at(&config))?;
+        let qemu = layout.private().join("libvirt/qemu.conf");
+        fs::write(&qemu, QEMU_CONF).map_err(at(&qemu))?;
+        adopt_capabilities(&layout.prepared_capabilities(), &layout.capability_cache());
+
+        let path = layout.libvirt_socket();
+        let _ = fs::remove_file(&path);
+        let socket = UnixListener::bind(&path).map_err(at(&path))?;
+        Ok(Self {
+            children,
+            socket,
+            config,
+            pid_file: layout.libvirt_runtime().join("libvirtd.pid"),
+            runtime: layout.xdg_runtime(),
+            private: layout.private(),
+        })
+    }
+
+    /// Starts it once.
+    pub fn spawn(&self) -> Result<Child, Error> {
+        let socket: OwnedFd = self.socket.try_clone().map_err(Error::Spawn)?.into();
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", TRAMPOLINE, "sh", LIBVIRTD, "--config"])
+            .arg(&self.config)
+            .arg("--pid-file")
+            .arg(&self.pid_file)
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", &self.private)
+            .env("XDG_RUNTIME_DIR", &self.runtime)
+            .env("XDG_CACHE_HOME", &self.private)
+            .env("XDG_CONFIG_HOME", &self.private)
+            .env("LISTEN_FDS", "1")
+            .env("LISTEN_FDNAMES", "libvirtd.socket")
+            // One arena and early trimming: libvirtd's heap is small, its threads are many.
+            .env("MALLOC_ARENA_MAX", "1")
+            .env("MALLOC_TRIM_THRESHOLD_", "65536")
+            .stdin(Stdio::from(socket));
+        self.children.spawn(&mut command).map_err(Error::Spawn)
+    }
+
+    /// Keeps it running until `stop`, then ends it. Guests are not touched by libvirtd's death.
+    pub async fn supervise(self, stop: CancellationToken) -> Result<(), Error> {
+        let mut quick_ends = 0;
+        loop {
+            let started = Instant::now();
+            let mut child = self.spawn()?;
+            let exit = tokio::select! {
+                exit = &mut child.exit => exit.unwrap_or(Exit::Code(-1)),
+                () = stop.cancelled() => {
+                    let _ = kill(child.pid, Signal::SIGTERM);
+                    if tokio::time::timeout(QUICK, child.exit).await.is_err() {
+                        let _ = kill(child.pid, Signal::SIGKILL);
+                    }
+                    return Ok(());
+                }
+            };
+            tracing::warn!(%exit, "libvirtd ended; starting it again");
+            quick_ends = if started.elapsed() < QUICK { quick_ends + 1 } else { 0 };
+            if quick_ends == MAX_QUICK_ENDS {
+                return Err(Error::KeepsEnding(exit));
+            }
+            let wait = if quick_ends == 0 {
+                Duration::ZERO
+            } else {
+                FIRST_WAIT * (1 << (quick_ends - 1))
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    }
+}
+
+/// Copies a prepared cache. Without one libvirtd probes QEMU itself, which takes seconds but is right.
+fn adopt_capabilities(prepared: &Path, cache: &Path) {
+    let copy = || -> io::Result<usize> {
+        fs::create_dir_all(cache)?;
+        let mut files = 0;
+        for entry in fs::read_dir(prepared)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                fs::write(cache.join(entry.file_name()), fs::read(entry.path())?)?;
+                files += 1;
+            }
+        }
+        Ok(files)
+    };
+    match copy() {
+        Ok(files) => tracing::debug!(files, "took over the prepared QEMU capabilities"),
+        Err(error) => tracing::info!(dir = %prepared.display(), %error, "no prepared QEMU capabilities"),
+    }
+}
+
+/// Lean: one client, few threads. Three workers let one agent call hang while lifecycle calls go on.
+const LIBVIRTD_CONF: &str = r#"auth_unix_ro = "none"
+auth_unix_rw = "none"
+min_workers = 1
+max_workers = 4
+prio_workers = 1
+max_clients = 8
+max_queued_clients = 8
+max_anonymous_clients = 8
+admin_min_workers = 1
+admin_max_workers = 1
+log_level = 3
+log_outputs = "3:stderr"
+audit_level = 0
+"#;
+
+/// No virtlogd: QEMU's output goes to a file libvirt opens. Dropping `cpu-unavailable-features` makes libvirt read
+/// the guest CPU from two QOM properties instead of one call per known feature (460 calls, most of a VM's start).
+const QEMU_CONF: &str = r#"stdio_handler = "file"
+security_driver = "none"
+capability_filters = [ "cpu-unavailable-features" ]
+"#;

@@ -1,0 +1,113 @@
+//! The launcher's gRPC service, on a unix socket.
+
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::time::Duration;
+
+use ferrovirt_protocol::launcher::launcher_server::{Launcher, LauncherServer};
+use ferrovirt_protocol::launcher::{
+    ActReply, ActRequest, Action as WireAction, GuestInfoReply, GuestInfoRequest, GuestState, SyncReply, SyncRequest,
+    WatchRequest,
+};
+use futures::{Stream, stream};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+use crate::driver::{Action, Input, RequestError, is_final};
+
+/// Largest VMI that is accepted.
+const MAX_REQUEST: usize = 8 << 20;
+
+/// Opens the socket. It is listening before it appears under its name, so whoever sees it can connect.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    let staging = path.with_extension("new");
+    let _ = std::fs::remove_file(&staging);
+    let listener = UnixListener::bind(&staging)?;
+    std::fs::rename(staging, path)?;
+    Ok(listener)
+}
+
+/// Serves until `stop`, and then until every watcher has got the last state.
+pub async fn serve(
+    listener: UnixListener,
+    inputs: mpsc::UnboundedSender<Input>,
+    published: watch::Receiver<GuestState>,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let service = LauncherServer::new(Service { inputs, published }).max_decoding_message_size(MAX_REQUEST);
+    tonic::transport::Server::builder()
+        .add_service(service)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop.cancelled_owned())
+        .await
+}
+
+struct Service {
+    inputs: mpsc::UnboundedSender<Input>,
+    published: watch::Receiver<GuestState>,
+}
+
+impl Service {
+    async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<Result<T, RequestError>>) -> Input) -> Result<T, Status> {
+        let ended = || Status::failed_precondition("the guest has ended");
+        let (reply, answer) = oneshot::channel();
+        self.inputs.send(input(reply)).map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?.map_err(|error| match error {
+            RequestError::Denied(_) | RequestError::NoAgent => Status::failed_precondition(error.to_string()),
+            RequestError::Libvirt(_) => Status::internal(error.to_string()),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Launcher for Service {
+    async fn sync(&self, request: Request<SyncRequest>) -> Result<Response<SyncReply>, Status> {
+        let SyncRequest { vmi, node } = request.into_inner();
+        let vmi = serde_json::from_slice(&vmi)
+            .map_err(|error| Status::invalid_argument(format!("vmi is not a VirtualMachineInstance: {error}")))?;
+        self.ask(|reply| Input::Sync(Box::new(vmi), node.unwrap_or_default(), reply))
+            .await?;
+        Ok(Response::new(SyncReply {}))
+    }
+
+    async fn act(&self, request: Request<ActRequest>) -> Result<Response<ActReply>, Status> {
+        let request = request.into_inner();
+        let action = match request.action() {
+            WireAction::Pause => Action::Pause,
+            WireAction::Unpause => Action::Unpause,
+            WireAction::Shutdown => Action::Shutdown,
+            WireAction::Kill => Action::Kill,
+            WireAction::Reset => Action::Reset,
+            WireAction::SoftReboot => Action::SoftReboot,
+            WireAction::Unspecified => return Err(Status::invalid_argument("action is missing or unknown")),
+        };
+        let grace = Duration::from_secs(request.grace_seconds);
+        self.ask(|reply| Input::Act(action, grace, reply)).await?;
+        Ok(Response::new(ActReply {}))
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<GuestState, Status>> + Send>>;
+
+    async fn watch(&self, _request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let mut published = self.published.clone();
+        published.mark_changed();
+        // Ends after the final state, so a graceful stop of the server delivers it first.
+        let states = stream::unfold((published, false), |(mut published, done)| async move {
+            if done || published.changed().await.is_err() {
+                return None;
+            }
+            let state = published.borrow_and_update().clone();
+            let done = is_final(&state);
+            Some((Ok(state), (published, done)))
+        });
+        Ok(Response::new(Box::pin(states)))
+    }
+
+    async fn guest_info(&self, _request: Request<GuestInfoRequest>) -> Result<Response<GuestInfoReply>, Status> {
+        let json = self.ask(Input::GuestInfo).await?;
+        Ok(Response::new(GuestInfoReply { json }))
+    }
+}
