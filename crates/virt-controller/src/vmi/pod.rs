@@ -23,6 +23,9 @@ use sha1::{Digest, Sha1};
 
 use crate::{Home, Options};
 
+#[cfg(test)]
+mod tests;
+
 /// Seconds that a pod lives longer than its guest's grace period, so that the pod never stops QEMU first.
 pub const GRACE_MARGIN: i64 = 15;
 /// Grace period of a guest whose VMI names none.

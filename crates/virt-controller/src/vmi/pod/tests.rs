@@ -1,0 +1,74 @@
+//! Pods of the VMIs in `testdata/pods`, compared with the checked-in ones beside them. Inputs that end in `-cluster`
+//! are rendered for a Kubernetes cluster with KVM, the others for one machine that may emulate.
+
+use std::path::Path;
+
+use super::*;
+
+fn inputs() -> Vec<(String, VirtualMachineInstance)> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/pods");
+    let mut all: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
+        .map(|path| {
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            let text = std::fs::read_to_string(&path).unwrap();
+            (name, serde_yaml_ng::from_str(&text).unwrap())
+        })
+        .collect();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    all
+}
+
+fn options(home: Home) -> Options {
+    Options {
+        launcher_image: "ferrovirt/virt-launcher:1.2.3".to_owned(),
+        home,
+    }
+}
+
+#[test]
+fn pods_are_as_checked_in() {
+    let inputs = inputs();
+    assert!(inputs.len() >= 15);
+    for (name, vmi) in inputs {
+        let (config, home) = if name.ends_with("-cluster") {
+            (ClusterConfig::default(), Home::Cluster)
+        } else {
+            (ClusterConfig::standalone(), Home::Standalone)
+        };
+        let pod = render(&vmi, &config, &options(home)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        insta::with_settings!({snapshot_path => "../../../testdata/pods", prepend_module_to_snapshot => false}, {
+            insta::assert_yaml_snapshot!(name.as_str(), pod);
+        });
+        assert_eq!(render(&vmi, &config, &options(home)).unwrap(), pod);
+        let names: Vec<String> = pod
+            .spec
+            .unwrap()
+            .volumes
+            .unwrap()
+            .into_iter()
+            .map(|volume| volume.name)
+            .collect();
+        let unique: BTreeSet<&String> = names.iter().collect();
+        assert_eq!(unique.len(), names.len(), "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_rendered_says_why() {
+    let (_, mut vmi) = inputs().into_iter().find(|(name, _)| name == "tiny").unwrap();
+    vmi.spec.domain.memory = None;
+    let error = render(&vmi, &ClusterConfig::standalone(), &options(Home::Standalone)).unwrap_err();
+    assert!(error.to_string().contains("memory"), "{error}");
+}
+
+#[test]
+fn names_are_short_enough_and_differ_by_uid() {
+    let (_, mut vmi) = inputs().into_iter().find(|(name, _)| name == "long-name").unwrap();
+    let first = name(&vmi);
+    assert_eq!(first.len(), 63);
+    vmi.metadata.uid = Some("another".to_owned());
+    assert_ne!(name(&vmi), first);
+}
