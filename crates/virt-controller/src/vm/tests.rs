@@ -72,6 +72,7 @@ fn dying(mut vmi: VirtualMachineInstance) -> VirtualMachineInstance {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one row per case")]
 fn strategies() {
     let start = json!({"stateChangeRequests": [{"action": "Start"}]});
     let paused = json!({"stateChangeRequests": [{"action": "Start", "data": {"paused": "true"}}]});
