@@ -3,6 +3,7 @@
 //! A reconciler also puts in the answers to its own writes ([`Cache::observe`]), so that it never decides on a state
 //! that it has changed itself. Older versions never replace newer ones, and deleted objects do not come back.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -123,8 +124,19 @@ impl<K: Resource> Inner<K> {
             .entries
             .get(&key)
             .filter(|e| e.object.meta().uid == object.meta().uid);
-        if same.is_some_and(|e| version(&*e.object) >= version(&object)) {
-            return None;
+        if let Some(known) = same.map(|e| &e.object) {
+            match version(&**known).cmp(&version(&object)) {
+                Ordering::Less => {}
+                // The answer to an own write came first; those who follow this kind do not know of it yet.
+                Ordering::Equal => {
+                    let known = Some(Arc::clone(known));
+                    return Some(Change {
+                        old: known.clone(),
+                        new: known,
+                    });
+                }
+                Ordering::Greater => return None,
+            }
         }
         let seen = same.map_or(now, |e| e.seen);
         let old = self.remove(&key);
@@ -270,6 +282,7 @@ mod tests {
         assert_eq!(cache.apply(Event::Apply(pod("a", "1", 6)), t(3)).len(), 1);
         assert_eq!(cache.owned_by("owner")[0].seen, t(1));
         expect(&cache, &[("a", 6)]);
+        assert_eq!(cache.apply(Event::Apply(pod("a", "1", 6)), t(3)).len(), 1);
         assert_eq!(cache.apply(Event::Delete(pod("a", "1", 7)), t(4)).len(), 1);
         cache.observe(pod("a", "1", 6), t(5));
         expect(&cache, &[]);
