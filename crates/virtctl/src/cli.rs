@@ -61,6 +61,12 @@ pub struct Global {
     /// Group to impersonate for the operation; can be repeated
     #[arg(long = "as-group", global = true, value_name = "GROUP", hide = true)]
     pub impersonate_groups: Vec<String>,
+    /// Path to a client certificate for TLS
+    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    pub client_certificate: Option<PathBuf>,
+    /// Path to the client certificate's key
+    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    pub client_key: Option<PathBuf>,
     /// Path to a certificate authority's certificate
     #[arg(long, global = true, value_name = "FILE", hide = true)]
     pub certificate_authority: Option<PathBuf>,
@@ -72,6 +78,9 @@ pub struct Global {
     /// Name that the server's certificate is checked against
     #[arg(long, global = true, value_name = "NAME", hide = true)]
     pub tls_server_name: Option<String>,
+    /// How long one request may take, for example 30s; 0: as long as it likes. Streams have no limit
+    #[arg(long, global = true, value_name = "TIME", value_parser = crate::duration::parse_seconds, hide = true)]
+    pub request_timeout: Option<std::time::Duration>,
     /// Log level, from 0 to 9 (accepted for scripts)
     #[arg(short = 'v', long = "v", global = true, value_name = "LEVEL", hide = true)]
     pub verbosity: Option<u8>,
@@ -526,6 +535,7 @@ mod tests {
             "expose vmi name --port 22 --name n --protocol udp --type NodePort",
             "version -c",
             "version --client=true -v 4",
+            "version --request-timeout=5 --client-certificate c --client-key k",
             "completion bash",
             "options",
         ] {

@@ -1,6 +1,7 @@
 //! The way to the API server: the kubeconfig that kubectl would use, and requests to subresources.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use http::{Method, Request, Response, header};
@@ -22,6 +23,7 @@ const SUBRESOURCES: &str = "/apis/subresources.kubevirt.io/v1";
 pub(crate) struct Connection {
     pub(crate) client: Client,
     pub(crate) namespace: String,
+    limit: Option<Duration>,
 }
 
 impl Connection {
@@ -31,7 +33,12 @@ impl Connection {
         let namespace = config.default_namespace.clone();
         let url = config.cluster_url.clone();
         let client = Client::try_from(config).with_context(|| format!("cannot prepare a connection to {url}"))?;
-        Ok(Self { client, namespace })
+        let limit = global.request_timeout.filter(|limit| !limit.is_zero());
+        Ok(Self {
+            client,
+            namespace,
+            limit,
+        })
     }
 
     /// Path of an object's subresource; names were checked by the caller or are checked by the server.
@@ -48,6 +55,17 @@ impl Connection {
         ))
     }
 
+    /// Waits for an answer as long as the user allows.
+    async fn within<T>(&self, answer: impl Future<Output = Result<T, kube::Error>>) -> anyhow::Result<T> {
+        let Some(limit) = self.limit else {
+            return Ok(answer.await?);
+        };
+        match tokio::time::timeout(limit, answer).await {
+            Ok(answer) => Ok(answer?),
+            Err(_) => bail!("the server did not answer within {limit:?}"),
+        }
+    }
+
     /// PUTs options to a subresource.
     pub(crate) async fn put(&self, path: &str, options: &impl Serialize) -> anyhow::Result<()> {
         let body = serde_json::to_vec(options).context("cannot write the request")?;
@@ -57,8 +75,7 @@ impl Connection {
             .header(header::CONTENT_TYPE, "application/json")
             .body(body)
             .context("cannot build the request")?;
-        self.client.request_text(request).await?;
-        Ok(())
+        self.within(self.client.request_text(request)).await.map(drop)
     }
 
     /// GETs JSON from a subresource.
@@ -66,7 +83,7 @@ impl Connection {
         let request = Request::get(path)
             .body(Vec::new())
             .context("cannot build the request")?;
-        Ok(self.client.request(request).await?)
+        self.within(self.client.request(request)).await
     }
 
     /// GETs JSON from the group itself.
@@ -149,10 +166,18 @@ fn overlay(kubeconfig: &mut Kubeconfig, global: &Global) -> anyhow::Result<()> {
         token,
         impersonate,
         impersonate_groups,
+        client_certificate,
+        client_key,
         certificate_authority,
         insecure_skip_tls_verify,
         tls_server_name,
-        ..
+        kubeconfig: _,
+        context: _,
+        cluster: _,
+        user: _,
+        namespace: _,
+        request_timeout: _,
+        verbosity: _,
     } = global;
     if server.is_some() && kubeconfig.contexts.is_empty() {
         let name = "flags";
@@ -210,6 +235,14 @@ fn overlay(kubeconfig: &mut Kubeconfig, global: &Global) -> anyhow::Result<()> {
             let with_token: AuthInfo = serde_json::from_value(json!({"token": token})).context("cannot use --token")?;
             auth.token = with_token.token;
             auth.token_file = None;
+        }
+        if let Some(path) = client_certificate {
+            auth.client_certificate = Some(path.display().to_string());
+            auth.client_certificate_data = None;
+        }
+        if let Some(path) = client_key {
+            auth.client_key = Some(path.display().to_string());
+            auth.client_key_data = None;
         }
         if impersonate.is_some() {
             auth.impersonate.clone_from(impersonate);

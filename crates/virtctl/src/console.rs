@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use futures::{StreamExt, TryStreamExt};
 use kube::api::{DynamicObject, WatchEvent, WatchParams};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +16,8 @@ use crate::websocket::{self, End};
 
 /// Ctrl+] and, on most terminals, Ctrl+5.
 const ESCAPE: u8 = 29;
+/// Between two watches.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Joins the terminal with the console of an instance.
 pub(crate) async fn run(connection: &Connection, arguments: &cli::Console) -> anyhow::Result<()> {
@@ -67,7 +69,10 @@ pub(crate) async fn wait_until_running(connection: &Connection, name: &str, limi
 async fn watch(connection: &Connection, name: &str, seen: &mut String) -> anyhow::Result<()> {
     let objects = connection.objects(Kind::Vmi);
     loop {
-        let found = objects.get(name).await?;
+        let found = match objects.get_opt(name).await? {
+            Some(found) => found,
+            None => return Err(absent(connection, name).await),
+        };
         if settled(&found, seen) {
             warn_if_paused(&found);
             return Ok(());
@@ -90,6 +95,17 @@ async fn watch(connection: &Connection, name: &str, seen: &mut String) -> anyhow
                 WatchEvent::Error(_) => break,
             }
         }
+        // A server that ends every watch at once must not be asked without pause.
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// Why there is no instance: most often its machine is off.
+async fn absent(connection: &Connection, name: &str) -> anyhow::Error {
+    match connection.objects(Kind::Vm).get_opt(name).await {
+        Ok(Some(_)) => anyhow!("VirtualMachine {name} is not running: start it with virtctl start {name}"),
+        Ok(None) => anyhow!("virtualmachineinstances.kubevirt.io \"{name}\" not found"),
+        Err(error) => error.into(),
     }
 }
 

@@ -4,10 +4,22 @@ use std::time::Duration;
 
 /// A bare number of minutes, or Go's notation: `30s`, `5m`, `1h30m`.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no duration: give minutes, or for example 30s, 5m, 1h30m");
-    if let Ok(minutes) = text.parse::<u32>() {
-        return Ok(Duration::from_secs(u64::from(minutes) * 60));
+    match text.parse::<u32>() {
+        Ok(minutes) => Ok(Duration::from_secs(u64::from(minutes) * 60)),
+        Err(_) => go(text, "minutes"),
     }
+}
+
+/// A bare number of seconds, or Go's notation.
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u32>() {
+        Ok(seconds) => Ok(Duration::from_secs(u64::from(seconds))),
+        Err(_) => go(text, "seconds"),
+    }
+}
+
+fn go(text: &str, bare: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is no duration: give {bare}, or for example 30s, 5m, 1h30m");
     let mut total = Duration::ZERO;
     let mut rest = text;
     while !rest.is_empty() {
@@ -48,6 +60,8 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
+        assert_eq!(parse_seconds("5"), Ok(Duration::from_secs(5)));
+        assert_eq!(parse_seconds("5m"), Ok(Duration::from_secs(300)));
         for text in ["", "x", "5x", "-1", "s", "1m5", "99999999999"] {
             assert!(parse(text).is_err(), "{text}");
         }

@@ -72,6 +72,8 @@ fn proxy_command(
     };
     let kubeconfig = global.kubeconfig.as_deref().map(text).transpose()?;
     let authority = global.certificate_authority.as_deref().map(text).transpose()?;
+    let certificate = global.client_certificate.as_deref().map(text).transpose()?;
+    let key = global.client_key.as_deref().map(text).transpose()?;
     flag("kubeconfig", kubeconfig.as_deref());
     flag("context", global.context.as_deref());
     flag("cluster", global.cluster.as_deref());
@@ -83,6 +85,8 @@ fn proxy_command(
         flag("as-group", Some(group));
     }
     flag("certificate-authority", authority.as_deref());
+    flag("client-certificate", certificate.as_deref());
+    flag("client-key", key.as_deref());
     flag(
         "insecure-skip-tls-verify",
         global.insecure_skip_tls_verify.then_some("true"),

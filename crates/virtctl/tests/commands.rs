@@ -172,6 +172,11 @@ async fn flags_replace_the_kubeconfig() {
 async fn a_piped_console_waits_for_its_guest() {
     let cluster = Cluster::open().await;
     cluster.run(&["console", "none"]).await.fails("\"none\" not found");
+    cluster.home.create_vm("off", "Halted").await;
+    cluster
+        .run(&["console", "off"])
+        .await
+        .fails("start it with virtctl start off");
     cluster.home.create_vmi("a", "Scheduling", &[]).await;
     cluster
         .run(&["console", "a", "--timeout=0"])

@@ -185,6 +185,8 @@ where
         end = outward => end,
         end = inward => end,
     };
+    // The guest's end is free for the next client at once, however slow this client says goodbye.
+    drop((from_guest, to_guest));
     let deadline = Instant::now() + CLOSE_DEADLINE;
     let goodbye = async {
         if to_client.close().await.is_ok() {
