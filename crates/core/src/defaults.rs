@@ -417,3 +417,6 @@ fn default_probe(probe: &mut Probe) {
     fill(&mut probe.success_threshold, 1);
     fill(&mut probe.failure_threshold, 3);
 }
+
+#[cfg(test)]
+mod tests;

@@ -125,3 +125,98 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
         overhead,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ferrovirt_api::v1::VirtualMachineInstance;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn resources(domain: &str, config: &ClusterConfig) -> PodResources {
+        let domain: Value = serde_yaml_ng::from_str(domain).unwrap();
+        let vmi = json!({"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"}, "spec": {"domain": domain}});
+        let mut vmi: VirtualMachineInstance = serde_json::from_value(vmi).unwrap();
+        crate::default_spec(&mut vmi.spec, config);
+        let machine = Machine::parse(&vmi, config).unwrap();
+        pod_resources(&machine, &vmi.spec, config)
+    }
+
+    fn bytes(quantity: Option<&Quantity>) -> u64 {
+        u64::try_from(quantity.unwrap().bytes().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn memory() {
+        let config = ClusterConfig {
+            architecture: Architecture::Amd64,
+            ..ClusterConfig::default()
+        };
+        let gi = 1 << 30;
+        let small = resources("{devices: {}, memory: {guest: 1Gi}}", &config);
+        assert_eq!(bytes(small.requests.get("memory")), gi + small.overhead);
+        assert!(!small.limits.contains_key("memory"));
+
+        let more = resources("{devices: {}, memory: {guest: 1Gi}, cpu: {cores: 3}}", &config);
+        assert_eq!(more.overhead - small.overhead, 2 * PER_VCPU);
+        let blind = resources(
+            "{devices: {autoattachGraphicsDevice: false}, memory: {guest: 1Gi}}",
+            &config,
+        );
+        assert_eq!(small.overhead - blind.overhead, GRAPHICS);
+        let added = "{devices: {}, memory: {guest: 1Gi, reservedOverhead: {addedOverhead: 5Mi}}}";
+        assert_eq!(resources(added, &config).overhead - small.overhead, 5 * MI);
+
+        let limited =
+            "{devices: {}, memory: {guest: 1Gi}, resources: {requests: {memory: 512Mi}, limits: {memory: 2Gi}}}";
+        let limited = resources(limited, &config);
+        assert_eq!(bytes(limited.requests.get("memory")), gi / 2 + limited.overhead);
+        assert_eq!(bytes(limited.limits.get("memory")), 2 * gi + limited.overhead);
+        let uncounted = "{devices: {}, memory: {guest: 1Gi}, resources: {overcommitGuestOverhead: true}}";
+        assert_eq!(bytes(resources(uncounted, &config).requests.get("memory")), gi);
+
+        let generous = ClusterConfig {
+            memory_overcommit: 200,
+            overhead_ratio: Some(2.0),
+            ..config
+        };
+        let doubled = resources("{devices: {}, memory: {guest: 1Gi}}", &generous);
+        assert_eq!(doubled.overhead, 2 * small.overhead);
+        assert_eq!(bytes(doubled.requests.get("memory")), gi / 2 + doubled.overhead);
+    }
+
+    #[test]
+    fn cpu_storage_and_devices() {
+        let config = ClusterConfig {
+            architecture: Architecture::Amd64,
+            ..ClusterConfig::default()
+        };
+        let default = resources("{devices: {}, memory: {guest: 1Gi}, cpu: {cores: 3}}", &config);
+        assert_eq!(default.requests["cpu"].0, "300m");
+        assert_eq!(default.requests["ephemeral-storage"].0, "50000000");
+        let devices: Vec<&str> = default.devices.keys().map(String::as_str).collect();
+        assert_eq!(
+            devices,
+            [
+                "devices.kubevirt.io/kvm",
+                "devices.kubevirt.io/tun",
+                "devices.kubevirt.io/vhost-net"
+            ]
+        );
+
+        let own = "{devices: {}, memory: {guest: 1Gi}, resources: {requests: {cpu: '2', example.com/x: '1'}, limits: {ephemeral-storage: 1G}}}";
+        let own = resources(
+            own,
+            &ClusterConfig {
+                use_emulation: true,
+                ..config
+            },
+        );
+        assert_eq!(
+            (own.requests["cpu"].0.as_str(), own.requests["example.com/x"].0.as_str()),
+            ("2", "1")
+        );
+        assert_eq!(own.limits["ephemeral-storage"].0, "1050000000");
+        assert_eq!(own.devices.len(), 1);
+    }
+}

@@ -3,13 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod facts;
+
 use std::collections::BTreeMap;
 use std::process::Command;
 
+use facts::facts;
 use ferrovirt_api::v1::{KubeVirtConfiguration, VirtualMachineInstance};
 use ferrovirt_core::ClusterConfig;
-use ferrovirt_core::machine::{Architecture, Boot, Machine, Source};
-use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, MissingFact, NicFact, domain_xml};
+use ferrovirt_core::machine::{Architecture, Machine};
+use ferrovirt_domain::{Facts, MissingFact, domain_xml};
 use serde_json::{Value, json};
 
 /// One machine: a patch of [`base`]'s spec, and where it runs.
@@ -145,61 +148,6 @@ fn render(case: &Case) -> String {
     let machine = Machine::parse(&vmi, &config.with(&configuration)).unwrap();
     let kvm = patch.get("kvm").is_none_or(|kvm| kvm == true);
     domain_xml(&machine, &facts(&machine, kvm)).unwrap()
-}
-
-fn facts(machine: &Machine, kvm: bool) -> Facts {
-    let uid = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
-    let private = |file: &str| format!("/var/run/kubevirt-private/{uid}/{file}").into();
-    let disks = machine.disks.iter().map(|disk| {
-        let overlay = matches!(disk.source, Source::ContainerDisk { .. });
-        let (path, format) = match &disk.source {
-            Source::ContainerDisk { .. } => ("/disk.qcow2".to_owned(), DiskFormat::Qcow2),
-            Source::EmptyDisk { .. } => (format!("/empty/{}.qcow2", disk.name), DiskFormat::Qcow2),
-            Source::HostDisk { path, .. } => (path.clone(), DiskFormat::Raw),
-            Source::CloudInit(_) => ("/seed.iso".to_owned(), DiskFormat::Raw),
-        };
-        let backing = overlay.then(|| Backing {
-            path: format!("/image/disk_{}/disk.img", disk.volume_index).into(),
-            format: DiskFormat::Raw,
-        });
-        let cache = "writethrough".to_owned();
-        (
-            disk.name.clone(),
-            DiskFile {
-                path: path.into(),
-                format,
-                backing,
-                cache,
-            },
-        )
-    });
-    let nics = machine.interfaces.iter().enumerate().map(|(i, interface)| {
-        let nic = NicFact {
-            tap: format!("tap{i}"),
-            mac: "02:00:00:00:00:07".to_owned(),
-            mtu: 1480,
-        };
-        (interface.name.clone(), nic)
-    });
-    let secure_boot = machine.boot == Boot::Efi { secure_boot: true };
-    Facts {
-        namespace: "ns".to_owned(),
-        name: "vm".to_owned(),
-        uid: uid.to_owned(),
-        kvm,
-        emulator: "/usr/bin/qemu-system-x86_64".into(),
-        disks: disks.collect(),
-        nics: nics.collect(),
-        firmware: Some(FirmwareFiles::ovmf(
-            "/usr/share/OVMF".as_ref(),
-            secure_boot,
-            "/nvram.fd".into(),
-        )),
-        serial_socket: private("virt-serial0"),
-        serial_log: private("virt-serial0-log"),
-        vnc_socket: private("virt-vnc"),
-        agent_socket: private("agent"),
-    }
 }
 
 fn check(name: &str) {

@@ -152,8 +152,7 @@ impl Cx<'_> {
             self.causes
                 .invalid(&path.child("bus"), "virtio has no CD-ROM; use sata, scsi or usb");
         }
-        self.causes
-            .none_of(path, &[("readonly", *readonly == Some(false))]);
+        self.causes.none_of(path, &[("readonly", *readonly == Some(false))]);
         let tray = tray.as_deref().filter(|t| !t.is_empty()).unwrap_or("closed");
         self.causes.one_of(&path.child("tray"), tray, &["open", "closed"]);
         let device = DiskDevice::Cdrom { open: tray == "open" };

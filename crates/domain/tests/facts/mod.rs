@@ -1,0 +1,60 @@
+//! Facts that fit any machine.
+
+use ferrovirt_core::machine::{Boot, Machine, Source};
+use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, NicFact};
+
+pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
+
+pub fn facts(machine: &Machine, kvm: bool) -> Facts {
+    let private = |file: &str| format!("/var/run/kubevirt-private/{UID}/{file}").into();
+    let disks = machine.disks.iter().map(|disk| {
+        let overlay = matches!(disk.source, Source::ContainerDisk { .. });
+        let (path, format) = match &disk.source {
+            Source::ContainerDisk { .. } => ("/disk.qcow2".to_owned(), DiskFormat::Qcow2),
+            Source::EmptyDisk { .. } => (format!("/empty/{}.qcow2", disk.name), DiskFormat::Qcow2),
+            Source::HostDisk { path, .. } => (path.clone(), DiskFormat::Raw),
+            Source::CloudInit(_) => ("/seed.iso".to_owned(), DiskFormat::Raw),
+        };
+        let backing = overlay.then(|| Backing {
+            path: format!("/image/disk_{}/disk.img", disk.volume_index).into(),
+            format: DiskFormat::Raw,
+        });
+        let cache = "writethrough".to_owned();
+        (
+            disk.name.clone(),
+            DiskFile {
+                path: path.into(),
+                format,
+                backing,
+                cache,
+            },
+        )
+    });
+    let nics = machine.interfaces.iter().enumerate().map(|(i, interface)| {
+        let nic = NicFact {
+            tap: format!("tap{i}"),
+            mac: "02:00:00:00:00:07".to_owned(),
+            mtu: 1480,
+        };
+        (interface.name.clone(), nic)
+    });
+    let secure_boot = machine.boot == Boot::Efi { secure_boot: true };
+    Facts {
+        namespace: "ns".to_owned(),
+        name: "vm".to_owned(),
+        uid: UID.to_owned(),
+        kvm,
+        emulator: "/usr/bin/qemu-system-x86_64".into(),
+        disks: disks.collect(),
+        nics: nics.collect(),
+        firmware: Some(FirmwareFiles::ovmf(
+            "/usr/share/OVMF".as_ref(),
+            secure_boot,
+            "/nvram.fd".into(),
+        )),
+        serial_socket: private("virt-serial0"),
+        serial_log: private("virt-serial0-log"),
+        vnc_socket: private("virt-vnc"),
+        agent_socket: private("agent"),
+    }
+}
