@@ -7,13 +7,13 @@
 //!    └── socket not ready ────┘   │ nobody listens,      │ stream ends
 //!                                 │ impostor             ├─ process lives ──► Connecting
 //!                                 ▼                      └─ process gone ───► Gone
-//!                               Gone
+//!                               Gone            after a final state: end
 //! ```
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ferrovirt_protocol::launcher::{GuestState, WatchRequest};
+use ferrovirt_protocol::launcher::{GuestState, Lifecycle, WatchRequest};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -70,6 +70,16 @@ pub(crate) async fn run(address: Address, view: watch::Sender<LinkView>) {
                 });
                 follow(&launcher, &view).await;
                 view.send_modify(|view| view.launcher = None);
+                let ended = |guest: &GuestState| {
+                    matches!(
+                        guest.lifecycle(),
+                        Lifecycle::ShutOff | Lifecycle::Crashed | Lifecycle::Failed
+                    )
+                };
+                if view.borrow().guest.as_ref().is_some_and(ended) {
+                    // It has said all; if it lives on, there is nothing more to hear.
+                    return;
+                }
                 if timeout(EXIT_GRACE, launcher.exited()).await.is_ok() {
                     view.send_modify(|view| view.gone = true);
                     return;
