@@ -74,13 +74,14 @@ pub fn settle(layout: &Layout, user: u32) -> Result<(), Error> {
 }
 
 fn own(path: &Path, owner: Option<u32>) -> io::Result<()> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.exists()).collect();
     fs::create_dir_all(path)?;
-    if let Some(owner) = owner {
-        chown(path, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
-        // Group for virt-handler and the console log's reader, which have the pod's fsGroup.
-        fs::set_permissions(path, Permissions::from_mode(0o770))?;
+    let Some(owner) = owner else { return Ok(()) };
+    for dir in missing.into_iter().chain([path]) {
+        chown(dir, Some(Uid::from_raw(owner)), Some(Gid::from_raw(owner)))?;
     }
-    Ok(())
+    // Group for virt-handler and the console log's reader, which have the pod's fsGroup.
+    fs::set_permissions(path, Permissions::from_mode(0o770))
 }
 
 fn has_name(user: u32) -> bool {
