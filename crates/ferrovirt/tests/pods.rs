@@ -1,4 +1,5 @@
 //! The pod runner with everything real: namespaces, mounts, cgroups, CNI, processes. Needs root.
+#![allow(clippy::unwrap_used, reason = "a failure is a failed test")]
 
 use std::fs;
 use std::net::SocketAddr;
@@ -56,7 +57,7 @@ impl Home {
             executable,
             data,
             network,
-            kvm: Default::default(),
+            kvm: tokio::sync::watch::channel(Some(false)).1,
         };
         let node: Node = serde_json::from_value(json!({
             "metadata": {"name": "node01"},

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+
+use tokio::sync::watch;
 
 use super::network::NetworkConfig;
 use crate::paths::DataDir;
@@ -25,8 +25,8 @@ pub struct RunnerConfig {
     pub data: DataDir,
     /// Pod network.
     pub network: NetworkConfig,
-    /// KVM is known to work; containers started from then on get the device.
-    pub kvm: Arc<AtomicBool>,
+    /// Whether KVM works; no container is started before that is known.
+    pub kvm: watch::Receiver<Option<bool>>,
 }
 
 impl RunnerConfig {

@@ -15,7 +15,7 @@ use super::spec::{ContainerSpec, Device, Mount, User};
 use super::volumes::{Volumes, field_value, unsupported};
 
 /// User and group of our image.
-const DEFAULT_USER: u32 = 107;
+pub(super) const DEFAULT_USER: u32 = 107;
 pub(super) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// A container can never be started as the pod describes it.
@@ -335,8 +335,8 @@ fn mounts(container: &Container, volumes: &Volumes, config: &RunnerConfig) -> Re
 }
 
 /// Devices that a guest's processes use, as far as this machine has them.
-fn devices(config: &RunnerConfig, gid: u32) -> Vec<Device> {
-    let kvm = config.kvm.load(std::sync::atomic::Ordering::Relaxed);
+pub(super) fn devices(config: &RunnerConfig, gid: u32) -> Vec<Device> {
+    let kvm = *config.kvm.borrow() == Some(true);
     let wanted = [
         ("kvm", kvm, 0o660),
         ("net/tun", true, 0o666),
@@ -372,25 +372,26 @@ fn etc_files(
             None => writeln!(hosts, "{ip}\t{hostname}"),
         };
     }
+    let mut files = accounts(user.uid, user.gid);
+    files.insert("hosts".into(), hosts);
+    files.insert("hostname".into(), format!("{hostname}\n"));
+    files.insert("resolv.conf".into(), dns(spec, resolv_conf));
+    files
+}
+
+/// Files of `/etc` that give the container's user and group a name.
+pub(super) fn accounts(uid: u32, gid: u32) -> BTreeMap<String, String> {
     let mut passwd = String::from("root:x:0:0:root:/root:/bin/sh\n");
-    if user.uid != 0 {
-        let _ = writeln!(passwd, "qemu:x:{}:{}:qemu:/:/bin/sh", user.uid, user.gid);
+    if uid != 0 {
+        let _ = writeln!(passwd, "qemu:x:{uid}:{gid}:qemu:/:/bin/sh");
     }
     passwd.push_str("nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n");
     let mut group = String::from("root:x:0:\ntty:x:5:\n");
-    if user.gid != 0 {
-        let _ = writeln!(group, "qemu:x:{}:", user.gid);
+    if gid != 0 {
+        let _ = writeln!(group, "qemu:x:{gid}:");
     }
     group.push_str("nogroup:x:65534:\n");
-    [
-        ("hosts", hosts),
-        ("hostname", format!("{hostname}\n")),
-        ("passwd", passwd),
-        ("group", group),
-        ("resolv.conf", dns(spec, resolv_conf)),
-    ]
-    .map(|(name, content)| (name.to_owned(), content))
-    .into()
+    BTreeMap::from([("passwd".to_owned(), passwd), ("group".to_owned(), group)])
 }
 
 /// `dnsPolicy` and `dnsConfig`; there is no cluster DNS, so all policies but `None` begin with the host's servers.

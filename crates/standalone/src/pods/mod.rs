@@ -4,6 +4,8 @@
 //! forget is in the pods' directories; stopping it, however suddenly, stops no container.
 
 mod cgroup;
+pub mod capabilities;
+pub mod clean;
 pub mod config;
 mod container;
 pub mod init;
@@ -39,7 +41,8 @@ use crate::images::ImageStore;
 use config::RunnerConfig;
 use kubelet::{LogLimits, NodeKubelet};
 use network::NetworkError;
-use pod::{Context, PodTask, remove_orphan, remove_volumes};
+use clean::{remove_orphan, remove_volumes};
+use pod::{Context, PodTask};
 use state::{PodRecord, boot_id};
 
 /// Why the pod runner cannot work.
@@ -108,6 +111,11 @@ impl PodRunner {
         Arc::new(NodeKubelet {
             context: Arc::clone(&self.context),
         })
+    }
+
+    /// Probes QEMU for libvirt, if that was not done yet for this QEMU, libvirt, kernel and state of KVM. See [`capabilities`].
+    pub async fn prepare_capabilities(&self) {
+        capabilities::prepare(&self.context.config).await;
     }
 
     /// Runs until `stop`. Containers go on running afterwards; the next pod runner on the same data directory

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use futures::TryStreamExt;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::LinkUnspec;
@@ -240,6 +241,27 @@ impl NetworkConfig {
             }
         }
         remove_netns(&self.netns_of(sandbox.uid));
+    }
+
+    /// Removes the bridge and the address translation, when no pod is left. What is gone already is not missed.
+    pub async fn remove(&self) {
+        let rules = format!("table ip {0} {{}}\ndelete table ip {0}\n", self.bridge);
+        if let Err(error) = run(Command::new("nft").args(["-f", "-"]), rules.as_bytes()).await {
+            tracing::warn!(%error, "cannot remove the address translation");
+        }
+        let removed = async {
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            let connection = tokio::spawn(connection);
+            let mut found = handle.link().get().match_name(self.bridge.clone()).execute();
+            if let Ok(Some(bridge)) = found.try_next().await {
+                handle.link().del(bridge.header.index).execute().await.map_err(io::Error::other)?;
+            }
+            connection.abort();
+            Ok::<_, io::Error>(())
+        };
+        if let Err(error) = removed.await {
+            tracing::warn!(bridge = self.bridge, %error, "cannot remove the bridge");
+        }
     }
 
     /// Frees what belongs to none of the pods `live`: addresses and namespaces of an earlier boot.

@@ -209,6 +209,14 @@ impl Process {
     }
 }
 
+/// Waits until the process that a pidfd names has ended. Does not take its exit status. Cancel safe.
+///
+/// # Errors
+/// The descriptor cannot be watched.
+pub(crate) async fn ended(pidfd: OwnedFd) -> io::Result<()> {
+    sys::watch(pidfd)?.readable().await.map(drop)
+}
+
 /// A thread of its own: the change of namespace must not reach any other.
 async fn spawn_in_new_pid_namespace(executable: PathBuf) -> io::Result<Child> {
     let (sender, receiver) = tokio::sync::oneshot::channel();

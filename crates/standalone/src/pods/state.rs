@@ -26,6 +26,9 @@ pub(super) struct PodRecord {
     /// The kernel's id of the boot in which it was written.
     pub boot: String,
     pub started_at: Timestamp,
+    /// Time to end, when somebody stops it without the API server.
+    #[serde(default)]
+    pub grace_seconds: u64,
     pub ports: Vec<PortMapping>,
     pub network: Option<Attachment>,
     /// Digests of the image volumes, by volume name.
@@ -126,6 +129,7 @@ mod tests {
             name: "p".into(),
             boot: boot_id(),
             started_at: Timestamp::UNIX_EPOCH,
+            grace_seconds: 30,
             ports: Vec::new(),
             network: Some(Attachment {
                 ips: vec!["10.88.0.2".parse().unwrap()],

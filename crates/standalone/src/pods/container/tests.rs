@@ -2,7 +2,6 @@ use super::*;
 use crate::paths::DataDir;
 use crate::pods::network::NetworkConfig;
 use serde_json::json;
-use std::sync::Arc;
 
 fn config() -> RunnerConfig {
     RunnerConfig {
@@ -18,7 +17,7 @@ fn config() -> RunnerConfig {
             directory: "/data/cni".into(),
             netns: "/run/netns".into(),
         },
-        kvm: Arc::default(),
+        kvm: tokio::sync::watch::channel(Some(false)).1,
     }
 }
 

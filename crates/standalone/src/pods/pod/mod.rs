@@ -31,7 +31,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
-use nix::mount::{MntFlags, umount2};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
@@ -40,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::cgroup;
+use super::clean::remove_volumes;
 use super::config::RunnerConfig;
 use super::container::{Role, in_start_order, refuse};
 use super::kubelet::LogLimits;
@@ -277,6 +277,7 @@ impl PodTask {
             name: self.name.clone(),
             boot: self.context.boot.clone(),
             started_at: self.view.started_at.unwrap_or_else(Timestamp::now),
+            grace_seconds: self.grace().as_secs(),
             ports: self.ports.clone(),
             network: self.network.clone(),
             images: self.view.images.clone(),
@@ -385,66 +386,6 @@ impl PodTask {
         // With finalizers it may take a while.
         self.gone.cancelled().await;
     }
-}
-
-/// Ends everything of a pod that the API no longer knows.
-pub(super) async fn remove_orphan(context: &Context, record: PodRecord) {
-    info!(pod = %record.name, namespace = %record.namespace, uid = %record.uid, "removing a pod that the API no longer knows");
-    if record.boot == context.boot {
-        for container in record.containers.values().filter(|container| container.ended.is_none()) {
-            if let Ok(process) = Process::adopt(container.process) {
-                process.signal(Signal::KILL);
-                process.exited().await;
-            }
-        }
-    }
-    let PodRecord {
-        uid,
-        namespace,
-        name,
-        ports,
-        network,
-        ..
-    } = &record;
-    let sandbox = Sandbox {
-        uid,
-        namespace,
-        name,
-        ports,
-    };
-    context.config.network.detach(&sandbox, network.as_ref()).await;
-    cgroup::remove(uid);
-    let directory = context.directory(uid);
-    remove_volumes(&directory).await;
-    let _ = fs::remove_dir_all(directory);
-    let _ = fs::remove_dir_all(context.logs(namespace, name, uid).path());
-}
-
-/// Removes `volumes/`, unmounting what is mounted there first. Never follows a mount into other data.
-pub(super) async fn remove_volumes(directory: &std::path::Path) {
-    let volumes = directory.join("volumes");
-    // Guests may leave gigabytes behind; removing them must not hold up other pods.
-    let removal = tokio::task::spawn_blocking(move || {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let inside = mounts
-            .lines()
-            .filter_map(|line| line.split(' ').nth(4))
-            .map(PathBuf::from);
-        let mut inside: Vec<PathBuf> = inside.filter(|path| path.starts_with(&volumes)).collect();
-        inside.sort();
-        for path in inside.iter().rev() {
-            if let Err(error) = umount2(path, MntFlags::MNT_DETACH) {
-                warn!(path = %path.display(), %error, "cannot unmount; the pod's volumes stay");
-                return;
-            }
-        }
-        if let Err(error) = fs::remove_dir_all(&volumes)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            warn!(path = %volumes.display(), %error, "cannot remove a pod's volumes");
-        }
-    });
-    let _ = removal.await;
 }
 
 fn host_ports(pod: &Pod) -> Vec<PortMapping> {

@@ -136,7 +136,9 @@ async fn attempt(
         directory: &directory,
         group: group(&pod),
     };
-    tokio::join!(network, volumes.run())
+    let mut kvm = context.config.kvm.clone();
+    let (network, volumes, _) = tokio::join!(network, volumes.run(), kvm.wait_for(Option::is_some));
+    (network, volumes)
 }
 
 #[cfg(test)]

@@ -344,7 +344,7 @@ impl PodTask {
         }
     }
 
-    fn grace(&self) -> Duration {
+    pub(super) fn grace(&self) -> Duration {
         let seconds = self
             .pod
             .spec

@@ -1,0 +1,181 @@
+//! The Node object of this machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+/// Memory that is left to the machine itself.
+const RESERVED: u64 = 512 << 20;
+/// Pods that fit on one machine, if their memory does.
+const PODS: u32 = 500;
+
+/// What there is on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Name of the node.
+    pub name: String,
+    /// Address that others reach it by.
+    pub address: IpAddr,
+    /// Processors.
+    pub cpus: usize,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Bytes of the file system that holds the data directory.
+    pub storage: u64,
+    machine_id: String,
+    boot_id: String,
+    kernel: String,
+    os_image: String,
+}
+
+impl Facts {
+    /// Looks at this machine.
+    #[must_use]
+    pub fn gather(name: Option<&str>, data: &std::path::Path) -> Self {
+        let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        let memory = read("/proc/meminfo")
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+            .unwrap_or(0);
+        let storage = nix::sys::statvfs::statvfs(data).map_or(0, |fs| fs.blocks() * fs.fragment_size());
+        let os_release = read("/etc/os-release");
+        let os_image = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+        Self {
+            name: name.map_or_else(host_name, str::to_owned),
+            address: address(),
+            cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            memory: memory * 1024,
+            storage,
+            machine_id: read("/etc/machine-id"),
+            boot_id: read("/proc/sys/kernel/random/boot_id"),
+            kernel: read("/proc/sys/kernel/osrelease"),
+            os_image: os_image.unwrap_or("Linux").trim_matches('"').to_owned(),
+        }
+    }
+
+    fn labels(&self) -> BTreeMap<&'static str, String> {
+        BTreeMap::from([
+            ("kubernetes.io/hostname", self.name.clone()),
+            ("kubernetes.io/arch", arch().to_owned()),
+            ("kubernetes.io/os", "linux".to_owned()),
+            ("node-role.kubernetes.io/control-plane", String::new()),
+            (ferrovirt_core::names::SCHEDULABLE_LABEL, "true".to_owned()),
+        ])
+    }
+
+    fn status(&self, now: Timestamp) -> Value {
+        let condition = |kind: &str, status: &str, reason: &str, message: &str| {
+            json!({
+                "type": kind, "status": status, "reason": reason, "message": message,
+                "lastHeartbeatTime": now, "lastTransitionTime": now,
+            })
+        };
+        let memory = self.memory.saturating_sub(RESERVED.min(self.memory / 4));
+        let amounts = |memory: u64| {
+            json!({
+                "cpu": self.cpus.to_string(), "memory": format!("{}Ki", memory / 1024),
+                "pods": PODS.to_string(), "ephemeral-storage": format!("{}Ki", self.storage / 1024),
+            })
+        };
+        json!({
+            "capacity": amounts(self.memory),
+            "allocatable": amounts(memory),
+            "addresses": [
+                { "type": "InternalIP", "address": self.address },
+                { "type": "Hostname", "address": self.name },
+            ],
+            "conditions": [
+                condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "the machine has memory available"),
+                condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "the machine has disk space available"),
+                condition("PIDPressure", "False", "KubeletHasSufficientPID", "the machine has process ids available"),
+                condition("Ready", "True", "KubeletReady", "the pod runner is running"),
+            ],
+            "nodeInfo": {
+                "machineID": self.machine_id, "systemUUID": self.machine_id, "bootID": self.boot_id,
+                "kernelVersion": self.kernel, "osImage": self.os_image, "architecture": arch(), "operatingSystem": "linux",
+                "containerRuntimeVersion": format!("ferrovirt://{}", env!("CARGO_PKG_VERSION")),
+                "kubeletVersion": format!("v1.36.0-ferrovirt-{}", env!("CARGO_PKG_VERSION")), "kubeProxyVersion": "",
+            },
+        })
+    }
+
+    /// Creates the Node object, or brings it up to date. What others wrote to it stays.
+    ///
+    /// # Errors
+    /// The API server refused.
+    pub async fn publish(&self, client: &Client) -> Result<(), kube::Error> {
+        let nodes = Api::<Node>::all(client.clone());
+        let labels = json!({ "metadata": { "labels": self.labels() } });
+        if nodes.get_opt(&self.name).await?.is_none() {
+            let mut node = labels;
+            node["metadata"]["name"] = self.name.clone().into();
+            let node: Node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
+            nodes.create(&PostParams::default(), &node).await?;
+        } else {
+            nodes.patch(&self.name, &PatchParams::default(), &Patch::Merge(labels)).await?;
+        }
+        let status = Patch::Merge(json!({ "status": self.status(Timestamp::now()) }));
+        nodes.patch_status(&self.name, &PatchParams::default(), &status).await?;
+        Ok(())
+    }
+}
+
+/// This machine's architecture as Kubernetes calls it.
+fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// The host name as a DNS label.
+fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    label(&name)
+}
+
+fn label(name: &str) -> String {
+    let lower = name.to_ascii_lowercase();
+    let clean: String = lower.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    let clean: String = clean.trim_matches(['-', '.']).chars().take(63).collect();
+    if clean.is_empty() { "ferrovirt".into() } else { clean }
+}
+
+/// The address that traffic to the outside has; nothing is sent to find it.
+fn address() -> IpAddr {
+    let outside = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        // TEST-NET-1: connecting a datagram socket only chooses a route.
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+        socket.local_addr().ok().map(|address| address.ip())
+    };
+    outside().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_become_labels() {
+        for (name, expected) in [("Node_1", "node-1"), ("-a.b-", "a.b"), ("", "ferrovirt"), ("___", "ferrovirt")] {
+            assert_eq!(label(name), expected);
+        }
+    }
+
+    #[test]
+    fn the_machine_has_something_to_give() {
+        let facts = Facts::gather(Some("n"), std::path::Path::new("/"));
+        let status = facts.status(Timestamp::UNIX_EPOCH);
+        assert!(facts.memory > 0 && facts.storage > 0 && facts.cpus > 0);
+        assert_ne!(status["allocatable"]["memory"], status["capacity"]["memory"]);
+        assert!(!facts.kernel.is_empty() && !facts.boot_id.is_empty());
+    }
+}
