@@ -42,7 +42,9 @@ enum Command {
     #[command(after_help = "Example:\n  ferrovirt crds | kubectl apply -f -")]
     Crds,
     /// Compare the API with a reference: print what is missing, and exit with 1 if something is
-    #[command(after_help = "Example:\n  ferrovirt api-coverage kubevirt-api.json --roots v1.VirtualMachine,v1.KubeVirt")]
+    #[command(
+        after_help = "Example:\n  ferrovirt api-coverage kubevirt-api.json --roots v1.VirtualMachine,v1.KubeVirt"
+    )]
     ApiCoverage {
         /// JSON with the definitions of an API
         reference: PathBuf,
@@ -85,7 +87,8 @@ fn crds() -> anyhow::Result<()> {
 /// Whether nothing is missing.
 fn api_coverage(reference: &std::path::Path, roots: Option<&[String]>) -> anyhow::Result<bool> {
     let text = std::fs::read(reference).with_context(|| format!("cannot read {}", reference.display()))?;
-    let reference: Value = serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", reference.display()))?;
+    let reference: Value =
+        serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", reference.display()))?;
     let coverage = ferrovirt_api::coverage::coverage(&reference, roots, &ferrovirt_api::crds())?;
     for gap in &coverage.gaps {
         println!("{gap}");

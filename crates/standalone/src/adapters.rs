@@ -25,7 +25,10 @@ fn request<'a>(input: &'a AdmissionInput<'a>) -> admission::Request<'a> {
         namespace: input.namespace,
         name: input.name,
         old: input.old,
-        user: admission::User { username: &input.user.username, groups: &input.user.groups },
+        user: admission::User {
+            username: &input.user.username,
+            groups: &input.user.groups,
+        },
         dry_run: input.dry_run,
     }
 }
@@ -57,7 +60,12 @@ impl Aggregated for VirtSubresources {
     fn resources(&self) -> Vec<AggregatedResource> {
         let entry = |resource: subresources::Resource| AggregatedResource {
             name: resource.name(),
-            kind: if resource.resource == "virtualmachines" { "VirtualMachine" } else { "VirtualMachineInstance" }.into(),
+            kind: if resource.resource == "virtualmachines" {
+                "VirtualMachine"
+            } else {
+                "VirtualMachineInstance"
+            }
+            .into(),
             namespaced: true,
             verbs: vec![resource.verb.to_owned()],
         };

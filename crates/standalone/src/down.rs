@@ -50,11 +50,20 @@ pub fn run(args: &DownArgs, data_dir: PathBuf) -> anyhow::Result<()> {
         stop_control_plane(&data).await?;
         if args.vms || args.purge {
             let stopped = stop_pods(&data, |pod| println!("stopping {}/{}", pod.namespace, pod.name)).await;
-            println!("{}", if stopped == 0 { "no guest was running".into() } else { format!("{stopped} guests stopped") });
+            println!(
+                "{}",
+                if stopped == 0 {
+                    "no guest was running".into()
+                } else {
+                    format!("{stopped} guests stopped")
+                }
+            );
         } else {
             let left = running_pods(&data).len();
             if left > 0 {
-                println!("{left} guests go on running; `ferrovirt down --vms` stops them, `ferrovirt up` finds them again");
+                println!(
+                    "{left} guests go on running; `ferrovirt down --vms` stops them, `ferrovirt up` finds them again"
+                );
             }
         }
         if args.purge { purge(&data).await } else { Ok(()) }
@@ -63,7 +72,10 @@ pub fn run(args: &DownArgs, data_dir: PathBuf) -> anyhow::Result<()> {
 
 fn confirmed(data: &DataDir) -> anyhow::Result<bool> {
     if !std::io::stdin().is_terminal() {
-        bail!("--purge removes all VMs, disks and images in {}; add --yes to do so without asking", data.path().display());
+        bail!(
+            "--purge removes all VMs, disks and images in {}; add --yes to do so without asking",
+            data.path().display()
+        );
     }
     print!("Remove all VMs, disks and images in {}? [y/N] ", data.path().display());
     std::io::stdout().flush()?;
@@ -78,7 +90,10 @@ async fn stop_control_plane(data: &DataDir) -> anyhow::Result<()> {
             println!("no control plane is running on {}", data.path().display());
             return Ok(());
         }
-        Some(None) => bail!("a control plane is just starting on {}; try again in a second", data.path().display()),
+        Some(None) => bail!(
+            "a control plane is just starting on {}; try again in a second",
+            data.path().display()
+        ),
         Some(Some(running)) => running,
     };
     let pid = Pid::from_raw(running.pid).context("the lock file names no process")?;
@@ -102,17 +117,25 @@ async fn purge(data: &DataDir) -> anyhow::Result<()> {
     }
     // A mistyped --data-dir must not cost anything.
     if !data.lock().exists() || !data.path().join("kubelet").exists() {
-        bail!("{} is no data directory of ferrovirt; nothing was removed", data.path().display());
+        bail!(
+            "{} is no data directory of ferrovirt; nothing was removed",
+            data.path().display()
+        );
     }
     if let Some(network) = home_network::known(data) {
         remove_pods(data, &network).await;
         network.remove().await;
         home_network::release(&network);
     }
-    unmount_below(data.path()).with_context(|| format!("cannot unmount what is mounted in {}", data.path().display()))?;
+    unmount_below(data.path())
+        .with_context(|| format!("cannot unmount what is mounted in {}", data.path().display()))?;
     for entry in std::fs::read_dir(data.path())? {
         let path = entry?.path();
-        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        let removed = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
         removed.with_context(|| format!("cannot remove {}", path.display()))?;
     }
     // Somebody may have made the directory itself for us, as a mount point for example.

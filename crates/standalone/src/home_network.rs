@@ -95,14 +95,24 @@ fn routes(table: &str) -> Vec<(Subnet, String)> {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let number = |index: usize| u32::from_str_radix(fields.get(index)?, 16).ok().map(u32::swap_bytes);
         let (address, mask) = (number(1)?, number(7)?);
-        (mask != 0).then(|| (Subnet { address, prefix: mask.count_ones() }, fields[0].to_owned()))
+        (mask != 0).then(|| {
+            (
+                Subnet {
+                    address,
+                    prefix: mask.count_ones(),
+                },
+                fields[0].to_owned(),
+            )
+        })
     };
     table.lines().skip(1).filter_map(line).collect()
 }
 
 /// The first route that overlaps and does not lead to `bridge` itself.
 fn overlap<'a>(subnet: Subnet, bridge: &str, routes: &'a [(Subnet, String)]) -> Option<&'a (Subnet, String)> {
-    routes.iter().find(|(route, interface)| interface != bridge && route.overlaps(subnet))
+    routes
+        .iter()
+        .find(|(route, interface)| interface != bridge && route.overlaps(subnet))
 }
 
 /// Finds the home's network, or chooses one and claims it.
@@ -189,7 +199,11 @@ fn pick(
         match (overlap(parsed, &bridge, routes), wanted) {
             (None, _) => return Ok(Chosen { bridge, subnet }),
             (Some((route, interface)), Some(_)) => {
-                return Err(ChoiceError::Overlap { subnet, route: route.to_string(), interface: interface.clone() });
+                return Err(ChoiceError::Overlap {
+                    subnet,
+                    route: route.to_string(),
+                    interface: interface.clone(),
+                });
             }
             (Some(_), None) => {}
         }
@@ -210,27 +224,50 @@ mod tests {
         let routes = routes(TABLE);
         assert_eq!(routes, [(Subnet::parse("10.88.0.0/16").unwrap(), "podman0".to_owned())]);
         let chosen = pick(None, None, &routes, |_| true).unwrap();
-        assert_eq!((chosen.bridge.as_str(), chosen.subnet.as_str()), ("ferrovirt1", "10.89.0.0/16"));
+        assert_eq!(
+            (chosen.bridge.as_str(), chosen.subnet.as_str()),
+            ("ferrovirt1", "10.89.0.0/16")
+        );
         let chosen = pick(None, None, &[], |bridge| bridge != "ferrovirt0").unwrap();
-        assert_eq!((chosen.bridge.as_str(), chosen.subnet.as_str()), ("ferrovirt1", "10.89.0.0/16"));
+        assert_eq!(
+            (chosen.bridge.as_str(), chosen.subnet.as_str()),
+            ("ferrovirt1", "10.89.0.0/16")
+        );
         assert!(matches!(pick(None, None, &[], |_| false), Err(ChoiceError::Exhausted)));
     }
 
     #[test]
     fn what_was_chosen_stays() {
-        let kept = || Some(Chosen { bridge: "ferrovirt4".into(), subnet: "10.88.0.0/16".into() });
+        let kept = || {
+            Some(Chosen {
+                bridge: "ferrovirt4".into(),
+                subnet: "10.88.0.0/16".into(),
+            })
+        };
         let own = [(Subnet::parse("10.88.0.0/16").unwrap(), "ferrovirt4".to_owned())];
         assert_eq!(pick(kept(), None, &own, |_| true).unwrap().bridge, "ferrovirt4");
-        assert!(matches!(pick(kept(), None, &routes(TABLE), |_| true), Err(ChoiceError::Overlap { .. })));
+        assert!(matches!(
+            pick(kept(), None, &routes(TABLE), |_| true),
+            Err(ChoiceError::Overlap { .. })
+        ));
     }
 
     #[test]
     fn a_wanted_network_is_checked() {
-        assert_eq!(pick(None, Some("192.168.7.0/24"), &[], |_| true).unwrap().subnet, "192.168.7.0/24");
+        assert_eq!(
+            pick(None, Some("192.168.7.0/24"), &[], |_| true).unwrap().subnet,
+            "192.168.7.0/24"
+        );
         for invalid in ["10.88.0.1/16", "10.88.0.0", "x/16", "10.0.0.0/30", "10.0.0.0/33"] {
-            assert!(matches!(pick(None, Some(invalid), &[], |_| true), Err(ChoiceError::Invalid(_))), "{invalid}");
+            assert!(
+                matches!(pick(None, Some(invalid), &[], |_| true), Err(ChoiceError::Invalid(_))),
+                "{invalid}"
+            );
         }
         let error = pick(None, Some("10.88.4.0/24"), &routes(TABLE), |_| true).unwrap_err();
-        assert!(error.to_string().contains("overlaps with 10.88.0.0/16 on podman0"), "{error}");
+        assert!(
+            error.to_string().contains("overlaps with 10.88.0.0/16 on podman0"),
+            "{error}"
+        );
     }
 }

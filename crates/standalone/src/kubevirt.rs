@@ -23,7 +23,9 @@ const NAME: &str = "kubevirt";
 /// # Errors
 /// The API server refused.
 pub async fn ensure(client: &Client) -> Result<ClusterConfig, kube::Error> {
-    let all = Api::<KubeVirt>::all(client.clone()).list(&ListParams::default()).await?;
+    let all = Api::<KubeVirt>::all(client.clone())
+        .list(&ListParams::default())
+        .await?;
     let found = match all.items.into_iter().next() {
         Some(found) => found,
         None => {
@@ -38,21 +40,23 @@ pub async fn ensure(client: &Client) -> Result<ClusterConfig, kube::Error> {
         }
     };
     let version = env!("CARGO_PKG_VERSION");
-    let current = found.status.as_ref().and_then(|status| status.observed_kube_virt_version.as_deref());
+    let current = found
+        .status
+        .as_ref()
+        .and_then(|status| status.observed_kube_virt_version.as_deref());
     if current != Some(version) {
         let namespace = found.namespace().unwrap_or_else(|| NAMESPACE.to_owned());
         let api = Api::<KubeVirt>::namespaced(client.clone(), &namespace);
         let status = Patch::Merge(json!({ "status": status(version) }));
-        api.patch_status(&found.name_any(), &PatchParams::default(), &status).await?;
+        api.patch_status(&found.name_any(), &PatchParams::default(), &status)
+            .await?;
     }
     Ok(config(&found))
 }
 
 fn status(version: &str) -> Value {
     let now = Timestamp::now();
-    let condition = |kind: &str, status: &str, reason: &str, message: &str| {
-        json!({ "type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": now })
-    };
+    let condition = |kind: &str, status: &str, reason: &str, message: &str| json!({ "type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": now });
     json!({
         "phase": "Deployed",
         "operatorVersion": version, "observedKubeVirtVersion": version, "targetKubeVirtVersion": version,

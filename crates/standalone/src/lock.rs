@@ -54,8 +54,16 @@ impl Lock {
     /// See [`LockError`].
     pub fn take(data: &DataDir) -> Result<Self, LockError> {
         let path = data.lock();
-        let failed = |source: io::Error| LockError::File { path: path.clone(), source };
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let failed = |source: io::Error| LockError::File {
+            path: path.clone(),
+            source,
+        };
+        let open = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path);
         match Flock::lock(open.map_err(failed)?, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self(lock)),
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => Err(LockError::Held(read_from(&mut file))),
@@ -112,7 +120,11 @@ mod tests {
             version: "0".into(),
             ready: true,
         };
-        lock.tell(&Running { url: "https://127.0.0.1:16443/longer".into(), ..told.clone() }).unwrap();
+        lock.tell(&Running {
+            url: "https://127.0.0.1:16443/longer".into(),
+            ..told.clone()
+        })
+        .unwrap();
         lock.tell(&told).unwrap();
         assert_eq!(running(&data), Some(Some(told)));
         drop(lock);

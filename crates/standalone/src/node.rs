@@ -41,7 +41,14 @@ impl Facts {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let memory = read("/proc/meminfo")
             .lines()
-            .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok())
+            .find_map(|line| {
+                line.strip_prefix("MemTotal:")?
+                    .trim()
+                    .strip_suffix("kB")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            })
             .unwrap_or(0);
         let storage = nix::sys::statvfs::statvfs(data).map_or(0, |fs| fs.blocks() * fs.fragment_size());
         let os_release = read("/etc/os-release");
@@ -118,7 +125,9 @@ impl Facts {
             let node: Node = serde_json::from_value(node).map_err(kube::Error::SerdeError)?;
             nodes.create(&PostParams::default(), &node).await?;
         } else {
-            nodes.patch(&self.name, &PatchParams::default(), &Patch::Merge(labels)).await?;
+            nodes
+                .patch(&self.name, &PatchParams::default(), &Patch::Merge(labels))
+                .await?;
         }
         let status = Patch::Merge(json!({ "status": self.status(Timestamp::now()) }));
         nodes.patch_status(&self.name, &PatchParams::default(), &status).await?;
@@ -137,13 +146,19 @@ fn arch() -> &'static str {
 
 /// The host name as a DNS label.
 fn host_name() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    let name = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok())
+        .unwrap_or_default();
     label(&name)
 }
 
 fn label(name: &str) -> String {
     let lower = name.to_ascii_lowercase();
-    let clean: String = lower.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    let clean: String = lower
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
+        .collect();
     let clean: String = clean.trim_matches(['-', '.']).chars().take(63).collect();
     if clean.is_empty() { "ferrovirt".into() } else { clean }
 }
@@ -165,7 +180,12 @@ mod tests {
 
     #[test]
     fn host_names_become_labels() {
-        for (name, expected) in [("Node_1", "node-1"), ("-a.b-", "a.b"), ("", "ferrovirt"), ("___", "ferrovirt")] {
+        for (name, expected) in [
+            ("Node_1", "node-1"),
+            ("-a.b-", "a.b"),
+            ("", "ferrovirt"),
+            ("___", "ferrovirt"),
+        ] {
             assert_eq!(label(name), expected);
         }
     }

@@ -77,7 +77,10 @@ fn control_plane(running: &Running) -> String {
     let seconds = running.since.duration_until(Timestamp::now()).as_secs();
     let up = HumanDuration(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)));
     let state = if running.ready { "running" } else { "not ready" };
-    format!("{state}, version {}, pid {}, up {up}, {}", running.version, running.pid, running.url)
+    format!(
+        "{state}, version {}, pid {}, up {up}, {}",
+        running.version, running.pid, running.url
+    )
 }
 
 /// Guests outlive the control plane.
@@ -88,7 +91,13 @@ fn still_running(data: &DataDir, out: &mut String) -> std::fmt::Result {
     }
     writeln!(out, "\nThese guests go on running:")?;
     for pod in pods {
-        writeln!(out, "  {}/{} since {}", pod.namespace, pod.name, pod.since.strftime("%Y-%m-%d %H:%M:%SZ"))?;
+        writeln!(
+            out,
+            "  {}/{} since {}",
+            pod.namespace,
+            pod.name,
+            pod.since.strftime("%Y-%m-%d %H:%M:%SZ")
+        )?;
     }
     Ok(())
 }
@@ -97,9 +106,15 @@ fn images(data: &DataDir, out: &mut String) {
     if !data.images().exists() {
         return;
     }
-    let list = ImageStore::open(&data.images()).and_then(|store| store.list()).unwrap_or_default();
+    let list = ImageStore::open(&data.images())
+        .and_then(|store| store.list())
+        .unwrap_or_default();
     let size: u64 = list.values().map(|entry| entry.size).sum();
-    let text = format!("{} ({}); `ferrovirt image list` shows them", list.len(), BinaryBytes(size));
+    let text = format!(
+        "{} ({}); `ferrovirt image list` shows them",
+        list.len(),
+        BinaryBytes(size)
+    );
     line(out, "Images", &text);
 }
 
@@ -113,7 +128,8 @@ struct Seen {
 
 impl Seen {
     async fn gather(data: &DataDir) -> anyhow::Result<Self> {
-        let kubeconfig = kube::config::Kubeconfig::read_from(data.kubeconfig()).context("cannot read the kubeconfig")?;
+        let kubeconfig =
+            kube::config::Kubeconfig::read_from(data.kubeconfig()).context("cannot read the kubeconfig")?;
         let options = kube::config::KubeConfigOptions::default();
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
         let client = Client::try_from(config)?;
@@ -128,13 +144,21 @@ impl Seen {
             list("kubevirt.io", "VirtualMachine"),
             list("kubevirt.io", "VirtualMachineInstance"),
         )?;
-        Ok(Self { nodes, pods, machines, instances })
+        Ok(Self {
+            nodes,
+            pods,
+            machines,
+            instances,
+        })
     }
 
     fn show(&self, out: &mut String, problems: &mut Vec<String>) {
         for node in &self.nodes {
             let kvm = node.labels().get("node.ferrovirt.io/kvm").map(String::as_str);
-            let why = node.annotations().get("node.ferrovirt.io/kvm-reason").map_or("", String::as_str);
+            let why = node
+                .annotations()
+                .get("node.ferrovirt.io/kvm-reason")
+                .map_or("", String::as_str);
             let how = match kvm {
                 Some("true") => "KVM".to_owned(),
                 Some(_) => format!("emulated (TCG), {why}"),
@@ -157,7 +181,11 @@ impl Seen {
     fn node(&self, node: &DynamicObject) -> String {
         let name = node.name_any();
         let mine = |pod: &&DynamicObject| pod.data["spec"]["nodeName"] == name.as_str() && !is_over(pod);
-        let requested = self.pods.iter().filter(mine).filter_map(|pod| serde_json::from_value(pod.data["spec"].clone()).ok());
+        let requested = self
+            .pods
+            .iter()
+            .filter(mine)
+            .filter_map(|pod| serde_json::from_value(pod.data["spec"].clone()).ok());
         let mut used = crate::scheduler::Amounts::new();
         for spec in requested {
             crate::scheduler::add(&mut used, &crate::scheduler::requests(&spec));
@@ -176,14 +204,25 @@ impl Seen {
 
     fn rows(&self, problems: &mut Vec<String>) -> Vec<[String; 6]> {
         let instance = |of: &DynamicObject| {
-            self.instances.iter().find(|vmi| (vmi.namespace(), vmi.name_any()) == (of.namespace(), of.name_any()))
+            self.instances
+                .iter()
+                .find(|vmi| (vmi.namespace(), vmi.name_any()) == (of.namespace(), of.name_any()))
         };
         let row = |object: &DynamicObject, vmi: Option<&DynamicObject>, status: &str| {
             let template = &object.data["spec"]["template"]["spec"];
             let spec = vmi.map_or(template, |vmi| &vmi.data["spec"]);
-            let ip = vmi.and_then(|vmi| vmi.data["status"]["interfaces"][0]["ipAddress"].as_str()).unwrap_or("");
+            let ip = vmi
+                .and_then(|vmi| vmi.data["status"]["interfaces"][0]["ipAddress"].as_str())
+                .unwrap_or("");
             let namespace = object.namespace().unwrap_or_default();
-            [namespace, object.name_any(), status.to_owned(), ip.to_owned(), cpus(spec), memory(spec)]
+            [
+                namespace,
+                object.name_any(),
+                status.to_owned(),
+                ip.to_owned(),
+                cpus(spec),
+                memory(spec),
+            ]
         };
         let mut rows = Vec::new();
         for vm in &self.machines {
@@ -193,7 +232,12 @@ impl Seen {
             }
             rows.push(row(vm, instance(vm), status));
         }
-        let alone = |vmi: &&DynamicObject| !self.machines.iter().any(|vm| (vm.namespace(), vm.name_any()) == (vmi.namespace(), vmi.name_any()));
+        let alone = |vmi: &&DynamicObject| {
+            !self
+                .machines
+                .iter()
+                .any(|vm| (vm.namespace(), vm.name_any()) == (vmi.namespace(), vmi.name_any()))
+        };
         for vmi in self.instances.iter().filter(alone) {
             rows.push(row(vmi, Some(vmi), vmi.data["status"]["phase"].as_str().unwrap_or("")));
         }
@@ -225,7 +269,10 @@ fn cpus(spec: &Value) -> String {
 fn memory(spec: &Value) -> String {
     let domain = &spec["domain"];
     let guest = domain["memory"]["guest"].as_str();
-    guest.or(domain["resources"]["requests"]["memory"].as_str()).unwrap_or("").to_owned()
+    guest
+        .or(domain["resources"]["requests"]["memory"].as_str())
+        .unwrap_or("")
+        .to_owned()
 }
 
 fn amount(value: &Value) -> u64 {
@@ -234,11 +281,21 @@ fn amount(value: &Value) -> u64 {
 }
 
 fn table(header: &[String; 6], rows: &[[String; 6]]) -> String {
-    let width = |column: usize| rows.iter().chain([header]).map(|row| row[column].len()).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .chain([header])
+            .map(|row| row[column].len())
+            .max()
+            .unwrap_or(0)
+    };
     let widths: Vec<usize> = (0..header.len()).map(width).collect();
     let mut out = String::new();
     for row in [header].into_iter().chain(rows) {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
         let _ = writeln!(out, "{}", cells.join("  ").trim_end());
     }
     out

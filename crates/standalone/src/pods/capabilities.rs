@@ -24,8 +24,7 @@ const LIBVIRTD: [&str; 2] = ["/usr/sbin/libvirtd", "/usr/bin/libvirtd"];
 
 /// Makes the cache, unless it was made for what there is now. Only logs when that fails: guests start without, but slower.
 pub(super) async fn prepare(config: &RunnerConfig) {
-    let mut kvm = config.kvm.clone();
-    let kvm = kvm.wait_for(Option::is_some).await.is_ok_and(|kvm| *kvm == Some(true));
+    let kvm = config.kvm_works().await;
     let directory = config.data.capability_cache();
     let stamp_file = config.data.path().join("cache/libvirt-qemu.stamp");
     let stamp = stamp(kvm);
@@ -40,7 +39,9 @@ pub(super) async fn prepare(config: &RunnerConfig) {
                 warn!(%error, "QEMU's capabilities will be prepared again next time");
             }
         }
-        Ok(exit) => warn!(?exit, log = %log.display(), "cannot prepare QEMU's capabilities; guests start some seconds later"),
+        Ok(exit) => {
+            warn!(?exit, log = %log.display(), "cannot prepare QEMU's capabilities; guests start some seconds later");
+        }
         Err(error) => warn!(%error, "cannot prepare QEMU's capabilities; guests start some seconds later"),
     }
 }
@@ -49,21 +50,36 @@ pub(super) async fn prepare(config: &RunnerConfig) {
 fn stamp(kvm: bool) -> String {
     let modified = |path: &Path| {
         let modified = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-        modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_nanos())
+        modified
+            .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+            .map_or(0, |age| age.as_nanos())
     };
-    let qemu = fs::read_dir("/usr/bin").into_iter().flatten().flatten().map(|entry| entry.path());
-    let qemu = qemu.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("qemu-system-")));
+    let qemu = fs::read_dir("/usr/bin")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let qemu = qemu.filter(|path| {
+        path.file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with("qemu-system-"))
+    });
     let mut executables: Vec<PathBuf> = qemu.chain(LIBVIRTD.map(PathBuf::from)).collect();
     executables.sort();
-    let executables: Vec<String> =
-        executables.iter().map(|path| format!("{} {}\n", path.display(), modified(path))).collect();
+    let executables: Vec<String> = executables
+        .iter()
+        .map(|path| format!("{} {}\n", path.display(), modified(path)))
+        .collect();
     let kernel = fs::read_to_string("/proc/sys/kernel/version").unwrap_or_default();
     format!("{kernel}kvm {kvm}\n{}", executables.concat())
 }
 
 async fn run(config: &RunnerConfig, directory: &Path, log: &Path) -> io::Result<Exit> {
     fs::create_dir_all(directory)?;
-    chown(directory, Some(Uid::from_raw(DEFAULT_USER)), Some(Gid::from_raw(DEFAULT_USER)))?;
+    chown(
+        directory,
+        Some(Uid::from_raw(DEFAULT_USER)),
+        Some(Gid::from_raw(DEFAULT_USER)),
+    )?;
     let _ = fs::remove_file(log);
     let runtime = config.data.runtime();
     let spec = ContainerSpec {
@@ -88,8 +104,13 @@ async fn run(config: &RunnerConfig, directory: &Path, log: &Path) -> io::Result<
             groups: vec![DEFAULT_USER],
             capabilities: Vec::new(),
         },
-        command: ["/usr/bin/virt-launcher", "--prepare-capabilities", CAPABILITY_CACHE_DIR].map(str::to_owned).into(),
-        env: BTreeMap::from([("PATH".to_owned(), DEFAULT_PATH.to_owned()), ("HOME".to_owned(), "/tmp".to_owned())]),
+        command: ["/usr/bin/virt-launcher", "--prepare-capabilities", CAPABILITY_CACHE_DIR]
+            .map(str::to_owned)
+            .into(),
+        env: BTreeMap::from([
+            ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
+            ("HOME".to_owned(), "/tmp".to_owned()),
+        ]),
         cwd: "/".into(),
     };
     let started = Process::start(&config.executable, &spec, async |_| Ok(())).await;

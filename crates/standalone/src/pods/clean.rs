@@ -34,7 +34,9 @@ pub struct RunningPod {
 
 fn records(data: &DataDir) -> Vec<PodRecord> {
     let directories = fs::read_dir(data.pods()).into_iter().flatten().flatten();
-    directories.filter_map(|directory| PodRecord::load(&directory.path()).ok()?).collect()
+    directories
+        .filter_map(|directory| PodRecord::load(&directory.path()).ok()?)
+        .collect()
 }
 
 /// The containers of a record that still run.
@@ -42,8 +44,13 @@ fn alive(record: &PodRecord) -> Vec<(String, Process)> {
     if record.boot != boot_id() {
         return Vec::new();
     }
-    let unended = record.containers.iter().filter(|(_, container)| container.ended.is_none());
-    unended.filter_map(|(name, container)| Some((name.clone(), Process::adopt(container.process).ok()?))).collect()
+    let unended = record
+        .containers
+        .iter()
+        .filter(|(_, container)| container.ended.is_none());
+    unended
+        .filter_map(|(name, container)| Some((name.clone(), Process::adopt(container.process).ok()?)))
+        .collect()
 }
 
 /// The pods of a data directory of which something runs, whether or not a control plane does. Needs a tokio runtime.
@@ -51,18 +58,41 @@ fn alive(record: &PodRecord) -> Vec<(String, Process)> {
 pub fn running_pods(data: &DataDir) -> Vec<RunningPod> {
     let running = records(data).into_iter().filter(|record| !alive(record).is_empty());
     running
-        .map(|PodRecord { namespace, name, started_at, .. }| RunningPod { namespace, name, since: started_at })
+        .map(
+            |PodRecord {
+                 namespace,
+                 name,
+                 started_at,
+                 ..
+             }| RunningPod {
+                namespace,
+                name,
+                since: started_at,
+            },
+        )
         .collect()
 }
 
 /// Stops all pods of a data directory on which no control plane runs: SIGTERM, the pod's grace, SIGKILL. Their ends are
 /// written down for the next control plane. Returns how many there were.
 pub async fn stop_pods(data: &DataDir, told: impl Fn(&RunningPod)) -> usize {
-    let stopping = records(data).into_iter().filter(|record| !alive(record).is_empty()).map(|record| {
-        let PodRecord { namespace, name, started_at, .. } = record.clone();
-        told(&RunningPod { namespace, name, since: started_at });
-        stop_pod(data, record)
-    });
+    let stopping = records(data)
+        .into_iter()
+        .filter(|record| !alive(record).is_empty())
+        .map(|record| {
+            let PodRecord {
+                namespace,
+                name,
+                started_at,
+                ..
+            } = record.clone();
+            told(&RunningPod {
+                namespace,
+                name,
+                since: started_at,
+            });
+            stop_pod(data, record)
+        });
     join_all(stopping).await.len()
 }
 
@@ -82,7 +112,11 @@ async fn stop_pod(data: &DataDir, mut record: PodRecord) {
             }
         };
         if let Some(container) = record.containers.get_mut(&name) {
-            container.ended = Some(Ended { exit, at: Timestamp::now(), out_of_memory: false });
+            container.ended = Some(Ended {
+                exit,
+                at: Timestamp::now(),
+                out_of_memory: false,
+            });
         }
         grace = SIDECAR_GRACE;
     }
@@ -101,8 +135,13 @@ pub async fn remove_pods(data: &DataDir, network: &NetworkConfig) {
 
 /// Ends everything of a pod that the API no longer knows.
 pub(super) async fn remove_orphan(context: &Context, record: PodRecord) {
-    let PodRecord { uid, namespace, name, .. } = &record;
-    info!(pod = name, namespace, uid, "removing a pod that the API no longer knows");
+    let PodRecord {
+        uid, namespace, name, ..
+    } = &record;
+    info!(
+        pod = name,
+        namespace, uid, "removing a pod that the API no longer knows"
+    );
     for (_, process) in alive(&record) {
         process.signal(Signal::KILL);
         process.exited().await;
@@ -111,8 +150,25 @@ pub(super) async fn remove_orphan(context: &Context, record: PodRecord) {
 }
 
 async fn remove_pod(data: &DataDir, network: &NetworkConfig, record: &PodRecord) {
-    let PodRecord { uid, namespace, name, ports, network: attachment, .. } = record;
-    network.detach(&Sandbox { uid, namespace, name, ports }, attachment.as_ref()).await;
+    let PodRecord {
+        uid,
+        namespace,
+        name,
+        ports,
+        network: attachment,
+        ..
+    } = record;
+    network
+        .detach(
+            &Sandbox {
+                uid,
+                namespace,
+                name,
+                ports,
+            },
+            attachment.as_ref(),
+        )
+        .await;
     cgroup::remove(uid);
     let directory = data.pods().join(uid);
     remove_volumes(&directory).await;
@@ -141,7 +197,10 @@ pub(super) async fn remove_volumes(directory: &Path) {
 /// Unmounts everything at or below a directory.
 pub(crate) fn unmount_below(directory: &Path) -> io::Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let points = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from);
     let mut inside: Vec<PathBuf> = points.filter(|path| path.starts_with(directory)).collect();
     inside.sort();
     for path in inside.iter().rev() {

@@ -38,6 +38,12 @@ impl RunnerConfig {
             .is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '@']))
     }
 
+    /// Waits until it is known whether KVM works, and says so.
+    pub(super) async fn kvm_works(&self) -> bool {
+        let mut kvm = self.kvm.clone();
+        kvm.wait_for(Option::is_some).await.is_ok_and(|kvm| *kvm == Some(true))
+    }
+
     /// What is laid over `/usr` of the host: file on the host, path in the container.
     pub(super) fn executables(&self) -> Vec<(PathBuf, PathBuf)> {
         vec![

@@ -3,8 +3,8 @@
 //! It watches the pods that are bound to its node and runs one task per pod (see the diagram in [`pod`]). What it must not
 //! forget is in the pods' directories; stopping it, however suddenly, stops no container.
 
-mod cgroup;
 pub mod capabilities;
+mod cgroup;
 pub mod clean;
 pub mod config;
 mod container;
@@ -38,10 +38,10 @@ use tracing::{info, warn};
 
 use crate::events::Events;
 use crate::images::ImageStore;
+use clean::{remove_orphan, remove_volumes};
 use config::RunnerConfig;
 use kubelet::{LogLimits, NodeKubelet};
 use network::NetworkError;
-use clean::{remove_orphan, remove_volumes};
 use pod::{Context, PodTask};
 use state::{PodRecord, boot_id};
 

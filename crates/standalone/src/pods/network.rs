@@ -254,7 +254,12 @@ impl NetworkConfig {
             let connection = tokio::spawn(connection);
             let mut found = handle.link().get().match_name(self.bridge.clone()).execute();
             if let Ok(Some(bridge)) = found.try_next().await {
-                handle.link().del(bridge.header.index).execute().await.map_err(io::Error::other)?;
+                handle
+                    .link()
+                    .del(bridge.header.index)
+                    .execute()
+                    .await
+                    .map_err(io::Error::other)?;
             }
             connection.abort();
             Ok::<_, io::Error>(())

@@ -49,13 +49,18 @@ impl Home {
         let directory = data.apiserver();
         let pki = Pki::load_or_create(&directory.join("pki"), &names(args.listen.ip()))?;
         let mut config = Config::new(Storage::File(directory.join("store.db")));
-        config.crds = ferrovirt_api::crds().iter().map(serde_json::to_value).collect::<Result<_, _>>()?;
+        config.crds = ferrovirt_api::crds()
+            .iter()
+            .map(serde_json::to_value)
+            .collect::<Result<_, _>>()?;
         config.namespaces = vec![kubevirt::NAMESPACE.to_owned()];
         config.token_key = Some(pki.token_key());
         let server = ApiServer::open(config).await?;
         let client = |name: &str| server.client(component(name));
 
-        let cluster = kubevirt::ensure(&client("kubevirt-operator")).await.context("cannot write the KubeVirt object")?;
+        let cluster = kubevirt::ensure(&client("kubevirt-operator"))
+            .await
+            .context("cannot write the KubeVirt object")?;
         let (config, config_seen) = watch::channel(Arc::new(cluster));
         let admission = Admission::new(client("kubevirt-apiserver"), config_seen);
         server.set_admission(Arc::new(VirtAdmission(admission)));
@@ -76,10 +81,17 @@ impl Home {
             kvm: kvm_seen,
         };
         let images = ImageStore::open(&data.images()).context("cannot open the image store")?;
-        let runner = PodRunner::new(runner_config, server.client(UserInfo::admin(&format!("system:node:{}", facts.name))), images);
+        let runner = PodRunner::new(
+            runner_config,
+            server.client(UserInfo::admin(&format!("system:node:{}", facts.name))),
+            images,
+        );
         let runner = Arc::new(runner.await?);
         server.set_kubelet(runner.kubelet());
-        facts.publish(&client("kubevirt-operator")).await.context("cannot write the Node object")?;
+        facts
+            .publish(&client("kubevirt-operator"))
+            .await
+            .context("cannot write the Node object")?;
 
         pki.write_kubeconfig(&data.kubeconfig(), url, "ferrovirt")?;
         let mut handler = virt_handler::Options::new(&facts.name, data.pods(), data.path().join("handler"));
@@ -89,12 +101,28 @@ impl Home {
             Kvm::Off => KvmMode::Off,
             Kvm::Force => KvmMode::Force,
         };
-        Ok(Self { tls: pki.server_config()?, server, runner, config, kvm, handler, agent })
+        Ok(Self {
+            tls: pki.server_config()?,
+            server,
+            runner,
+            config,
+            kvm,
+            handler,
+            agent,
+        })
     }
 
     /// Runs everything until a signal, or until a part fails.
     pub(super) async fn run(self, listener: TcpListener, mut termination: Termination) -> Result<(), TaskError> {
-        let Self { server, tls, runner, config, kvm, handler, agent } = self;
+        let Self {
+            server,
+            tls,
+            runner,
+            config,
+            kvm,
+            handler,
+            agent,
+        } = self;
         let mut parts = Supervisor::default();
         let client = |name: &str| server.client(component(name));
 
@@ -104,7 +132,10 @@ impl Home {
             Ok::<_, std::io::Error>(())
         });
         let config_seen = config.subscribe();
-        parts.critical("the configuration", kubevirt::follow(client("kubevirt-operator"), config, parts.token()));
+        parts.critical(
+            "the configuration",
+            kubevirt::follow(client("kubevirt-operator"), config, parts.token()),
+        );
         parts.critical("the scheduler", scheduler::run(client("kube-scheduler"), parts.token()));
         let options = virt_controller::Options {
             launcher_image: format!("{IMAGE}:{}", env!("CARGO_PKG_VERSION")),
@@ -163,7 +194,10 @@ fn component(name: &str) -> UserInfo {
 fn names(listen: IpAddr) -> Vec<String> {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let address = (!listen.is_unspecified()).then(|| listen.to_string());
-    host.into_iter().chain(address).filter(|name| !name.is_empty()).collect()
+    host.into_iter()
+        .chain(address)
+        .filter(|name| !name.is_empty())
+        .collect()
 }
 
 /// Each watch, log and guest takes a few descriptors.

@@ -27,7 +27,10 @@ pub(super) fn start(args: &UpArgs, data: &DataDir) -> anyhow::Result<()> {
     let begin = log.metadata()?.len();
     let executable = std::env::current_exe().context("cannot tell where this executable is")?;
     let mut command = Command::new(executable);
-    command.arg0("ferrovirt").args(["up", "--detached", "--data-dir"]).arg(data.path());
+    command
+        .arg0("ferrovirt")
+        .args(["up", "--detached", "--data-dir"])
+        .arg(data.path());
     command.arg("--listen").arg(args.listen.to_string());
     command.arg(format!("--v={}", args.log.verbosity));
     for (option, value) in [("--node-name", &args.node_name), ("--pod-subnet", &args.pod_subnet)] {
@@ -38,7 +41,12 @@ pub(super) fn start(args: &UpArgs, data: &DataDir) -> anyhow::Result<()> {
     if let Some(kvm) = clap::ValueEnum::to_possible_value(&args.kvm) {
         command.args(["--kvm", kvm.get_name()]);
     }
-    let child = command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn();
+    let child = command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn();
     let mut child = child.context("cannot start the control plane")?;
     let mut said = String::new();
     if let Some(mut stdout) = child.stdout.take() {
@@ -50,8 +58,13 @@ pub(super) fn start(args: &UpArgs, data: &DataDir) -> anyhow::Result<()> {
         let status = child.wait()?;
         let text = fs::read(&path).unwrap_or_default();
         let new = text.get(usize::try_from(begin).unwrap_or(0)..).unwrap_or_default();
-        let end = String::from_utf8_lossy(&new[new.len().saturating_sub(LOG_END)..]).trim().to_owned();
-        bail!("the control plane did not start ({status}); the end of {}:\n{end}", path.display());
+        let end = String::from_utf8_lossy(&new[new.len().saturating_sub(LOG_END)..])
+            .trim()
+            .to_owned();
+        bail!(
+            "the control plane did not start ({status}); the end of {}:\n{end}",
+            path.display()
+        );
     }
     println!("Log: {}", path.display());
     Ok(())
@@ -64,7 +77,10 @@ pub(super) fn detach() -> anyhow::Result<()> {
 
 /// In the process that stays: the starter has heard enough.
 pub(super) fn let_go(log: &Path) -> anyhow::Result<()> {
-    let log = File::options().append(true).open(log).with_context(|| format!("cannot write the log {}", log.display()))?;
+    let log = File::options()
+        .append(true)
+        .open(log)
+        .with_context(|| format!("cannot write the log {}", log.display()))?;
     nix::unistd::dup2_stdout(log)?;
     Ok(())
 }

@@ -17,9 +17,22 @@ pub(crate) fn all(data: &DataDir) -> Vec<String> {
         return vec!["you are not root: run it with sudo".into()];
     }
     problems.extend(qemu_missing());
-    problems.extend(missing("libvirtd", &["/usr/sbin/libvirtd", "/usr/bin/libvirtd"], "libvirt-daemon"));
-    problems.extend(missing("nft", &["/usr/sbin/nft", "/usr/bin/nft", "/sbin/nft"], "nftables"));
-    problems.extend(PLUGINS.iter().find_map(|plugin| find_plugin(plugin).err()).map(|error| error.to_string()));
+    problems.extend(missing(
+        "libvirtd",
+        &["/usr/sbin/libvirtd", "/usr/bin/libvirtd"],
+        "libvirt-daemon",
+    ));
+    problems.extend(missing(
+        "nft",
+        &["/usr/sbin/nft", "/usr/bin/nft", "/sbin/nft"],
+        "nftables",
+    ));
+    problems.extend(
+        PLUGINS
+            .iter()
+            .find_map(|plugin| find_plugin(plugin).err())
+            .map(|error| error.to_string()),
+    );
     if !Path::new("/dev/net/tun").exists() {
         problems.push("there is no /dev/net/tun, which guests' network needs: modprobe tun".into());
     }
@@ -33,7 +46,11 @@ pub(crate) fn all(data: &DataDir) -> Vec<String> {
 
 fn qemu_missing() -> Option<String> {
     let system = format!("qemu-system-{}", std::env::consts::ARCH);
-    let package = if std::env::consts::ARCH == "aarch64" { "qemu-system-arm" } else { "qemu-system-x86" };
+    let package = if std::env::consts::ARCH == "aarch64" {
+        "qemu-system-arm"
+    } else {
+        "qemu-system-x86"
+    };
     let path = format!("/usr/bin/{system}");
     missing(&system, &[&path], package).or_else(|| missing("qemu-img", &["/usr/bin/qemu-img"], "qemu-utils"))
 }
@@ -41,14 +58,21 @@ fn qemu_missing() -> Option<String> {
 fn missing(what: &str, places: &[&str], package: &str) -> Option<String> {
     let there = places.iter().any(|place| Path::new(place).is_file());
     (!there).then(|| {
-        format!("{what} is not installed: apt install {package} (on Debian 12: apt install -t bookworm-backports {package})")
+        format!(
+            "{what} is not installed: apt install {package} (on Debian 12: apt install -t bookworm-backports {package})"
+        )
     })
 }
 
 fn has_overlay() -> bool {
     let known = || std::fs::read_to_string("/proc/filesystems").is_ok_and(|list| list.contains("\toverlay"));
     // The module may be there without being loaded; mounting would load it, but telling is better before.
-    known() || (std::process::Command::new("modprobe").arg("overlay").status().is_ok_and(|status| status.success()) && known())
+    known()
+        || (std::process::Command::new("modprobe")
+            .arg("overlay")
+            .status()
+            .is_ok_and(|status| status.success())
+            && known())
 }
 
 /// The launcher's executable: beside this one.
@@ -58,7 +82,10 @@ pub(crate) fn launcher() -> Result<PathBuf, String> {
     if launcher.is_file() {
         Ok(launcher)
     } else {
-        Err(format!("virt-launcher is not beside {}: build or install both (cargo build -p virt-launcher)", me.display()))
+        Err(format!(
+            "virt-launcher is not beside {}: build or install both (cargo build -p virt-launcher)",
+            me.display()
+        ))
     }
 }
 

@@ -41,12 +41,14 @@ pub enum Kvm {
 
 /// Start the control plane
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Without --background it runs until Ctrl+C; guests go on running, and the next `ferrovirt up` finds them again.
+#[command(
+    after_help = "Without --background it runs until Ctrl+C; guests go on running, and the next `ferrovirt up` finds them again.
 
 Examples:
   ferrovirt up                                     # in the foreground, state in /var/lib/ferrovirt
   ferrovirt up --background                        # returns when the API server is ready; log in DIR/logs
-  ferrovirt up --data-dir /tmp/try --listen 127.0.0.1:7443")]
+  ferrovirt up --data-dir /tmp/try --listen 127.0.0.1:7443"
+)]
 pub struct UpArgs {
     /// Address of the API server
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:6443")]
@@ -96,7 +98,11 @@ pub fn run(args: &UpArgs, data_dir: PathBuf) -> anyhow::Result<()> {
     }
     logs::init(args.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::thread::available_parallelism().map_or(2, std::num::NonZero::get).clamp(2, 4))
+        .worker_threads(
+            std::thread::available_parallelism()
+                .map_or(2, std::num::NonZero::get)
+                .clamp(2, 4),
+        )
         .enable_all()
         .build()?;
     runtime.block_on(serve(args, &data, begun))
@@ -125,10 +131,15 @@ async fn serve(args: &UpArgs, data: &DataDir, begun: Instant) -> anyhow::Result<
         Err(LockError::Held(Some(running))) => return already(&running, data, false),
         other => other?,
     };
-    let listener = TcpListener::bind(args.listen).await.with_context(|| match checks::is_taken(args.listen) {
-        true => format!("another program listens on {}; choose another address with --listen", args.listen),
-        false => format!("cannot listen on {}", args.listen),
-    })?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| match checks::is_taken(args.listen) {
+            true => format!(
+                "another program listens on {}; choose another address with --listen",
+                args.listen
+            ),
+            false => format!("cannot listen on {}", args.listen),
+        })?;
     let url = format!("https://{}", listener.local_addr()?);
     let mut running = Running {
         pid: i32::try_from(std::process::id())?,
@@ -177,5 +188,7 @@ fn summary(url: &str, data: &DataDir, begun: Instant) {
         data.kubeconfig().display(),
     );
     // Nobody need be there to read it.
-    let _ = std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush());
+    let _ = std::io::stdout()
+        .write_all(text.as_bytes())
+        .and_then(|()| std::io::stdout().flush());
 }

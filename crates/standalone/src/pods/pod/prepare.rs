@@ -136,8 +136,7 @@ async fn attempt(
         directory: &directory,
         group: group(&pod),
     };
-    let mut kvm = context.config.kvm.clone();
-    let (network, volumes, _) = tokio::join!(network, volumes.run(), kvm.wait_for(Option::is_some));
+    let (network, volumes, _) = tokio::join!(network, volumes.run(), context.config.kvm_works());
     (network, volumes)
 }
 
