@@ -124,11 +124,9 @@ pub fn exec_main(text: &str) -> i32 {
 
 fn enter_container(text: &str) -> Result<std::convert::Infallible, InitError> {
     let spec: ExecSpec = serde_json::from_str(text).step(|| "read the command".into())?;
-    let pid = rustix::process::Pid::from_raw(spec.pid)
-        .ok_or("not a process")
+    // We are in the container's PID namespace, where its first process is number 1.
+    let container = rustix::process::pidfd_open(rustix::process::Pid::INIT, rustix::process::PidfdFlags::empty())
         .step(|| "find the container".into())?;
-    let container =
-        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).step(|| "find the container".into())?;
     let namespaces =
         CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
     setns(container, namespaces).step(|| "enter the container".into())?;

@@ -80,8 +80,6 @@ pub struct Device {
 /// A command to run in a container that runs already: JSON, the argument of `container-exec`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ExecSpec {
-    /// Process 1 of the container, as the pod runner sees it.
-    pub pid: i32,
     /// Who it runs as.
     pub user: User,
     /// Command and arguments.

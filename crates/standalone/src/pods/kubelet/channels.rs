@@ -1,6 +1,8 @@
 //! Kubernetes' remote command protocol over websockets: `v5.channel.k8s.io` and `v4.channel.k8s.io`.
 //! Each binary message begins with the number of its channel.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
@@ -11,12 +13,16 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_tungstenite::tungstenite::protocol::{Message, Role};
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role};
 
 use super::Failure;
 
 /// Newest first.
 const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+
+/// How long a client may take to answer our close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 const STDIN: u8 = 0;
 pub(super) const STDOUT: u8 = 1;
@@ -129,7 +135,15 @@ impl Channels {
     /// Says how it ended, and ends.
     pub(super) async fn finish(mut self, status: &Value) {
         self.send(ERROR, status.to_string().as_bytes()).await;
-        let _ = self.0.close(None).await;
+        let normal = CloseFrame {
+            code: CloseCode::Normal,
+            reason: "".into(),
+        };
+        if self.0.close(Some(normal)).await.is_ok() {
+            // The client closes, too; it must not find the connection gone before.
+            let answer = async { while self.receive().await.is_some() {} };
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, answer).await;
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -16,7 +17,9 @@ use http::{Request, Response};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use nix::sched::{CloneFlags, setns};
+use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -25,7 +28,7 @@ use super::super::container::{environment, user};
 use super::super::init::EXEC_SUBCOMMAND;
 use super::super::pod::Context;
 use super::super::process::{Exit, Process, ProcessId};
-use super::super::spec::ExecSpec;
+use super::super::spec::{ExecSpec, User};
 use super::super::state::PodRecord;
 use super::channels::{Channels, FromClient, STDERR, STDOUT, accept};
 use super::{Failure, choose};
@@ -92,7 +95,6 @@ pub(super) async fn answer(
         env.insert("TERM".into(), "xterm".into());
     }
     let exec = ExecSpec {
-        pid: record.process.pid,
         user: user(spec, container).map_err(refused)?,
         command: query.command.clone(),
         env,
@@ -130,8 +132,8 @@ async fn start(executable: PathBuf, container: ProcessId, spec: &ExecSpec, stdin
     // Proves that the pid still means the container, and keeps it so.
     let alive = Process::adopt(container)?;
     let text = serde_json::to_string(spec)?;
-    let terminal = spec.tty.then(|| nix::pty::openpty(None, None)).transpose()?;
-    let (mine, theirs) = terminal.map_or((None, None), |pty| (Some(pty.master), Some(pty.slave)));
+    let terminal = spec.tty.then(|| open_terminal(container, &spec.user)).transpose()?;
+    let (mine, theirs) = terminal.map_or((None, None), |(mine, theirs)| (Some(mine), Some(theirs)));
     let stdio = match &theirs {
         Some(slave) => [stdio(slave)?, stdio(slave)?, stdio(slave)?],
         None => [
@@ -190,6 +192,17 @@ async fn start(executable: PathBuf, container: ProcessId, spec: &ExecSpec, stdin
         stderr: Some(Box::new(stderr)),
         terminal: None,
     })
+}
+
+/// A terminal of the container's own `/dev/pts`, so that it has a name there: our end, and the process's.
+fn open_terminal(container: ProcessId, user: &User) -> io::Result<(OwnedFd, OwnedFd)> {
+    let multiplexer = format!("/proc/{}/root/dev/pts/ptmx", container.pid);
+    let flags = i32::try_from(OFlags::NOCTTY.bits()).map_err(io::Error::other)?;
+    let mine = File::options().read(true).write(true).custom_flags(flags).open(multiplexer)?;
+    unlockpt(&mine)?;
+    let theirs = ioctl_tiocgptpeer(&mine, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    std::os::unix::fs::fchown(&theirs, Some(user.uid), None)?;
+    Ok((mine.into(), theirs))
 }
 
 fn stdio(fd: &OwnedFd) -> io::Result<Stdio> {
