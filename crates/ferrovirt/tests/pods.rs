@@ -338,6 +338,28 @@ async fn a_pod_runs_is_reached_and_ends_gracefully() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sidecars_end_with_the_main_container_and_come_back_before() {
+    let home = Home::start().await;
+    let mut manifest = pod("p", "while [ ! -e /shared/end ]; do sleep 0.1; done; exit 0");
+    manifest["spec"]["initContainers"] = json!([{
+        "name": "side", "image": "ferrovirt/virt-launcher:0.1.0", "restartPolicy": "Always",
+        "command": ["/bin/sh", "-c", "if [ -e /shared/again ]; then touch /shared/end; trap 'exit 0' TERM; \
+            while :; do sleep 1 & wait $!; done; fi; touch /shared/again"],
+        "volumeMounts": [{"name": "shared", "mountPath": "/shared"}],
+    }]);
+    manifest["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "shared", "mountPath": "/shared"}]);
+    manifest["spec"]["volumes"] = json!([{"name": "shared", "emptyDir": {}}]);
+    let uid = home.create(manifest).await.uid().unwrap();
+    let pod = home.until_phase("p", "Succeeded").await;
+    let side = status(&pod).init_container_statuses.unwrap().remove(0);
+    assert_eq!(side.restart_count, 1);
+    assert!(side.state.unwrap().terminated.is_some());
+    home.pods().delete("p", &DeleteParams::default()).await.unwrap();
+    home.until_gone("p").await;
+    home.assert_clean(&uid).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_ignores_sigterm_is_killed_after_its_grace() {
     let home = Home::start().await;
     let uid = home

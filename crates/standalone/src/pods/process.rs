@@ -25,8 +25,8 @@ use super::sys;
 
 /// How long building a container's root may take.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long the exit status of somebody else's child is awaited after its end.
-const REAP_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the exit status of somebody else's child is awaited after its end; an init process reaps at once, most do.
+const REAP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What names a process for good: pids are used again, pairs of pid and start time are not (within one boot).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,8 +182,10 @@ impl Process {
         // Not our child: the kernel tells (since Linux 6.15) once its parent has reaped it.
         let told = async {
             loop {
-                if let Some(exit) = sys::exit_of_reaped(self.pidfd.as_fd()) {
-                    return exit;
+                match sys::exit_of_reaped(self.pidfd.as_fd()) {
+                    Ok(Some(exit)) => return exit,
+                    Ok(None) => {}
+                    Err(_) => return Exit::Unknown,
                 }
                 ready.clear_ready();
                 match self.pidfd.readable().await {

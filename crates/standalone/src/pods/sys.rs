@@ -28,24 +28,26 @@ struct PidfdInfo {
 
 nix::ioctl_readwrite!(pidfd_get_info, 0xFF, 11, PidfdInfo);
 
-/// The exit of a process that was not our child, once its parent has reaped it. `None` when it was not reaped yet,
-/// or the kernel (before 6.15) does not keep it.
-pub(super) fn exit_of_reaped(pidfd: BorrowedFd<'_>) -> Option<Exit> {
+/// The exit of a process that was not our child, once its parent has reaped it; `None` before.
+///
+/// # Errors
+/// The kernel (before 6.15) does not keep it.
+pub(super) fn exit_of_reaped(pidfd: BorrowedFd<'_>) -> nix::Result<Option<Exit>> {
     let mut info = PidfdInfo {
         mask: INFO_EXIT,
         ..PidfdInfo::default()
     };
     // SAFETY: the descriptor is open for the whole call, and `info` is a writable value of the size that is
     // part of the request's number, so the kernel writes no more than that.
-    unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) }.ok()?;
+    unsafe { pidfd_get_info(pidfd.as_raw_fd(), &raw mut info) }?;
     if info.mask & INFO_EXIT == 0 {
-        return None;
+        return Ok(None);
     }
     let status = info.exit_code;
-    Some(match status & 0x7f {
+    Ok(Some(match status & 0x7f {
         0 => Exit::Code((status >> 8) & 0xff),
         signal => Exit::Signal(signal),
-    })
+    }))
 }
 
 /// The process has ended, and waits for its parent to notice.

@@ -198,7 +198,11 @@ async fn start(executable: PathBuf, container: ProcessId, spec: &ExecSpec, stdin
 fn open_terminal(container: ProcessId, user: &User) -> io::Result<(OwnedFd, OwnedFd)> {
     let multiplexer = format!("/proc/{}/root/dev/pts/ptmx", container.pid);
     let flags = i32::try_from(OFlags::NOCTTY.bits()).map_err(io::Error::other)?;
-    let mine = File::options().read(true).write(true).custom_flags(flags).open(multiplexer)?;
+    let mine = File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(multiplexer)?;
     unlockpt(&mine)?;
     let theirs = ioctl_tiocgptpeer(&mine, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     std::os::unix::fs::fchown(&theirs, Some(user.uid), None)?;

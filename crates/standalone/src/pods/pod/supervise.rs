@@ -28,8 +28,8 @@ pub(super) const PUBLISH_RETRY: Duration = Duration::from_secs(1);
 const RESTART_BACKOFF: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
 /// After so long a run the pauses begin anew.
 const RESTART_FORGIVEN: Duration = Duration::from_secs(600);
-/// What sidecars always get to end, however late it is.
-const SIDECAR_GRACE: Duration = Duration::from_secs(2);
+/// What sidecars get to end after the main containers; ours need milliseconds.
+const SIDECAR_GRACE: Duration = Duration::from_secs(5);
 /// `terminationGracePeriodSeconds`, if the pod does not say.
 const DEFAULT_GRACE: i64 = 30;
 
@@ -73,10 +73,13 @@ impl PodTask {
             self.take_newest();
             if self.deletion_is_asked() {
                 self.stop_for_deletion();
-            } else if self.stopping.is_none() {
-                self.start_what_can_be().await;
             }
             self.stop_in_order();
+            if self.stopping.is_none() {
+                self.start_what_can_be().await;
+                // A container that cannot be started may be the end of the pod.
+                self.stop_in_order();
+            }
             if self.stopping.is_some() && self.processes.is_empty() {
                 return;
             }
@@ -398,7 +401,7 @@ impl PodTask {
             && !stopping.sidecars_told
         {
             stopping.sidecars_told = true;
-            stopping.deadline = stopping.deadline.max(Instant::now() + SIDECAR_GRACE);
+            stopping.deadline = Instant::now() + SIDECAR_GRACE;
             self.signal_role(|role| role == Role::Sidecar, Signal::TERM);
         }
     }
