@@ -1,13 +1,26 @@
 //! Tests with real guests in the embedded home. One home is shared; each test has a namespace of its own.
+//! What kills the home itself comes last, one test at a time.
 
+mod debian;
+mod disks;
 mod lifecycle;
+mod manifest;
+mod network;
+mod restart;
+mod status;
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ferrovirt_e2e::{Home, Options};
 use libtest_mimic::{Arguments, Failed, Trial};
+
+/// An emulated tiny guest boots in seconds when alone; several share two cores.
+const BOOT: Duration = Duration::from_secs(180);
+/// What needs no guest to boot.
+const SOON: Duration = Duration::from_secs(40);
 
 /// What every test gets.
 struct Shared {
@@ -29,29 +42,40 @@ where
             shared.runtime.block_on(test(inner, name))
         });
         // The namespace takes everything in it along; what is left over would disturb the next tests.
-        let _ = ferrovirt_e2e::run(&mut shared.home.kubectl(&["delete", "namespace", name, "--timeout=90s"]));
-        outcome.map_err(|error| Failed::from(format!("{error:#}")))
+        let gone = ferrovirt_e2e::run(&mut shared.home.kubectl(&["delete", "namespace", name, "--timeout=120s"]));
+        outcome.and(gone.map(drop)).map_err(|error| Failed::from(format!("{error:#}")))
     })
+}
+
+fn archive(variable: &str, guest: &str) -> Result<String> {
+    std::env::var(variable).with_context(|| format!("{variable} must name the archive that `images/guests/build {guest}` prints"))
 }
 
 fn main() -> Result<()> {
     let mut arguments = Arguments::from_args();
-    let tiny = std::env::var("FERROVIRT_TINY")
-        .context("FERROVIRT_TINY must name the archive that `images/guests/build tiny` prints")?;
     // Two cores emulate two guests well, and ten badly.
     arguments.test_threads.get_or_insert(3);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
+    let (tiny, debian) = (archive("FERROVIRT_TINY", "tiny")?, archive("FERROVIRT_DEBIAN", "debian")?);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let home = runtime.block_on(Home::start(Options::new(16443)?))?;
     home.import(&tiny, "test/tiny:1")?;
+    home.import(&debian, "test/debian:12")?;
     let shared = Arc::new(Shared { home, runtime });
-    let trials = lifecycle::trials(&shared);
+    let mut trials = debian::trials(&shared);
+    trials.extend(lifecycle::trials(&shared));
+    trials.extend(network::trials(&shared));
+    trials.extend(disks::trials(&shared));
+    trials.extend(status::trials(&shared));
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
         eprintln!("e2e: the log of ferrovirt up:\n{}", shared.home.log());
     }
     drop(shared);
-    conclusion.exit()
+    arguments.test_threads = Some(1);
+    let alone = libtest_mimic::run(&arguments, restart::trials(&tiny));
+    if conclusion.has_failed() {
+        conclusion.exit();
+    }
+    conclusion.exit_if_failed();
+    alone.exit()
 }

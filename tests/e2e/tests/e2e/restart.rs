@@ -1,0 +1,151 @@
+//! Killing things: guests go on, or fail with a reason and are started anew.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use ferrovirt_e2e::{Console, Home, Options, eventually, run};
+use libtest_mimic::{Failed, Trial};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::manifest::{spec, vm};
+use super::{BOOT, SOON};
+
+/// Each gets a home of its own.
+pub fn trials(tiny: &str) -> Vec<Trial> {
+    let trial = |name: &'static str, test: fn(&mut Home, &tokio::runtime::Runtime) -> Result<()>| {
+        let tiny = tiny.to_owned();
+        Trial::test(name, move || {
+            let work = || -> Result<()> {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+                let mut home = runtime.block_on(Home::start(Options::new(16445)?))?;
+                home.import(&tiny, "test/tiny:1")?;
+                home.apply("default", &vm("a", "Always", spec()))?;
+                runtime.block_on(home.wait_serial("default", "a", "is ready at", BOOT))?;
+                test(&mut home, &runtime).with_context(|| home.log())
+            };
+            work().map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    };
+    vec![
+        trial("sigkill-of-up", sigkill_of_up),
+        trial("sigkill-of-libvirtd", sigkill_of_libvirtd),
+        trial("sigkill-of-launcher", sigkill_of_launcher),
+        trial("power-loss", power_loss),
+    ]
+}
+
+/// Processes of the home's VM whose command line contains `what`: all share QEMU's network namespace.
+fn pids(what: &str) -> Result<Vec<i32>> {
+    let line = |pid: i32| String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ");
+    let net = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let all: Vec<i32> = fs::read_dir("/proc")?.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let qemu = all.iter().copied().find(|p| {
+        let line = line(*p);
+        line.contains("qemu-system") && line.contains("guest=default_a,")
+    });
+    let qemu = qemu.context("the VM has no QEMU")?;
+    Ok(all.into_iter().filter(|p| net(*p) == net(qemu) && line(*p).contains(what)).collect())
+}
+
+fn one(what: &str) -> Result<i32> {
+    match pids(what)?.as_slice() {
+        [pid] => Ok(*pid),
+        other => bail!("{} processes of the VM look like {what}: {other:?}", other.len()),
+    }
+}
+
+fn sigkill(pid: i32) -> Result<()> {
+    Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?)
+}
+
+/// The guest's own word that it has not been started anew: it still knows what was typed before.
+fn mark(home: &Home) -> Result<()> {
+    let mut console = Console::open(&mut home.virtctl(&["console", "a"]))?;
+    console.expect("escape", SOON)?;
+    console.send("\necho still > /run/mark; echo marked-$((1+1))\n")?;
+    console.expect("marked-2", SOON).map(drop)
+}
+
+fn marked(home: &Home) -> Result<()> {
+    let mut console = Console::open(&mut home.virtctl(&["console", "a"]))?;
+    console.expect("escape", SOON)?;
+    console.send("\necho the-$(cat /run/mark)-one\n")?;
+    console.expect("the-still-one", SOON).map(drop)
+}
+
+fn uid(home: &Home, runtime: &tokio::runtime::Runtime) -> Result<Value> {
+    let vmi = runtime.block_on(home.get("VirtualMachineInstance", "default", "a"))?.context("the VMI exists")?;
+    Ok(vmi["metadata"]["uid"].clone())
+}
+
+fn sigkill_of_up(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Result<()> {
+    mark(home)?;
+    let (before, qemu) = (uid(home, runtime)?, one("qemu-system")?);
+    home.kill()?;
+    ensure!(one("qemu-system")? == qemu, "QEMU did not survive");
+    runtime.block_on(home.restart())?;
+    runtime.block_on(home.wait_status("default", "a", "Running", SOON))?;
+    ensure!(uid(home, runtime)? == before, "the VMI was replaced");
+    ensure!(one("qemu-system")? == qemu, "QEMU was replaced");
+    marked(home)?;
+    // It is managed again: it can be paused and stopped.
+    run(&mut home.virtctl(&["pause", "vm", "a"]))?;
+    runtime.block_on(home.wait_status("default", "a", "Paused", SOON))?;
+    run(&mut home.virtctl(&["unpause", "vm", "a"]))?;
+    run(&mut home.virtctl(&["stop", "a"]))?;
+    runtime.block_on(home.wait_gone("VirtualMachineInstance", "default", "a", SOON))
+}
+
+fn sigkill_of_libvirtd(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Result<()> {
+    mark(home)?;
+    let (libvirtd, qemu) = (one("libvirtd")?, one("qemu-system")?);
+    sigkill(libvirtd)?;
+    runtime.block_on(eventually("another libvirtd runs", SOON, || async {
+        match one("libvirtd") {
+            Ok(pid) if pid != libvirtd => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    }))?;
+    runtime.block_on(eventually("the guest is managed again", SOON, || async {
+        run(&mut home.virtctl(&["pause", "vm", "a"])).map_err(|e| format!("{e:#}"))
+    }))?;
+    runtime.block_on(home.wait_status("default", "a", "Paused", SOON))?;
+    run(&mut home.virtctl(&["unpause", "vm", "a"]))?;
+    runtime.block_on(home.wait_status("default", "a", "Running", SOON))?;
+    ensure!(one("qemu-system")? == qemu, "QEMU was replaced");
+    marked(home)
+}
+
+fn sigkill_of_launcher(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Result<()> {
+    let before = uid(home, runtime)?;
+    sigkill(one("virt-launcher")?)?;
+    // Always: a new instance replaces the failed one.
+    runtime.block_on(home.wait("VirtualMachineInstance", "default", "a", BOOT, "another one runs", |o| {
+        o["metadata"]["uid"] != before && o["status"]["phase"] == "Running"
+    }))?;
+    let events = run(&mut home.kubectl(&["get", "events"]))?;
+    ensure!(events.contains("Stopped") || events.contains("Failed"), "{events}");
+    Ok(())
+}
+
+fn power_loss(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Result<()> {
+    let before = uid(home, runtime)?;
+    let all: Vec<i32> = pids("")?;
+    home.kill()?;
+    for pid in all {
+        // PID 1 of a namespace takes others along.
+        let _ = sigkill(pid);
+    }
+    runtime.block_on(home.restart())?;
+    runtime.block_on(home.wait("VirtualMachineInstance", "default", "a", BOOT, "another one runs", |o| {
+        o["metadata"]["uid"] != before && o["status"]["phase"] == "Running"
+    }))?;
+    let limit = Duration::from_secs(40);
+    runtime.block_on(eventually("one pod is left", limit, || async {
+        let pods = run(&mut home.kubectl(&["get", "pods", "-o", "name"])).map_err(|e| e.to_string())?;
+        if pods.lines().count() == 1 { Ok(()) } else { Err(pods) }
+    }))
+}
