@@ -21,27 +21,36 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     let dir = tempfile::tempdir()?;
     let key = dir.path().join("key");
-    run(std::process::Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key))?;
+    run(std::process::Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&key))?;
     let public = std::fs::read_to_string(key.with_extension("pub"))?;
     let manifest = std::fs::read_to_string("../../examples/vm-debian.yaml")?
         .replace("demo/debian:12", "test/debian:12")
         .replace("ssh-ed25519 AAAA-put-your-key-here alice", public.trim());
-    ensure!(manifest.contains(public.trim()), "examples/vm-debian.yaml has no place for a key");
+    ensure!(
+        manifest.contains(public.trim()),
+        "examples/vm-debian.yaml has no place for a key"
+    );
     home.apply(ns, &manifest)?;
 
     let kind = "VirtualMachineInstance";
     let agent = |o: &Value| {
         o["status"]["conditions"].as_array().is_some_and(|all| {
-            all.iter().any(|c| c["type"] == "AgentConnected" && c["status"] == "True")
+            all.iter()
+                .any(|c| c["type"] == "AgentConnected" && c["status"] == "True")
         })
     };
-    home.wait(kind, ns, "debian", LONG, "the guest agent is connected", agent).await?;
+    home.wait(kind, ns, "debian", LONG, "the guest agent is connected", agent)
+        .await?;
     let vmi = home
         .wait(kind, ns, "debian", LONG, "the agent's facts are there", |o| {
             o["status"]["guestOSInfo"]["id"] == "debian" && o["status"]["interfaces"][0]["interfaceName"].is_string()
         })
         .await?;
-    let source = vmi["status"]["interfaces"][0]["infoSource"].as_str().context("an info source")?;
+    let source = vmi["status"]["interfaces"][0]["infoSource"]
+        .as_str()
+        .context("an info source")?;
     ensure!(source.contains("guest-agent"), "{source}");
     let info: Value = serde_json::from_str(&run(&mut home.virtctl(&["guestosinfo", "-n", ns, "debian"]))?)?;
     ensure!(info["os"]["id"] == json!("debian"), "{info}");
@@ -50,9 +59,21 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let known = dir.path().join("known").to_string_lossy().into_owned();
     let answer = eventually("ssh logs in", LONG, || async {
         run(&mut home.virtctl(&[
-            "ssh", "-n", ns, "--username=alice", "-i", &key, "--known-hosts", &known,
-            "-t", "-o StrictHostKeyChecking=no", "-t", "-o BatchMode=yes",
-            "-c", "echo $(whoami) $(cat /var/lib/ferrovirt-runcmd) $(ip -4 -o addr show dev eth0)", "vmi/debian",
+            "ssh",
+            "-n",
+            ns,
+            "--username=alice",
+            "-i",
+            &key,
+            "--known-hosts",
+            &known,
+            "-t",
+            "-o StrictHostKeyChecking=no",
+            "-t",
+            "-o BatchMode=yes",
+            "-c",
+            "echo $(whoami) $(cat /var/lib/ferrovirt-runcmd) $(ip -4 -o addr show dev eth0)",
+            "vmi/debian",
         ]))
         .map_err(|e| format!("{e:#}"))
     })

@@ -33,7 +33,10 @@ async fn disk_buses(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
         json!({"name": "cd", "cdrom": {"bus": "sata"}}),
         json!({"name": "cd", "containerDisk": {"image": "test/tiny:1"}}),
     );
-    add_script(&mut spec, "echo sizes: $(cat /sys/block/sda/size /sys/block/sdb/size /sys/block/sr0/ro); echo cpus: $(grep -c ^processor /proc/cpuinfo)");
+    add_script(
+        &mut spec,
+        "echo sizes: $(cat /sys/block/sda/size /sys/block/sdb/size /sys/block/sr0/ro); echo cpus: $(grep -c ^processor /proc/cpuinfo)",
+    );
     spec["domain"]["cpu"]["cores"] = json!(2);
     home.apply(ns, &vmi("a", spec))?;
     let log = home.wait_serial(ns, "a", "cpus:", BOOT).await?;
@@ -48,7 +51,10 @@ async fn uefi(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let mut spec = spec();
     spec["domain"]["firmware"] = json!({"bootloader": {"efi": {"secureBoot": false}}});
     spec["domain"]["memory"]["guest"] = json!("256Mi");
-    add_script(&mut spec, "[ -d /sys/firmware/efi ] && echo booted by UEFI || echo booted by BIOS");
+    add_script(
+        &mut spec,
+        "[ -d /sys/firmware/efi ] && echo booted by UEFI || echo booted by BIOS",
+    );
     home.apply(ns, &vmi("a", spec))?;
     let log = home.wait_serial(ns, "a", "booted by", BOOT).await?;
     ensure!(log.contains("booted by UEFI"), "{log}");
@@ -57,10 +63,14 @@ async fn uefi(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
 
 async fn config_drive(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
-    home.apply(ns, &json!({
-        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "data"},
-        "stringData": {"userdata": "#!/bin/sh\necho config drive of $(hostname)\n"}
-    }).to_string())?;
+    home.apply(
+        ns,
+        &json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "data"},
+            "stringData": {"userdata": "#!/bin/sh\necho config drive of $(hostname)\n"}
+        })
+        .to_string(),
+    )?;
     let mut spec = spec();
     spec["hostname"] = json!("named");
     add_disk(

@@ -52,7 +52,11 @@ async fn start_stop_restart(shared: Arc<Shared>, ns: &'static str) -> Result<()>
     let (code, said) = fails(&mut home.virtctl(&["start", "-n", ns, "a"]))?;
     ensure!(code == 1 && said.contains("already"), "{code}: {said}");
 
-    let first = home.get("VirtualMachineInstance", ns, "a").await?.context("the VMI exists")?["metadata"]["uid"].clone();
+    let first = home
+        .get("VirtualMachineInstance", ns, "a")
+        .await?
+        .context("the VMI exists")?["metadata"]["uid"]
+        .clone();
     run(&mut home.virtctl(&["restart", "-n", ns, "a"]))?;
     home.wait("VirtualMachineInstance", ns, "a", BOOT, "another one runs", |o| {
         o["metadata"]["uid"] != first && o["status"]["phase"] == "Running"
@@ -129,14 +133,19 @@ async fn kubectl_verbs(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     home.apply(ns, &vm("a", "Always", spec()))?;
     run(&mut home.kubectl(&["wait", "vm/a", "-n", ns, "--for=condition=Ready", "--timeout=120s"]))?;
     let described = run(&mut home.kubectl(&["describe", "vm", "a", "-n", ns]))?;
-    ensure!(described.contains("SuccessfulCreate") && described.contains("Printable Status"), "{described}");
+    ensure!(
+        described.contains("SuccessfulCreate") && described.contains("Printable Status"),
+        "{described}"
+    );
     let described = run(&mut home.kubectl(&["describe", "vmi", "a", "-n", ns]))?;
     ensure!(described.contains("Started"), "{described}");
     let explained = run(&mut home.kubectl(&["explain", "vm.spec.template.spec.domain.cpu.cores"]))?;
     ensure!(explained.contains("integer"), "{explained}");
     let events = run(&mut home.kubectl(&["events", "-n", ns]))?;
     ensure!(events.contains("VirtualMachineInstance/a"), "{events}");
-    let edited = run(home.kubectl(&["edit", "vm", "a", "-n", ns]).env("EDITOR", "sed -i s/runStrategy:.Always/runStrategy:\\ Halted/"))?;
+    let edited = run(home
+        .kubectl(&["edit", "vm", "a", "-n", ns])
+        .env("EDITOR", "sed -i s/runStrategy:.Always/runStrategy:\\ Halted/"))?;
     ensure!(edited.contains("edited"), "{edited}");
     home.wait_status(ns, "a", "Stopped", BOOT).await?;
     let all = run(&mut home.kubectl(&["get", "all", "-n", ns]))?;

@@ -43,20 +43,29 @@ where
         });
         // The namespace takes everything in it along; what is left over would disturb the next tests.
         let gone = ferrovirt_e2e::run(&mut shared.home.kubectl(&["delete", "namespace", name, "--timeout=120s"]));
-        outcome.and(gone.map(drop)).map_err(|error| Failed::from(format!("{error:#}")))
+        outcome
+            .and(gone.map(drop))
+            .map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
 
 fn archive(variable: &str, guest: &str) -> Result<String> {
-    std::env::var(variable).with_context(|| format!("{variable} must name the archive that `images/guests/build {guest}` prints"))
+    std::env::var(variable)
+        .with_context(|| format!("{variable} must name the archive that `images/guests/build {guest}` prints"))
 }
 
 fn main() -> Result<()> {
     let mut arguments = Arguments::from_args();
     // Two cores emulate two guests well, and ten badly.
     arguments.test_threads.get_or_insert(3);
-    let (tiny, debian) = (archive("FERROVIRT_TINY", "tiny")?, archive("FERROVIRT_DEBIAN", "debian")?);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let (tiny, debian) = (
+        archive("FERROVIRT_TINY", "tiny")?,
+        archive("FERROVIRT_DEBIAN", "debian")?,
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     let home = runtime.block_on(Home::start(Options::new(16443)?))?;
     home.import(&tiny, "test/tiny:1")?;
     home.import(&debian, "test/debian:12")?;

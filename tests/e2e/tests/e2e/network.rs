@@ -35,13 +35,20 @@ pub async fn http(home: &Home, ns: &str, target: &str, file: &str) -> Result<Str
     // virtctl says which port it took.
     let port = BufReader::new(stderr).lines().map_while(Result::ok).find_map(|line| {
         let at = line.find("127.0.0.1:")? + "127.0.0.1:".len();
-        line[at..].chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u16>().ok()
+        line[at..]
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect::<String>()
+            .parse::<u16>()
+            .ok()
     });
     let answer = match port {
         None => Err(anyhow::anyhow!("virtctl port-forward names no port")),
         Some(port) => {
             eventually("the guest's web server answers", BOOT, || async {
-                get(&format!("127.0.0.1:{port}"), file).await.map_err(|e| format!("{e:#}"))
+                get(&format!("127.0.0.1:{port}"), file)
+                    .await
+                    .map_err(|e| format!("{e:#}"))
             })
             .await
         }
@@ -55,12 +62,16 @@ pub async fn http(home: &Home, ns: &str, target: &str, file: &str) -> Result<Str
 async fn get(address: &str, file: &str) -> Result<String> {
     let exchange = async {
         let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(format!("GET /{file} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+        stream
+            .write_all(format!("GET /{file} HTTP/1.0\r\n\r\n").as_bytes())
+            .await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         anyhow::Ok(answer)
     };
-    let answer = tokio::time::timeout(SOON, exchange).await.context("no answer in time")??;
+    let answer = tokio::time::timeout(SOON, exchange)
+        .await
+        .context("no answer in time")??;
     if !answer.starts_with("HTTP/1.") || !answer.contains("200 OK") {
         bail!("the answer is {answer:?}");
     }
@@ -72,11 +83,22 @@ async fn masquerade(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     home.apply(ns, &vmi("a", spec()))?;
     let running = home.wait_phase(ns, "a", "Running", BOOT).await?;
     let interface = &running["status"]["interfaces"][0];
-    let ip = interface["ipAddress"].as_str().context("the interface has an address")?.to_owned();
-    ensure!(interface["name"] == "default" && interface["mac"].is_string(), "{interface}");
+    let ip = interface["ipAddress"]
+        .as_str()
+        .context("the interface has an address")?
+        .to_owned();
+    ensure!(
+        interface["name"] == "default" && interface["mac"].is_string(),
+        "{interface}"
+    );
     home.wait_serial(ns, "a", "is ready at 10.0.2.2", BOOT).await?;
     // From the host to the pod's address, translated to the guest's.
-    let answer = eventually("the guest answers", SOON, || async { get(&format!("{ip}:80"), "index.html").await.map_err(|e| format!("{e:#}")) }).await?;
+    let answer = eventually("the guest answers", SOON, || async {
+        get(&format!("{ip}:80"), "index.html")
+            .await
+            .map_err(|e| format!("{e:#}"))
+    })
+    .await?;
     ensure!(answer.contains("hello from a"), "{answer}");
     Ok(())
 }
@@ -87,17 +109,30 @@ async fn masquerade_ports(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     spec["domain"]["devices"]["interfaces"][0]["ports"] = json!([{"name": "echo", "port": 7}]);
     home.apply(ns, &vmi("a", spec))?;
     let running = home.wait_phase(ns, "a", "Running", BOOT).await?;
-    let ip = running["status"]["interfaces"][0]["ipAddress"].as_str().context("the interface has an address")?.to_owned();
+    let ip = running["status"]["interfaces"][0]["ipAddress"]
+        .as_str()
+        .context("the interface has an address")?
+        .to_owned();
     home.wait_serial(ns, "a", "is ready at", BOOT).await?;
     eventually("port 7 is forwarded", SOON, || async {
         let mut stream = TcpStream::connect(format!("{ip}:7")).await.map_err(|e| e.to_string())?;
         stream.write_all(b"ping\n").await.map_err(|e| e.to_string())?;
         let mut answer = [0; 5];
-        tokio::time::timeout(SOON, stream.read_exact(&mut answer)).await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())?;
-        if &answer == b"ping\n" { Ok(()) } else { Err(format!("{answer:?}")) }
+        tokio::time::timeout(SOON, stream.read_exact(&mut answer))
+            .await
+            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())?;
+        if &answer == b"ping\n" {
+            Ok(())
+        } else {
+            Err(format!("{answer:?}"))
+        }
     })
     .await?;
-    ensure!(get(&format!("{ip}:80"), "index.html").await.is_err(), "port 80 is not listed but answers");
+    ensure!(
+        get(&format!("{ip}:80"), "index.html").await.is_err(),
+        "port 80 is not listed but answers"
+    );
     Ok(())
 }
 
@@ -107,7 +142,10 @@ async fn bridge(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     spec["domain"]["devices"]["interfaces"][0] = json!({"name": "default", "bridge": {}});
     home.apply(ns, &vmi("a", spec))?;
     let running = home.wait_phase(ns, "a", "Running", BOOT).await?;
-    let ip = running["status"]["interfaces"][0]["ipAddress"].as_str().context("the interface has an address")?.to_owned();
+    let ip = running["status"]["interfaces"][0]["ipAddress"]
+        .as_str()
+        .context("the interface has an address")?
+        .to_owned();
     // The guest itself has the pod's address.
     home.wait_serial(ns, "a", &format!("is ready at {ip}"), BOOT).await?;
     let answer = http(home, ns, "vmi/a", "index.html").await?;

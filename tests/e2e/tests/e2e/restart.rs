@@ -19,7 +19,10 @@ pub fn trials(tiny: &str) -> Vec<Trial> {
         let tiny = tiny.to_owned();
         Trial::test(name, move || {
             let work = || -> Result<()> {
-                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(1)
+                    .enable_all()
+                    .build()?;
                 let mut home = runtime.block_on(Home::start(Options::new(16445)?))?;
                 home.import(&tiny, "test/tiny:1")?;
                 home.apply("default", &vm("a", "Always", spec()))?;
@@ -39,15 +42,22 @@ pub fn trials(tiny: &str) -> Vec<Trial> {
 
 /// Processes of the home's VM whose command line contains `what`: all share QEMU's network namespace.
 fn pids(what: &str) -> Result<Vec<i32>> {
-    let line = |pid: i32| String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ");
+    let line = |pid: i32| {
+        String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ")
+    };
     let net = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-    let all: Vec<i32> = fs::read_dir("/proc")?.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
+    let all: Vec<i32> = fs::read_dir("/proc")?
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
     let qemu = all.iter().copied().find(|p| {
         let line = line(*p);
         line.contains("qemu-system") && line.contains("guest=default_a,")
     });
     let qemu = qemu.context("the VM has no QEMU")?;
-    Ok(all.into_iter().filter(|p| net(*p) == net(qemu) && line(*p).contains(what)).collect())
+    Ok(all
+        .into_iter()
+        .filter(|p| net(*p) == net(qemu) && line(*p).contains(what))
+        .collect())
 }
 
 fn one(what: &str) -> Result<i32> {
@@ -77,7 +87,9 @@ fn marked(home: &Home) -> Result<()> {
 }
 
 fn uid(home: &Home, runtime: &tokio::runtime::Runtime) -> Result<Value> {
-    let vmi = runtime.block_on(home.get("VirtualMachineInstance", "default", "a"))?.context("the VMI exists")?;
+    let vmi = runtime
+        .block_on(home.get("VirtualMachineInstance", "default", "a"))?
+        .context("the VMI exists")?;
     Ok(vmi["metadata"]["uid"].clone())
 }
 
@@ -123,9 +135,14 @@ fn sigkill_of_launcher(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Re
     let before = uid(home, runtime)?;
     sigkill(one("virt-launcher")?)?;
     // Always: a new instance replaces the failed one.
-    runtime.block_on(home.wait("VirtualMachineInstance", "default", "a", BOOT, "another one runs", |o| {
-        o["metadata"]["uid"] != before && o["status"]["phase"] == "Running"
-    }))?;
+    runtime.block_on(home.wait(
+        "VirtualMachineInstance",
+        "default",
+        "a",
+        BOOT,
+        "another one runs",
+        |o| o["metadata"]["uid"] != before && o["status"]["phase"] == "Running",
+    ))?;
     let events = run(&mut home.kubectl(&["get", "events"]))?;
     ensure!(events.contains("Stopped") || events.contains("Failed"), "{events}");
     Ok(())
@@ -140,9 +157,14 @@ fn power_loss(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Result<()> 
         let _ = sigkill(pid);
     }
     runtime.block_on(home.restart())?;
-    runtime.block_on(home.wait("VirtualMachineInstance", "default", "a", BOOT, "another one runs", |o| {
-        o["metadata"]["uid"] != before && o["status"]["phase"] == "Running"
-    }))?;
+    runtime.block_on(home.wait(
+        "VirtualMachineInstance",
+        "default",
+        "a",
+        BOOT,
+        "another one runs",
+        |o| o["metadata"]["uid"] != before && o["status"]["phase"] == "Running",
+    ))?;
     let limit = Duration::from_secs(40);
     runtime.block_on(eventually("one pod is left", limit, || async {
         let pods = run(&mut home.kubectl(&["get", "pods", "-o", "name"])).map_err(|e| e.to_string())?;

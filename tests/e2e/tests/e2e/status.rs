@@ -28,7 +28,10 @@ async fn missing_image(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     spec["volumes"][0]["containerDisk"]["image"] = json!("127.0.0.1:9/nothing:1");
     home.apply(ns, &vm("a", "Always", spec))?;
     home.wait("VirtualMachine", ns, "a", BOOT, "image trouble", |o| {
-        matches!(o["status"]["printableStatus"].as_str(), Some("ErrImagePull" | "ImagePullBackOff"))
+        matches!(
+            o["status"]["printableStatus"].as_str(),
+            Some("ErrImagePull" | "ImagePullBackOff")
+        )
     })
     .await?;
     home.wait_status(ns, "a", "ImagePullBackOff", BOOT).await?;
@@ -43,7 +46,11 @@ async fn unschedulable(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     spec["domain"]["memory"]["guest"] = json!("8Ti");
     home.apply(ns, &vm("a", "Always", spec))?;
     let seen = home.wait_status(ns, "a", "ErrorUnschedulable", SOON).await?;
-    ensure!(seen["status"]["conditions"].to_string().contains("Insufficient memory"), "{}", seen["status"]);
+    ensure!(
+        seen["status"]["conditions"].to_string().contains("Insufficient memory"),
+        "{}",
+        seen["status"]
+    );
     Ok(())
 }
 
@@ -58,7 +65,11 @@ async fn crash_loop(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     );
     home.apply(ns, &vm("a", "Always", spec))?;
     let seen = home.wait_status(ns, "a", "CrashLoopBackOff", BOOT).await?;
-    ensure!(seen["status"]["startFailure"]["consecutiveFailCount"].as_i64() >= Some(1), "{}", seen["status"]);
+    ensure!(
+        seen["status"]["startFailure"]["consecutiveFailCount"].as_i64() >= Some(1),
+        "{}",
+        seen["status"]
+    );
     Ok(())
 }
 
@@ -97,7 +108,8 @@ async fn invalid_manifests(shared: Arc<Shared>, ns: &'static str) -> Result<()> 
         }
         let text = std::fs::read_to_string(&path)?;
         for document in serde_yaml_ng::Deserializer::from_str(&text) {
-            let Some(row) = Option::<Invalid>::deserialize(document).with_context(|| path.display().to_string())? else {
+            let Some(row) = Option::<Invalid>::deserialize(document).with_context(|| path.display().to_string())?
+            else {
                 continue;
             };
             count += 1;
