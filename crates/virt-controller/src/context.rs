@@ -58,6 +58,9 @@ pub enum Trouble {
         #[source]
         source: Box<kube::Error>,
     },
+    /// Somebody else changed the object; it is decided on again.
+    #[error("the object has changed meanwhile")]
+    Outdated,
     /// A patch could not be made.
     #[error("no patch could be made of the status: {0}")]
     Patch(#[source] serde_json::Error),
@@ -105,4 +108,9 @@ pub fn gone(error: &kube::Error) -> bool {
 /// The object is not as it was thought to be.
 pub fn conflict(error: &kube::Error) -> bool {
     code(error) == Some(409)
+}
+
+/// A patch was based on something that is no longer true: 409, or 422 for a failed test.
+pub fn outdated(error: &kube::Error) -> bool {
+    matches!(code(error), Some(409 | 422))
 }

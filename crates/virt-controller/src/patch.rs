@@ -1,8 +1,15 @@
 //! Status writes as JSON patches of what changed, each guarded by tests of what it is based on.
 
-use kube::api::Patch;
+use std::fmt::Debug;
+
+use kube::api::{Api, Patch, PatchParams};
+use kube::core::object::HasStatus;
+use kube::{Resource, ResourceExt};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
+
+use crate::context::{Trouble, gone, outdated};
 
 /// The patch that turns one status into another, field by field, or `None` if they are equal. `tested` names the
 /// fields whose old value must still be there even if they do not change: what the decision was based on.
@@ -57,6 +64,62 @@ fn fields<S: Serialize>(status: &S) -> Result<Map<String, Value>, serde_json::Er
         Value::Object(map) => map,
         _ => Map::new(),
     })
+}
+
+/// What became of a status write.
+#[derive(Debug)]
+pub enum Written<K> {
+    /// Nothing was to be written, or the object is gone.
+    Nothing,
+    /// This is the object now.
+    Now(K),
+    /// Somebody else was quicker: decide again on this.
+    Outdated(K),
+}
+
+/// Writes `status` over that of `object`, unless they are equal; see [`status_patch`].
+///
+/// # Errors
+/// The API server did not take it.
+pub async fn write_status<K>(
+    api: &Api<K>,
+    object: &K,
+    resource_version: Option<&str>,
+    status: &K::Status,
+    tested: &[&str],
+) -> Result<Written<K>, Trouble>
+where
+    K: Resource<DynamicType = ()> + HasStatus + Clone + Debug + DeserializeOwned,
+    K::Status: Serialize + PartialEq + Clone,
+{
+    let (name, parameters) = (object.name_any(), PatchParams::default());
+    let change = status_patch(object.status(), status, tested, resource_version).map_err(Trouble::patch)?;
+    let Some(change) = change else {
+        return Ok(Written::Nothing);
+    };
+    let failed = |error| Trouble::call("writing a status", error);
+    match api.patch_status(&name, &parameters, &change).await {
+        Ok(object) => return Ok(Written::Now(object)),
+        Err(error) if gone(&error) => return Ok(Written::Nothing),
+        Err(error) if outdated(&error) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let Some(fresh) = api.get_opt(&name).await.map_err(failed)? else {
+        return Ok(Written::Nothing);
+    };
+    if fresh.status() != object.status() || fresh.meta().uid != object.meta().uid {
+        return Ok(Written::Outdated(fresh));
+    }
+    // The same status, spelled differently by another writer: its text fails the tests, its version does not.
+    let version = fresh.resource_version();
+    let Some(change) = status_patch(None, status, tested, version.as_deref()).map_err(Trouble::patch)? else {
+        return Ok(Written::Nothing);
+    };
+    match api.patch_status(&name, &parameters, &change).await {
+        Ok(object) => Ok(Written::Now(object)),
+        Err(error) if gone(&error) => Ok(Written::Nothing),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Operations as a patch.

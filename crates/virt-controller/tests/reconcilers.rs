@@ -1,6 +1,8 @@
 //! The controllers against a real API server in process. Each test plays the scheduler, the pod runner and the node
 //! agent: it writes what they would write.
 
+#![expect(clippy::unwrap_used, reason = "what a test cannot do ends it")]
+
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
@@ -528,6 +530,31 @@ async fn a_restart_replaces_the_vmi_and_takes_the_new_template() {
     });
     let vm = vm.await;
     assert_eq!(vm.status.unwrap().start_failure, None);
+    let revisions = world.api::<ControllerRevision>();
+    let left = || async { Some(revisions.list(&ListParams::default()).await.unwrap().items) };
+    let left = eventually("the old revision to leave", left, |all| all.len() == 1).await;
+    assert_eq!(left[0].revision, 2);
+}
+
+#[tokio::test]
+async fn a_status_that_is_spelled_differently_is_still_written() {
+    let world = World::new().await;
+    world.create("Always").await;
+    let pod = world.pod().await;
+    world.bind(&pod).await;
+    world.compute(&pod, "Running", json!({"running": {}})).await;
+    world.phase("Scheduled").await;
+    let condition = json!([{"type": "Ready", "status": "False", "reason": "GuestNotRunning", "message": "",
+        "lastProbeTime": null, "lastTransitionTime": "2026-01-01T00:00:00.000000Z"}]);
+    let change = Patch::Merge(json!({"status": {"phase": "Running", "conditions": condition}}));
+    world
+        .api::<VirtualMachineInstance>()
+        .patch_status("vm", &PatchParams::default(), &change)
+        .await
+        .unwrap();
+    world
+        .vm("ready", |vm| vm.status.as_ref().is_some_and(|s| s.ready == Some(true)))
+        .await;
 }
 
 #[tokio::test]

@@ -17,13 +17,13 @@ use ferrovirt_core::vm::{actions, conditions as rules};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::Api;
-use kube::api::{DeleteParams, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ListParams, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
 
 use crate::cache::{Key, owner_uid};
 use crate::context::{Context, Trouble, conflict, gone};
 use crate::events::Notice;
-use crate::patch;
+use crate::patch::{self, Written};
 use crate::queue::Outcome;
 use plan::{Effect, Observed, Plan, started_generation};
 
@@ -240,6 +240,7 @@ async fn create(
             context.vmi_queue.send(Key::of(vm));
             let message = format!("Started the virtual machine by creating the new virtual machine instance {name}");
             context.events.tell(vm, Notice::normal("SuccessfulCreate", message));
+            forget_older(&revisions, vm, revision).await;
             Ok(())
         }
         // Created before, and not seen yet; or somebody else's.
@@ -260,6 +261,32 @@ async fn create(
             "Error creating virtual machine instance",
             &error,
         )),
+    }
+}
+
+/// Deletes the revisions that the VM was started with before. A failure costs only space, until the next start.
+async fn forget_older(revisions: &Api<ControllerRevision>, vm: &VirtualMachine, current: &ControllerRevision) {
+    if current.revision <= 1 {
+        return;
+    }
+    let uid = vm.metadata.uid.as_deref().unwrap_or_default();
+    let ours = ListParams::default().labels(&format!("{}={uid}", names::CREATED_BY_LABEL));
+    let all = match revisions.list_metadata(&ours).await {
+        Ok(all) => all,
+        Err(error) => {
+            tracing::debug!(%error, "revisions could not be listed");
+            return;
+        }
+    };
+    let old = all
+        .items
+        .into_iter()
+        .filter_map(|r| r.metadata.name)
+        .filter(|n| Some(n) != current.metadata.name.as_ref());
+    for name in old {
+        if let Err(error) = revisions.delete(&name, &DeleteParams::default()).await {
+            tracing::debug!(%error, name, "a revision could not be deleted");
+        }
     }
 }
 
@@ -292,15 +319,17 @@ async fn delete(context: &Context, vm: &VirtualMachine, uid: &str) -> Result<(),
 }
 
 async fn write_status(context: &Context, vm: &VirtualMachine, status: &VirtualMachineStatus) -> Result<(), Trouble> {
-    let version = vm.metadata.resource_version.as_deref();
-    let change = patch::status_patch(vm.status.as_ref(), status, &TESTED, version);
-    let Some(change) = change.map_err(Trouble::patch)? else {
-        return Ok(());
-    };
     let api: Api<VirtualMachine> = Api::namespaced(context.client.clone(), namespace(vm));
-    let answer = api.patch_status(name(vm), &PatchParams::default(), &change).await;
-    if let Some(patched) = taken(answer, "writing the VM's status")? {
-        context.vms.observe(patched, Timestamp::now());
+    let version = vm.metadata.resource_version.as_deref();
+    match patch::write_status(&api, vm, version, status, &TESTED).await? {
+        Written::Nothing => Ok(()),
+        Written::Now(vm) => {
+            context.vms.observe(vm, Timestamp::now());
+            Ok(())
+        }
+        Written::Outdated(vm) => {
+            context.vms.observe(vm, Timestamp::now());
+            Err(Trouble::Outdated)
+        }
     }
-    Ok(())
 }

@@ -65,6 +65,7 @@ pub fn revision(vm: &VirtualMachine) -> ControllerRevision {
     let uid = vm.metadata.uid.clone().unwrap_or_default();
     ControllerRevision {
         metadata: ObjectMeta {
+            labels: Some([(names::CREATED_BY_LABEL.to_owned(), uid.clone())].into()),
             name: Some(names::start_revision(&uid, generation)),
             namespace: vm.metadata.namespace.clone(),
             owner_references: Some(vec![owner(vm)]),

@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::cache::{Key, owner_uid};
 use crate::context::{Context, Trouble, conflict, gone};
 use crate::events::Notice;
-use crate::patch;
+use crate::patch::{self, Written};
 use crate::queue::Outcome;
 use plan::{Effect, Observed};
 
@@ -216,20 +216,16 @@ async fn write_status(
     status: &VirtualMachineInstanceStatus,
 ) -> Result<(), Trouble> {
     let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
-    let name = vmi.metadata.name.as_deref().unwrap_or_default();
+    let api: Api<VirtualMachineInstance> = Api::namespaced(context.client.clone(), namespace);
     // The label may have been patched a moment ago: the newest version counts.
     let newest = context
         .vmis
         .get(&Key::of(vmi))
         .filter(|n| n.metadata.uid == vmi.metadata.uid);
-    let version = newest.as_deref().unwrap_or(vmi).metadata.resource_version.clone();
-    let change = patch::status_patch(vmi.status.as_ref(), status, &TESTED, version.as_deref());
-    let Some(change) = change.map_err(Trouble::patch)? else {
-        return Ok(());
-    };
-    let api: Api<VirtualMachineInstance> = Api::namespaced(context.client.clone(), namespace);
-    match api.patch_status(name, &PatchParams::default(), &change).await {
-        Ok(patched) => {
+    let version = newest.as_deref().unwrap_or(vmi).metadata.resource_version.as_deref();
+    match patch::write_status(&api, vmi, version, status, &TESTED).await? {
+        Written::Nothing => Ok(()),
+        Written::Now(patched) => {
             let again = patched.metadata.deletion_timestamp.is_some();
             context.vmis.observe(patched, Timestamp::now());
             if again {
@@ -237,7 +233,9 @@ async fn write_status(
             }
             Ok(())
         }
-        Err(error) if gone(&error) => Ok(()),
-        Err(error) => Err(Trouble::call("writing the VMI's status", error)),
+        Written::Outdated(fresh) => {
+            context.vmis.observe(fresh, Timestamp::now());
+            Err(Trouble::Outdated)
+        }
     }
 }
