@@ -105,7 +105,11 @@ async fn make_iso(children: &Children, tree: &Path, output: &Path, label: &str) 
             .args(["-quiet", "-joliet", "-rock", "-volid", label, "-output"])
             .arg(output)
             .arg(tree);
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        // It looks for settings in the home directory, which must not matter.
+        command
+            .env("HOME", "/nonexistent")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         match children.run(&mut command, LIMIT).await {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => last = error,

@@ -140,6 +140,7 @@ pub struct Driver {
     grace: Duration,
     asked_at: Instant,
     agent_connected: bool,
+    agent_retried: bool,
     next_report: Option<Instant>,
     dhcp: JoinSet<()>,
 }
@@ -158,6 +159,7 @@ impl Driver {
             state: State::Waiting,
             asked_at: Instant::now(),
             agent_connected: false,
+            agent_retried: false,
             next_report: None,
             dhcp: JoinSet::new(),
         };
@@ -256,6 +258,7 @@ impl Driver {
             return;
         }
         self.agent_connected = connected;
+        self.agent_retried = false;
         self.next_report = connected.then(Instant::now);
         self.publisher.update(|state| {
             state.agent_connected = connected;
@@ -473,7 +476,9 @@ impl Driver {
         if !self.agent_connected {
             return;
         }
-        let wait = if report.complete { AGENT_INTERVAL } else { AGENT_RETRY };
+        // Asked again soon only once: an agent that lacks a command for good is not asked every few seconds.
+        let soon = !report.complete && !std::mem::replace(&mut self.agent_retried, true);
+        let wait = if soon { AGENT_RETRY } else { AGENT_INTERVAL };
         self.next_report = Some(Instant::now() + wait);
         if !report.json.is_empty() {
             self.publisher.update(|state| state.guest_info = report.json);

@@ -1,4 +1,5 @@
 //! A launcher as in a pod: PID 1 of a PID namespace, with directories of its own. Needs root.
+#![allow(dead_code, reason = "each test file uses a part")]
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -8,7 +9,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ferrovirt_protocol::launcher::launcher_client::LauncherClient;
-use ferrovirt_protocol::launcher::{ActRequest, Action, GuestState, Lifecycle, NodeFacts, SyncRequest, WatchRequest};
+use ferrovirt_protocol::launcher::{
+    ActRequest, Action, GuestState, Lifecycle, Nic, NodeFacts, SyncRequest, WatchRequest,
+};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -16,6 +19,9 @@ use tonic::{Code, Streaming};
 
 /// Everything must happen within this; the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// UID of the VMI.
+pub const UID: &str = "0b9dbd4c-5e44-4b32-a9c1-2f9ea4ae1d8f";
 
 /// QEMU's capabilities, probed once per test executable.
 fn capabilities() -> &'static Path {
@@ -59,7 +65,7 @@ impl Pod {
         let mut vmi = json!({
             "apiVersion": "kubevirt.io/v1",
             "kind": "VirtualMachineInstance",
-            "metadata": { "name": "vm", "namespace": "test", "uid": "0b9dbd4c-5e44-4b32-a9c1-2f9ea4ae1d8f" },
+            "metadata": { "name": "vm", "namespace": "test", "uid": UID },
             "spec": {
                 "terminationGracePeriodSeconds": 2,
                 "domain": {
@@ -113,12 +119,17 @@ impl Pod {
         LauncherClient::new(endpoint.connect_with_connector(connect).await.unwrap())
     }
 
-    /// Asks for the guest.
+    /// Asks for the guest, without NICs.
     pub async fn sync(&self, client: &mut LauncherClient<Channel>) {
+        self.sync_with(client, Vec::new()).await;
+    }
+
+    /// Asks for the guest.
+    pub async fn sync_with(&self, client: &mut LauncherClient<Channel>, nics: Vec<Nic>) {
         let node = NodeFacts {
             kvm: false,
             allow_emulation: true,
-            nics: Vec::new(),
+            nics,
         };
         let vmi = serde_json::to_vec(&self.vmi).unwrap();
         client.sync(SyncRequest { vmi, node: Some(node) }).await.unwrap();
@@ -193,6 +204,25 @@ pub fn signal(pid: i32, name: &str) {
             .unwrap()
             .success()
     );
+}
+
+/// Prints what the processes beside QEMU cost.
+pub fn print_memory(pod: &Pod) {
+    for name in ["virt-launcher", "libvirtd"] {
+        for pid in pod.pids(name) {
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+            let lines = rollup
+                .lines()
+                .filter(|line| ["Rss:", "Pss:", "Pss_Anon:"].iter().any(|key| line.starts_with(key)));
+            println!(
+                "{name}: {}",
+                lines
+                    .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            );
+        }
+    }
 }
 
 /// The guest's states as they come.

@@ -1,0 +1,195 @@
+//! A guest that really boots, from its image, with cloud-init, DHCP and a guest agent, in a network namespace.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use ferrovirt_protocol::launcher::{Action, Dhcp, GuestInfoRequest, Lifecycle, Nic};
+use serde_json::{Value, json};
+use support::{PATIENCE, Pod, Watcher, act};
+
+const MAC: &str = "52:54:00:aa:bb:cc";
+
+/// What virt-handler prepares in the pod's network namespace, and the pod runner in its /dev.
+const NETWORK: &str = "mknod $0 c 10 200 && chmod 666 $0 && mount --bind $0 /dev/net/tun && \
+    ip link add k6t-eth0 type bridge && ip addr add 10.0.2.1/24 dev k6t-eth0 && \
+    ip tuntap add dev tap0 mode tap user 107 && ip link set tap0 master k6t-eth0 && \
+    ip link set tap0 up && ip link set k6t-eth0 up && exec \"$@\"";
+
+/// A guest agent that answers what it must, refuses users and file systems, and does not react to a shutdown.
+const AGENT: &str = r#"#!/bin/sh
+for port in /sys/class/virtio-ports/*; do
+    [ "$(cat "$port/name")" = org.qemu.guest_agent.0 ] && exec 3<>"/dev/${port##*/}"
+done
+answer() { echo "$1" >&3; }
+(
+    while read -r line <&3; do
+        case $line in
+            *guest-sync*) answer "{\"return\": $(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')}" ;;
+            *guest-info*) answer '{"return": {"version": "9.9", "supported_commands": [{"name": "guest-info", "enabled": true}]}}' ;;
+            *guest-get-osinfo*) answer '{"return": {"id": "tiny", "name": "Tiny", "kernel-release": "6.1"}}' ;;
+            *guest-get-host-name*) answer "{\"return\": {\"host-name\": \"$(hostname)\"}}" ;;
+            *guest-get-timezone*) answer '{"return": {"zone": "UTC", "offset": 0}}' ;;
+            *guest-network-get-interfaces*) answer '{"return": [{"name": "lo", "ip-addresses": [{"ip-address": "127.0.0.1"}]}, {"name": "eth0", "hardware-address": "52:54:00:aa:bb:cc", "ip-addresses": [{"ip-address": "10.0.2.2"}]}]}' ;;
+            *guest-shutdown*) echo "the agent was asked to shut down" >/dev/ttyS0 ;;
+            *) answer '{"error": {"class": "CommandNotFound", "desc": "not here"}}' ;;
+        esac
+    done
+) &
+"#;
+
+/// Unpacks the tiny guest's disk into `dir`; its archive is built once per machine.
+fn tiny_image(dir: &Path) {
+    let build = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../images/guests/build");
+    let built = Command::new(build).arg("tiny").output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let archive = String::from_utf8(built.stdout).unwrap().trim().to_owned();
+    let oci = tempfile::tempdir().unwrap();
+    assert!(
+        Command::new("tar")
+            .args(["-xf", &archive, "-C"])
+            .arg(oci.path())
+            .status()
+            .unwrap()
+            .success()
+    );
+    let blob = |digest: &Value| -> PathBuf {
+        oci.path()
+            .join("blobs")
+            .join(digest.as_str().unwrap().replace(':', "/"))
+    };
+    let read = |path: PathBuf| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let index = read(oci.path().join("index.json"));
+    let manifest = read(blob(&index["manifests"][0]["digest"]));
+    let layers = manifest["layers"].as_array().unwrap();
+    let layer = blob(&layers.last().unwrap()["digest"]);
+    fs::create_dir_all(dir).unwrap();
+    assert!(
+        Command::new("tar")
+            .arg("-xf")
+            .arg(layer)
+            .arg("-C")
+            .arg(dir)
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+fn nic() -> Nic {
+    Nic {
+        network: "default".into(),
+        tap: "tap0".into(),
+        bridge: "k6t-eth0".into(),
+        mac: MAC.into(),
+        mtu: 1400,
+        dhcp: Some(Dhcp {
+            client_ip: "10.0.2.2".into(),
+            prefix: 24,
+            server_ip: "10.0.2.1".into(),
+            router: "10.0.2.1".into(),
+            ..Dhcp::default()
+        }),
+        ..Nic::default()
+    }
+}
+
+fn with_disks(vmi: &mut Value) {
+    vmi["spec"]["domain"]["memory"]["guest"] = json!("128Mi");
+    vmi["spec"]["domain"]["devices"] = json!({
+        "disks": [
+            { "name": "root", "disk": { "bus": "virtio" } },
+            { "name": "scratch", "disk": { "bus": "virtio" } },
+            { "name": "seed", "disk": { "bus": "virtio" } },
+        ],
+        "interfaces": [{ "name": "default", "masquerade": {} }],
+    });
+    vmi["spec"]["networks"] = json!([{ "name": "default", "pod": {} }]);
+    vmi["spec"]["volumes"] = json!([
+        { "name": "root", "containerDisk": { "image": "tiny" } },
+        { "name": "scratch", "emptyDisk": { "capacity": "64Mi" } },
+        { "name": "seed", "cloudInitNoCloud": { "userData": AGENT } },
+    ]);
+}
+
+async fn console(pod: &Pod, text: &str) {
+    let log = pod
+        .path("var/run/kubevirt-private")
+        .join(support::UID)
+        .join("virt-serial0-log");
+    let deadline = Instant::now() + 2 * PATIENCE;
+    loop {
+        let said = fs::read(&log).unwrap_or_default();
+        if String::from_utf8_lossy(&said).contains(text) {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "the console does not say {text:?}: {}",
+            String::from_utf8_lossy(&said)
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn boots_gets_its_address_talks_through_its_agent_and_powers_off() {
+    let mut pod = Pod::start_as(with_disks, |command, root| {
+        command
+            .args(["unshare", "--net", "sh", "-c", NETWORK])
+            .arg(root.join("tun"));
+    });
+    let volume = pod.path("var/run/kubevirt-image-volume/disk_0");
+    tiny_image(&volume);
+    let image = volume.join("disk/tiny.img");
+    let before = fs::read(&image).unwrap();
+
+    let mut client = pod.client().await;
+    let mut watcher = Watcher::new(&mut client).await;
+    let asked = Instant::now();
+    pod.sync_with(&mut client, vec![nic()]).await;
+    let state = watcher.until(Lifecycle::Running).await;
+    println!("from Sync to a running guest with three disks: {:?}", asked.elapsed());
+    let volumes: Value = serde_json::from_slice(&state.volumes).unwrap();
+    assert_eq!(
+        volumes[0],
+        json!({ "name": "root", "target": "vda", "size": before.len() })
+    );
+    assert_eq!(
+        volumes[1],
+        json!({ "name": "scratch", "target": "vdb", "size": 64 << 20 })
+    );
+    assert_eq!(volumes[2]["name"], "seed");
+
+    console(&pod, "tiny guest vm is ready at 10.0.2.2").await;
+    let info = loop {
+        let state = watcher.next().await;
+        if !state.guest_info.is_empty() {
+            assert!(state.agent_connected);
+            break serde_json::from_slice::<Value>(&state.guest_info).unwrap();
+        }
+    };
+    assert_eq!(info["guestAgentVersion"], "9.9");
+    assert_eq!(info["hostname"], "vm");
+    assert_eq!(info["os"]["kernelRelease"], "6.1");
+    assert_eq!(info["interfaces"].as_array().unwrap().len(), 1, "loopback is left out");
+    assert_eq!(info["interfaces"][0]["interfaceName"], "eth0");
+    assert_eq!(info["interfaces"][0]["ipAddress"], "10.0.2.2");
+    let reply = client.guest_info(GuestInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(serde_json::from_slice::<Value>(&reply.json).unwrap(), info);
+    support::print_memory(&pod);
+
+    // The agent is silent about the shutdown, so the power button follows.
+    act(&mut client, Action::Shutdown, 120).await.unwrap();
+    assert_eq!(watcher.until(Lifecycle::ShutOff).await.reason, "Shutdown");
+    assert!(pod.exit().await.success());
+    console(&pod, "the agent was asked to shut down").await;
+    assert!(
+        fs::read(&image).unwrap() == before,
+        "the image below the overlay was written to"
+    );
+}
