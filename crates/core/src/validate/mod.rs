@@ -102,3 +102,6 @@ fn metadata(causes: &mut Causes, metadata: &ObjectMeta, path: &FieldPath, user_i
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
