@@ -62,6 +62,7 @@ pub fn validate(crd: &Value) -> Vec<StatusCause> {
         let why = "Invalid value: must have exactly one version marked as storage version";
         causes.push(cause("spec.versions", "FieldValueInvalid", why));
     }
+    let mut compiled: Vec<&Value> = Vec::new();
     for (index, version) in versions.iter().enumerate() {
         let path = format!("spec.versions[{index}]");
         if version["name"].as_str().unwrap_or_default().is_empty() {
@@ -75,8 +76,12 @@ pub fn validate(crd: &Value) -> Vec<StatusCause> {
                 "FieldValueRequired",
                 "Required value: schemas are required",
             ));
+        } else if compiled.contains(&schema) {
+            // Versions often share one schema.
         } else if let Err(error) = Schema::from_json(schema) {
             causes.push(cause(&path, "FieldValueInvalid", format!("Invalid value: {error}")));
+        } else {
+            compiled.push(schema);
         }
     }
     causes
@@ -169,17 +174,20 @@ pub fn served(crd: &Value) -> Vec<Served> {
         .filter(|version| version["served"] == true)
     {
         let document = &version["schema"]["openAPIV3Schema"];
-        let mut info = match ResourceInfo::from_crd(crd, version) {
-            Ok(info) => info,
-            Err(error) => {
-                // Validation refuses such CRDs; this one was stored by another version of this program.
-                tracing::warn!(crd = %crd["metadata"]["name"], %error, "a CRD version is not served");
-                continue;
-            }
+        let known = compiled.iter().find(|(known, _)| *known == document);
+        let info = match known {
+            Some((_, first)) => ResourceInfo::with_schema(crd, version, first.schema.clone(), first.source.clone()),
+            None => match ResourceInfo::from_crd(crd, version) {
+                Ok(info) => info,
+                Err(error) => {
+                    // Validation refuses such CRDs; this one was stored by another version of this program.
+                    tracing::warn!(crd = %crd["metadata"]["name"], %error, "a CRD version is not served");
+                    continue;
+                }
+            },
         };
-        match compiled.iter().find(|(known, _)| *known == document) {
-            Some((_, first)) => (info.schema, info.source) = (first.schema.clone(), first.source.clone()),
-            None => compiled.push((document, info.clone())),
+        if known.is_none() {
+            compiled.push((document, info.clone()));
         }
         all.push(Served {
             storage: storage.clone(),

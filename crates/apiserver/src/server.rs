@@ -186,7 +186,8 @@ impl ApiServer {
     }
 
     async fn bootstrap(&self, namespaces: &[String], crds: Vec<Value>) -> Result<(), OpenError> {
-        for crd in crds {
+        for mut crd in crds {
+            crd::default(&mut crd);
             let name = rest::meta::text(&crd, "name").to_owned();
             self.ensure("apiextensions.k8s.io", "customresourcedefinitions", None, &name, crd)
                 .await?;
@@ -208,6 +209,15 @@ impl ApiServer {
         name: &str,
         object: Value,
     ) -> Result<(), OpenError> {
+        let key = store::Key::new(&format!("{group}/{plural}").into(), namespace.unwrap_or_default(), name);
+        if self
+            .inner
+            .store
+            .get(&key)
+            .is_some_and(|stored| has(&stored.value(), &object))
+        {
+            return Ok(());
+        }
         let done = async {
             let served = self
                 .inner
@@ -340,6 +350,19 @@ impl ApiServer {
         }
         rest::handle(&self.inner, user, target, query, request).await
     }
+}
+
+/// Whether an object has everything that another says, but for metadata beside labels and annotations.
+fn has(object: &Value, wanted: &Value) -> bool {
+    let fields = wanted.as_object().into_iter().flatten();
+    let maps = ["labels", "annotations"].into_iter().flat_map(|map| {
+        let wanted = wanted["metadata"][map].as_object().into_iter().flatten();
+        wanted.map(move |(key, value)| (&object["metadata"][map][key], value))
+    });
+    fields
+        .filter(|(field, _)| *field != "metadata")
+        .all(|(field, value)| object[field] == *value)
+        && maps.into_iter().all(|(found, value)| found == value)
 }
 
 fn text(body: &'static str) -> Response<Body> {

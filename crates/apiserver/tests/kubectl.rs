@@ -1,5 +1,7 @@
 //! The server over TLS, driven by the real kubectl.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 

@@ -1,5 +1,7 @@
 //! The server through `kube::Client`, in process.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 
 use ferrovirt_apiserver::{ApiServer, Config, UserInfo};

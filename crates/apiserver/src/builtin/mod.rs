@@ -193,15 +193,22 @@ impl ResourceInfo {
     /// # Errors
     /// Its schema is not structural.
     pub fn from_crd(crd: &Value, version: &Value) -> Result<Self, SchemaError> {
+        let schema = &version["schema"]["openAPIV3Schema"];
+        let source = SchemaSource::Custom(schema.to_string().into());
+        Ok(Self::with_schema(crd, version, Schema::from_json(schema)?, source))
+    }
+
+    /// As [`Self::from_crd`], with the version's schema already compiled.
+    #[must_use]
+    pub fn with_schema(crd: &Value, version: &Value, schema: Schema, source: SchemaSource) -> Self {
         let spec = &crd["spec"];
         let names = &spec["names"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let texts = |value: &Value| -> Vec<String> { value.as_array().into_iter().flatten().map(text).collect() };
-        let schema = &version["schema"]["openAPIV3Schema"];
         let (group, version_name, kind) = (text(&spec["group"]), text(&version["name"]), text(&names["kind"]));
         let or = |value: &Value, other: String| value.as_str().map_or(other, ToOwned::to_owned);
         let selectable = version["selectableFields"].as_array().into_iter().flatten();
-        Ok(Self {
+        Self {
             list_kind: or(&names["listKind"], format!("{kind}List")),
             singular: or(&names["singular"], kind.to_lowercase()),
             plural: text(&names["plural"]),
@@ -215,14 +222,14 @@ impl ResourceInfo {
             selectable: selectable
                 .map(|f| text(&f["jsonPath"]).trim_start_matches('.').to_owned())
                 .collect(),
-            schema: Schema::from_json(schema)?,
-            source: SchemaSource::Custom(schema.to_string().into()),
+            schema,
+            source,
             rules: None,
             stored_as: None,
             group,
             version: version_name,
             kind,
-        })
+        }
     }
 }
 

@@ -209,7 +209,7 @@ impl Context {
         query: &Query,
         headers: &HeaderMap,
     ) -> Result<Self> {
-        for value in query.all("dryRun").filter(|value| !matches!(*value, "All" | "")) {
+        if let Some(value) = query.all("dryRun").find(|value| !matches!(*value, "All" | "")) {
             let message = format!("dryRun: Unsupported value: \"{value}\": supported values: \"All\"");
             return Err(Failure::bad_request(message));
         }

@@ -53,7 +53,7 @@ pub async fn handle(
         }
         return subresources::handle(context, &name, &query, request).await;
     }
-    let answer = match (request.method().clone(), target.name) {
+    match (request.method().clone(), target.name) {
         (Method::GET | Method::HEAD, name)
             if target.watch || (name.is_none() && query.flag("watch")) || query.get("watch") == Some("true") =>
         {
@@ -82,8 +82,7 @@ pub async fn handle(
             }
         }
         _ => Err(Failure::method_not_allowed()),
-    };
-    answer
+    }
 }
 
 /// Reads the document of a write. Duplicate fields are refused or become warnings.
