@@ -170,6 +170,7 @@ async fn a_dry_run_stores_nothing() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn requests_that_make_no_sense_are_refused() {
     let server = server().await;
     let with = |field: &str, value: Value| {

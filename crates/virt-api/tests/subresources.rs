@@ -102,6 +102,7 @@ async fn restart_queues_requests_and_force_shortens_the_grace_period() {
 async fn guests_are_acted_on_when_their_state_allows_it() {
     let home = Home::open().await;
     home.create_vmi("a", "Scheduled", &[]).await;
+    #[expect(clippy::type_complexity, reason = "a row of the table")]
     let rows: [(&str, &[&str], &str, u16, Option<Action>); 12] = [
         ("Scheduled", &[], "pause", 409, None),
         ("Running", &[], "pause", 200, Some(Action::Pause)),

@@ -3,6 +3,7 @@
 //! [`run`] is the whole node agent. Other processes reach the guests of its node through an [`Agent`].
 
 mod events;
+mod hostdisk;
 pub mod kvm;
 pub mod network;
 mod node;

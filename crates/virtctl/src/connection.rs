@@ -160,6 +160,7 @@ fn kubeconfig(global: &Global) -> anyhow::Result<Option<Kubeconfig>> {
 }
 
 /// Puts the flags over what the kubeconfig says.
+#[expect(clippy::too_many_lines, reason = "one flag after the other")]
 fn overlay(kubeconfig: &mut Kubeconfig, global: &Global) -> anyhow::Result<()> {
     let Global {
         server,
@@ -180,14 +181,7 @@ fn overlay(kubeconfig: &mut Kubeconfig, global: &Global) -> anyhow::Result<()> {
         verbosity: _,
     } = global;
     if server.is_some() && kubeconfig.contexts.is_empty() {
-        let name = "flags";
-        let made = json!({
-            "current-context": name,
-            "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
-            "clusters": [{"name": name, "cluster": {}}],
-            "users": [{"name": name, "user": {}}],
-        });
-        *kubeconfig = serde_json::from_value(made).context("cannot make a kubeconfig of the flags")?;
+        *kubeconfig = of_flags()?;
     }
     let chosen = global.context.as_ref().or(kubeconfig.current_context.as_ref());
     let context = kubeconfig
@@ -198,11 +192,11 @@ fn overlay(kubeconfig: &mut Kubeconfig, global: &Global) -> anyhow::Result<()> {
     let cluster = global
         .cluster
         .clone()
-        .or_else(|| context.as_ref().map(|context| context.cluster.clone()));
+        .or_else(|| context.as_ref().map(|c| c.cluster.clone()));
     let user = global
         .user
         .clone()
-        .or_else(|| context.as_ref().and_then(|context| context.user.clone()));
+        .or_else(|| context.as_ref().and_then(|c| c.user.clone()));
     for named in kubeconfig
         .clusters
         .iter_mut()
@@ -252,6 +246,18 @@ fn overlay(kubeconfig: &mut Kubeconfig, global: &Global) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A kubeconfig with one empty context, for flags alone.
+fn of_flags() -> anyhow::Result<Kubeconfig> {
+    let name = "flags";
+    let made = json!({
+        "current-context": name,
+        "contexts": [{"name": name, "context": {"cluster": name, "user": name}}],
+        "clusters": [{"name": name, "cluster": {}}],
+        "users": [{"name": name, "user": {}}],
+    });
+    serde_json::from_value(made).context("cannot make a kubeconfig of the flags")
 }
 
 /// An error for people: each cause once, and of the server's answers only what they say.

@@ -27,6 +27,7 @@ fn created(spec: &str, config: &ClusterConfig) -> Value {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn vmi_fields() {
     // spec, pointer into the VMI, value there
     for (spec, pointer, value) in [

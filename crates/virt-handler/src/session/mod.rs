@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::events::{self, Note};
+use crate::hostdisk;
 use crate::kvm::Verdict;
 use crate::network::{self, Wanted};
 use crate::registry::Inputs;
@@ -338,6 +339,10 @@ impl Session {
                  spec.configuration.developerConfiguration.useEmulation of the KubeVirt object, or use another node"
             ));
             return Ok(());
+        }
+        // A failure here is not the end: the launcher says in its own words what it cannot open.
+        if let Err(error) = hostdisk::prepare(vmi, self.context.options.launcher_user) {
+            tracing::warn!(error = chain(&error), "hostDisk");
         }
         let request = SyncRequest {
             vmi: serde_json::to_vec(vmi)?,

@@ -55,6 +55,15 @@ pub fn disk(layout: &Layout, volume: &str, node_path: &str, create: Option<u64>)
     let name = name.ok_or_else(|| Error::NoFileName(node_path.to_owned()))?;
     let path = layout.host_disk(volume, name);
     match fs::symlink_metadata(&path) {
+        // The node agent makes a missing file, empty, where this user may not.
+        Ok(meta) if meta.is_file() && meta.len() == 0 && create.is_some() => {
+            let size = affordable(&path, create.unwrap_or_default())?;
+            let open = OpenOptions::new().write(true).open(&path);
+            match open.and_then(|file| file.set_len(size)) {
+                Ok(()) => Ok((path, size)),
+                Err(source) => Err(Error::File { path, source }),
+            }
+        }
         Ok(meta) if meta.is_file() => Ok((path, meta.len())),
         Ok(_) => Err(Error::NotAFile { path }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

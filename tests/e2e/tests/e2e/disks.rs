@@ -79,13 +79,16 @@ async fn config_drive(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
         json!({"name": "seed", "cloudInitConfigDrive": {"secretRef": {"name": "data"}}}),
     );
     home.apply(ns, &vmi("a", spec))?;
-    home.wait_serial(ns, "a", "config drive of named", BOOT).await?;
+    // The label that the log is found by is the host name.
+    home.wait_serial(ns, "named", "config drive of named", BOOT).await?;
     Ok(())
 }
 
 async fn host_disk(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     let dir = tempfile::Builder::new().prefix("ferrovirt-hostdisk-").tempdir()?;
+    // QEMU runs as another user than the one who owns the directory.
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
     let path = dir.path().join("data.img");
     let mut with_disk = spec();
     add_disk(
@@ -96,7 +99,7 @@ async fn host_disk(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     home.apply(ns, &vmi("a", with_disk.clone()))?;
     home.wait_serial(ns, "a", "is ready at", BOOT).await?;
     let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, "a"]))?;
-    console.expect("escape", SOON)?;
+    console.expect("exit console", SOON)?;
     console.send("\necho kept-$((40+2)) | dd of=/dev/vdb conv=fsync 2>/dev/null; sync; echo written-$((1+1))\n")?;
     console.expect("written-2", SOON)?;
     drop(console);

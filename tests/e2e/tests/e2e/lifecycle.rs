@@ -32,7 +32,7 @@ async fn demo_vm_answers(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     ensure!(table.contains("Running") && table.contains("10."), "{table}");
 
     let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, "demo"]))?;
-    console.expect("escape", SOON)?;
+    console.expect("exit console", SOON)?;
     console.send("\necho $((6*7))-from-console\n")?;
     console.expect("42-from-console", SOON)?;
     ensure!(console.leave()? == 0, "virtctl console ended with an error");
@@ -92,7 +92,7 @@ async fn graceful_shutdown(shared: Arc<Shared>, ns: &'static str) -> Result<()> 
     home.apply(ns, &vm("a", "Always", spec))?;
     home.wait_serial(ns, "a", "is ready at", BOOT).await?;
     let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, "a"]))?;
-    console.expect("escape", SOON)?;
+    console.expect("exit console", SOON)?;
     run(&mut home.virtctl(&["stop", "-n", ns, "a"]))?;
     home.wait_status(ns, "a", "Stopping", SOON).await?;
     // The guest itself says that the power button was pressed: it was asked, not killed.

@@ -27,13 +27,13 @@ pub async fn http(home: &Home, ns: &str, target: &str, file: &str) -> Result<Str
     let mut child = home
         .virtctl(&["port-forward", "-n", ns, target, "0:80"])
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .context("cannot run virtctl")?;
-    let stderr = child.stderr.take().context("standard error is piped")?;
+    let stdout = child.stdout.take().context("standard output is piped")?;
     // virtctl says which port it took.
-    let port = BufReader::new(stderr).lines().map_while(Result::ok).find_map(|line| {
+    let port = BufReader::new(stdout).lines().map_while(Result::ok).find_map(|line| {
         let at = line.find("127.0.0.1:")? + "127.0.0.1:".len();
         line[at..]
             .chars()
@@ -99,7 +99,7 @@ async fn masquerade(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
             .map_err(|e| format!("{e:#}"))
     })
     .await?;
-    ensure!(answer.contains("hello from a"), "{answer}");
+    ensure!(answer.contains("hello from tiny"), "{answer}");
     Ok(())
 }
 
@@ -149,6 +149,6 @@ async fn bridge(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     // The guest itself has the pod's address.
     home.wait_serial(ns, "a", &format!("is ready at {ip}"), BOOT).await?;
     let answer = http(home, ns, "vmi/a", "index.html").await?;
-    ensure!(answer.contains("hello from a"), "{answer}");
+    ensure!(answer.contains("hello from tiny"), "{answer}");
     Ok(())
 }
