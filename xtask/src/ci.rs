@@ -35,7 +35,7 @@ pub fn run(quick: bool) -> Result<()> {
             "--locked",
             "--document-private-items",
         ],
-        &[("RUSTDOCFLAGS", "-D warnings")],
+        &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links")],
     )?;
     // One selection of packages for everything: another one would build the dependencies again with other features.
     step("build", "cargo", &["build", "--workspace", "--locked"], &[])?;

@@ -73,8 +73,13 @@ pub(crate) fn emit(client: Client, node: &str, vmi: &VirtualMachineInstance, mut
     };
     tokio::spawn(async move {
         let events: Api<Event> = Api::namespaced(client, &namespace);
-        if let Err(error) = events.create(&PostParams::default(), &event).await {
-            tracing::warn!(reason = note.reason, %error, "cannot create an event");
+        match events.create(&PostParams::default(), &event).await {
+            Ok(_) => {}
+            // The namespace is being deleted: nobody is left to read the event.
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                tracing::debug!(reason = note.reason, %status, "no event");
+            }
+            Err(error) => tracing::warn!(reason = note.reason, %error, "cannot create an event"),
         }
     });
 }

@@ -1,5 +1,7 @@
 //! The command line: commands, flags, help. Names and defaults are those of KubeVirt's virtctl.
 
+#![allow(rustdoc::broken_intra_doc_links, reason = "brackets in usage texts are no links")]
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -57,8 +57,9 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
 
     let key = key.to_string_lossy().into_owned();
     let known = dir.path().join("known").to_string_lossy().into_owned();
-    let answer = eventually("ssh logs in", LONG, || async {
-        run(&mut home.virtctl(&[
+    // sshd may be up before runcmd, cloud-init's last step, has run.
+    eventually("ssh logs in and runcmd has run", LONG, || async {
+        let answer = run(&mut home.virtctl(&[
             "ssh",
             "-n",
             ns,
@@ -75,9 +76,12 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
             "echo $(whoami) $(cat /var/lib/ferrovirt-runcmd) $(ip -4 -o addr show dev eth0)",
             "vmi/debian",
         ]))
-        .map_err(|e| format!("{e:#}"))
+        .map_err(|e| format!("{e:#}"))?;
+        if answer.contains("alice ran") && answer.contains("10.0.2.2") {
+            Ok(())
+        } else {
+            Err(answer)
+        }
     })
-    .await?;
-    ensure!(answer.contains("alice ran") && answer.contains("10.0.2.2"), "{answer}");
-    Ok(())
+    .await
 }
