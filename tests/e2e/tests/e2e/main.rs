@@ -6,6 +6,7 @@ mod disks;
 mod lifecycle;
 mod manifest;
 mod network;
+mod registry;
 mod restart;
 mod status;
 
@@ -74,6 +75,7 @@ fn main() -> Result<()> {
     trials.extend(lifecycle::trials(&shared));
     trials.extend(network::trials(&shared));
     trials.extend(disks::trials(&shared));
+    trials.extend(registry::trials(&shared));
     trials.extend(status::trials(&shared));
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {

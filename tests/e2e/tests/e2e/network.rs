@@ -19,6 +19,7 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         trial(shared, "masquerade", masquerade),
         trial(shared, "masquerade-ports", masquerade_ports),
         trial(shared, "bridge", bridge),
+        trial(shared, "vnc", vnc),
     ]
 }
 
@@ -150,5 +151,39 @@ async fn bridge(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     home.wait_serial(ns, "a", &format!("is ready at {ip}"), BOOT).await?;
     let answer = http(home, ns, "vmi/a", "index.html").await?;
     ensure!(answer.contains("hello from tiny"), "{answer}");
+    Ok(())
+}
+
+/// A viewer's first words through `virtctl vnc --proxy-only` (RFC 6143, 7.1.1).
+async fn vnc(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    home.apply(ns, &vmi("a", spec()))?;
+    home.wait_phase(ns, "a", "Running", BOOT).await?;
+    let mut child = home
+        .virtctl(&["vnc", "-n", ns, "a", "--proxy-only"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot run virtctl")?;
+    let stdout = child.stdout.take().context("standard output is piped")?;
+    let line = BufReader::new(stdout)
+        .lines()
+        .map_while(Result::ok)
+        .find(|line| line.contains("port"));
+    let greeting = async {
+        let told: serde_json::Value = serde_json::from_str(&line.context("virtctl tells no port")?)?;
+        let port = told["port"].as_u64().context("the port is a number")?;
+        let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).await?;
+        let mut greeting = [0; 12];
+        tokio::time::timeout(SOON, stream.read_exact(&mut greeting))
+            .await
+            .context("no greeting in time")??;
+        anyhow::Ok(greeting)
+    };
+    let greeting = greeting.await;
+    let _ = child.kill();
+    let _ = child.wait();
+    ensure!(&greeting? == b"RFB 003.008\n", "this is no VNC server");
     Ok(())
 }
