@@ -17,8 +17,9 @@ use crate::builtin::{ResourceInfo, SchemaSource};
 
 use components::{Components, Dialect};
 
-/// Media type of the protobuf form of [`v2_protobuf`].
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Media type of the protobuf form of [`v2_protobuf`], as answers name it. Clients ask for `…spec.v2@v1.0+protobuf`, but
+/// an `@` is not allowed in a media type (RFC 2045) and Go's parser refuses it in an answer.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// The index at `/openapi/v3`: group versions as `api/v1` or `apis/GROUP/VERSION`, with the hashes of their documents.
 #[must_use]
