@@ -34,7 +34,19 @@ pub(crate) fn open_beneath(root: &Path, relative: &Path) -> io::Result<File> {
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    Ok(File::from(openat2(&root, relative, how)?))
+    Ok(File::from(openat2_settled(&root, relative, how)?))
+}
+
+/// `openat2` answers EAGAIN when a rename or mount anywhere on the machine crossed a scoped lookup (openat2(2)), which
+/// says nothing about the path: the lookup is repeated.
+fn openat2_settled<P: ?Sized + nix::NixPath>(root: &File, path: &P, how: OpenHow) -> nix::Result<std::os::fd::OwnedFd> {
+    let mut left = 1000;
+    loop {
+        match openat2(root, path, how) {
+            Err(nix::errno::Errno::EAGAIN) if left > 0 => left -= 1,
+            result => return result,
+        }
+    }
 }
 
 /// Opens `relative` as a process sees it whose root directory is `root`.
@@ -42,7 +54,7 @@ pub(crate) fn open_in_root(root: &File, relative: &str, flags: OFlag) -> io::Res
     let how = OpenHow::new()
         .flags(flags | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    Ok(File::from(openat2(root, relative, how)?))
+    Ok(File::from(openat2_settled(root, relative, how)?))
 }
 
 /// Whether two descriptors refer to the same file.

@@ -103,11 +103,16 @@ fn inspect(
     let root = File::open(proc.join("root")).map_err(ConnectError::Io)?;
     let mounted = sockets::open_in_root(&root, paths::SOCKETS_DIR, OFlag::O_PATH | OFlag::O_DIRECTORY);
     let volume = sockets::open_beneath(pods_dir, &sockets::volume(pod_uid, paths::SOCKETS_VOLUME));
-    let inside = match (mounted, volume) {
-        (Ok(mounted), Ok(volume)) => sockets::same_file(&mounted, &volume).map_err(ConnectError::Io)?,
-        _ => false,
+    let volume = volume.map_err(ConnectError::Io)?;
+    let mounted = match mounted {
+        Ok(mounted) => mounted,
+        // What the process itself decides by its root directory; anything else says nothing about it.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
+            return Err(impostor("it does not have the pod's volume `sockets` mounted"));
+        }
+        Err(error) => return Err(ConnectError::Io(error)),
     };
-    if !inside {
+    if !sockets::same_file(&mounted, &volume).map_err(ConnectError::Io)? {
         return Err(impostor("it does not have the pod's volume `sockets` mounted"));
     }
     if namespace.id() == NetworkNamespace::own().map_err(ConnectError::Io)?.id() {

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
 use nix::sys::stat::Mode;
 
@@ -81,7 +82,14 @@ fn open_inside(base: &OwnedFd, path: &Path, flags: OFlag) -> io::Result<File> {
     let how = OpenHow::new()
         .flags(flags | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    Ok(File::from(openat2(base, path, how)?))
+    // EAGAIN says that a rename or mount anywhere on the machine crossed the lookup, nothing about the path (openat2(2)).
+    let mut left = 1000;
+    loop {
+        match openat2(base, path, how) {
+            Err(Errno::EAGAIN) if left > 0 => left -= 1,
+            result => return Ok(File::from(result?)),
+        }
+    }
 }
 
 #[cfg(test)]
