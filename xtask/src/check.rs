@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ferrovirt-core", &["ferrovirt-api"]),
     ("ferrovirt-domain", &["ferrovirt-api", "ferrovirt-core"]),
     ("ferrovirt-protocol", &["ferrovirt-api"]),
-    ("ferrovirt-runtime", &[]),
+    ("ferrovirt-runtime", &["ferrovirt-api", "ferrovirt-core"]),
     (
         "virt-api",
         &[

@@ -5,6 +5,7 @@
 
 #![warn(missing_docs)]
 
+pub mod kubevirt;
 pub mod lease;
 pub mod logs;
 pub mod signals;

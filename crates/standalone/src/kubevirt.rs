@@ -1,17 +1,12 @@
 //! The `KubeVirt` object: tools look for it, and the administrator configures us by it.
 
-use std::sync::Arc;
-
 use ferrovirt_api::v1::KubeVirt;
 use ferrovirt_core::ClusterConfig;
-use futures::StreamExt;
+use ferrovirt_runtime::kubevirt::config;
 use jiff::Timestamp;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 /// Namespace of the object.
 pub const NAMESPACE: &str = "kubevirt";
@@ -51,7 +46,7 @@ pub async fn ensure(client: &Client) -> Result<ClusterConfig, kube::Error> {
         api.patch_status(&found.name_any(), &PatchParams::default(), &status)
             .await?;
     }
-    Ok(config(&found))
+    Ok(config(&ClusterConfig::standalone(), &found))
 }
 
 fn status(version: &str) -> Value {
@@ -67,48 +62,4 @@ fn status(version: &str) -> Value {
             condition("Created", "True", "AllResourcesCreated", "All resources were created."),
         ],
     })
-}
-
-/// The embedded home's defaults, changed by what the object says.
-fn config(kubevirt: &KubeVirt) -> ClusterConfig {
-    match &kubevirt.spec.configuration {
-        Some(configuration) => ClusterConfig::standalone().with(configuration),
-        None => ClusterConfig::standalone(),
-    }
-}
-
-/// Keeps `sender` at what the object says, until `stop`.
-///
-/// # Errors
-/// The watch ended, which it never does by itself.
-pub async fn follow(
-    client: Client,
-    sender: watch::Sender<Arc<ClusterConfig>>,
-    stop: CancellationToken,
-) -> Result<(), std::io::Error> {
-    let mut events = std::pin::pin!(watcher(Api::<KubeVirt>::all(client), watcher::Config::default()));
-    loop {
-        let event = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            event = events.next() => event.ok_or_else(|| std::io::Error::other("the watch of KubeVirt objects ended"))?,
-        };
-        match event {
-            Ok(Event::Apply(object) | Event::InitApply(object)) => {
-                let new = config(&object);
-                sender.send_if_modified(|old| {
-                    let changed = **old != new;
-                    if changed {
-                        tracing::info!("the cluster configuration changed");
-                        *old = Arc::new(new);
-                    }
-                    changed
-                });
-            }
-            Ok(Event::Delete(_) | Event::Init | Event::InitDone) => {}
-            Err(error) => {
-                tracing::warn!(%error, "the watch of KubeVirt objects was interrupted");
-                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-            }
-        }
-    }
 }

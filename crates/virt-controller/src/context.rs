@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::Options;
 use crate::cache::Cache;
 use crate::events::Recorder;
+use crate::node::Nodes;
 use crate::queue::Sender;
 use crate::vm::Revisions;
 
@@ -24,6 +25,8 @@ pub struct Context {
     pub vmis: Arc<Cache<VirtualMachineInstance>>,
     /// All launcher pods.
     pub pods: Arc<Cache<Pod>>,
+    /// The nodes with an agent; empty where there is only one machine.
+    pub nodes: Nodes,
     /// Specs that VMs were started with.
     pub revisions: Revisions,
     /// VMs to reconcile.

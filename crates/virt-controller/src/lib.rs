@@ -8,6 +8,7 @@
 //!   VMIs ──watch──► cache ──┬──────▲
 //!                           └► VMI queue ─► vmi::reconcile ──► pod, VMI status
 //!   pods ──watch──► cache ──────────▲       (launchers only)
+//!   nodes ─watch──► node ───────────▲       (on a cluster: which agents are silent)
 //! ```
 //!
 //! Killing it at any point loses nothing: names of what it creates follow from the objects, and every decision is made
@@ -16,6 +17,7 @@
 mod cache;
 mod context;
 mod events;
+mod node;
 mod patch;
 mod queue;
 pub mod vm;
@@ -90,6 +92,7 @@ pub async fn run(
         vms: Arc::new(Cache::default()),
         vmis: Arc::new(Cache::default()),
         pods: Arc::new(Cache::default()),
+        nodes: node::Nodes::default(),
         revisions: vm::Revisions::default(),
         vm_queue,
         vmi_queue,
@@ -144,7 +147,7 @@ fn watches(
     context: &Arc<Context>,
     tasks: &mut JoinSet<&'static str>,
     shutdown: &CancellationToken,
-) -> [oneshot::Receiver<()>; 3] {
+) -> Vec<oneshot::Receiver<()>> {
     let client = &context.client;
     let (ready, vms_ready) = oneshot::channel();
     let (shared, stop, api) = (Arc::clone(context), shutdown.clone(), Api::all(client.clone()));
@@ -211,7 +214,18 @@ fn watches(
         watch::feed(api, selected, Arc::clone(&shared.pods), ready, stop, changed).await;
         "watch of pods"
     });
-    [vms_ready, vmis_ready, pods_ready]
+    let mut synced = vec![vms_ready, vmis_ready, pods_ready];
+    // One machine's only agent lives and dies with its controllers.
+    if context.options.home == Home::Cluster {
+        let (ready, nodes_ready) = oneshot::channel();
+        let (shared, stop) = (Arc::clone(context), shutdown.clone());
+        tasks.spawn(async move {
+            node::run(shared, ready, stop).await;
+            "watch of nodes"
+        });
+        synced.push(nodes_ready);
+    }
+    synced
 }
 
 /// The key of the VMI that a pod belongs to.

@@ -59,7 +59,11 @@ pub async fn feed<K>(
 
 fn readable<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> Option<Event<K>> {
     let read = |guard: DeserializeGuard<K>| match guard.0 {
-        Ok(object) => Some(object),
+        Ok(mut object) => {
+            // Half of an object, and nothing is decided on it.
+            object.meta_mut().managed_fields = None;
+            Some(object)
+        }
         Err(invalid) => {
             let (namespace, name) = (invalid.metadata.namespace.unwrap_or_default(), invalid.metadata.name);
             let name = name.unwrap_or_default();

@@ -134,7 +134,12 @@ impl Home {
         let config_seen = config.subscribe();
         parts.critical(
             "the configuration",
-            kubevirt::follow(client("kubevirt-operator"), config, parts.token()),
+            ferrovirt_runtime::kubevirt::follow(
+                client("kubevirt-operator"),
+                ClusterConfig::standalone(),
+                config,
+                parts.token(),
+            ),
         );
         parts.critical("the scheduler", scheduler::run(client("kube-scheduler"), parts.token()));
         let options = virt_controller::Options {

@@ -18,6 +18,7 @@ use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::json;
 
+use crate::Home;
 use crate::cache::{Key, owner_uid};
 use crate::context::{Context, Trouble, conflict, gone};
 use crate::events::Notice;
@@ -70,9 +71,15 @@ fn gather(context: &Context, key: &Key) -> Option<Observed> {
         pods: context.pods.owned_by(uid),
         owner_exists,
         config: Arc::clone(&context.config.borrow()),
+        node_unresponsive: node_unresponsive(context, &vmi),
         options: Arc::clone(&context.options),
         vmi,
     })
+}
+
+fn node_unresponsive(context: &Context, vmi: &VirtualMachineInstance) -> bool {
+    let node = vmi.status.as_ref().and_then(|s| s.node_name.as_deref());
+    context.options.home == Home::Cluster && node.is_some_and(|node| context.nodes.unresponsive(node, Timestamp::now()))
 }
 
 async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Result<(), Trouble> {

@@ -7,7 +7,7 @@ use ferrovirt_api::v1::{
     VirtualMachineInstance, VirtualMachineInstancePhaseTransitionTimestamp, VirtualMachineInstanceStatus,
 };
 use ferrovirt_core::conditions::{self, Desired};
-use ferrovirt_core::vmi::phase::{PodView, Seen, next_phase};
+use ferrovirt_core::vmi::phase::{PodView, REASON_POD_ENDED, REASON_POD_GONE, Seen, next_phase};
 use ferrovirt_core::vmi::{Phase, conditions as rules};
 use ferrovirt_core::{ClusterConfig, names};
 use jiff::Timestamp;
@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{ContainerState, Pod};
 
 use super::{pod, status};
 use crate::cache::Entry;
+use crate::node::NODE_UNRESPONSIVE;
 use crate::{Home, Options};
 
 /// How long a pod may take before users see that the VMI is `Scheduling`: starts that are quicker cost one write less.
@@ -33,6 +34,8 @@ pub struct Observed {
     pub owner_exists: bool,
     /// The cluster's configuration.
     pub config: Arc<ClusterConfig>,
+    /// Nobody answers for the VMI's node.
+    pub node_unresponsive: bool,
     /// How this controller was started.
     pub options: Arc<Options>,
 }
@@ -96,6 +99,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         requeue,
     };
     if let Some((next, reason)) = next {
+        let reason = reason.map(|reason| blame(observed, reason));
         enter(&mut plan.status, next, reason, now);
     }
     let phase = next.map_or(phase, |(next, _)| next);
@@ -115,6 +119,14 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         status::describe(&mut plan.status, observed, phase, pod, now);
     }
     plan
+}
+
+/// Why a VMI lost its pod: because of its node, if that is gone or silent.
+fn blame(observed: &Observed, reason: &'static str) -> &'static str {
+    match reason {
+        REASON_POD_GONE | REASON_POD_ENDED if observed.node_unresponsive => NODE_UNRESPONSIVE,
+        other => other,
+    }
 }
 
 /// The pod that counts: the youngest that has not ended, else the youngest.

@@ -77,6 +77,7 @@ fn observed(vmi: VirtualMachineInstance, pod: Option<Pod>, seen: Timestamp, home
             .collect(),
         owner_exists: false,
         config: Arc::new(ClusterConfig::standalone()),
+        node_unresponsive: false,
         options: Arc::new(Options {
             launcher_image: "launcher:1".to_owned(),
             home,
