@@ -1,5 +1,6 @@
 #![doc = env!("CARGO_PKG_DESCRIPTION")]
 
+pub mod node;
 pub mod streams;
 
 /// Handler ⇄ launcher, generated from `proto/launcher.proto`.

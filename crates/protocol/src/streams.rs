@@ -37,6 +37,18 @@ pub enum StreamError {
         #[source]
         source: std::io::Error,
     },
+    /// The guest's end was reached and said no.
+    #[error("{0}")]
+    Refused(String),
+    /// The VMI's node was not reached.
+    #[error("cannot reach virt-handler on node {node}")]
+    Unreachable {
+        /// Which node.
+        node: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
 }
 
 /// What virt-api asks the node of a VMI for. In the embedded home virt-handler is called directly;

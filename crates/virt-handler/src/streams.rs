@@ -168,10 +168,7 @@ impl Agent {
 }
 
 fn refused(status: &tonic::Status) -> StreamError {
-    StreamError::Connect {
-        path: paths::LAUNCHER_SOCKET.to_owned(),
-        source: io::Error::other(status.message().to_owned()),
-    }
+    StreamError::Refused(format!("virt-launcher: {}", status.message()))
 }
 
 async fn within<T>(answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, StreamError> {

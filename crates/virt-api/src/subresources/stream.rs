@@ -44,7 +44,10 @@ pub(super) fn node_error(target: &Target, error: &StreamError) -> Refusal {
             let rule = Rule::conflict(target.kind.singular(), &target.name, &status::chain(error));
             target.refuse(rule)
         }
-        StreamError::Busy(_) | StreamError::Connect { .. } => status::internal(status::chain(error)),
+        StreamError::Busy(_)
+        | StreamError::Connect { .. }
+        | StreamError::Refused(_)
+        | StreamError::Unreachable { .. } => status::internal(status::chain(error)),
     }
 }
 

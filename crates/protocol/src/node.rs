@@ -1,0 +1,213 @@
+//! virt-api ⇄ virt-handler on a cluster: the verbs of [`crate::streams::NodeAgent`] as HTTP/1.1 over mutual TLS.
+//!
+//! ```text
+//!  GET /v1/namespaces/NS/virtualmachineinstances/NAME/console        Upgrade: ferrovirt-stream ──► 101, raw bytes
+//!  GET                                             …/vnc[?preserveSession=true]      the same
+//!  PUT                                             …/pause | unpause | softreboot | reset ──► 200
+//!  GET                                             …/guestosinfo ──► 200, JSON of GuestInfoReply
+//!  anything that fails ──► 4xx or 5xx with a Failure as JSON
+//! ```
+//!
+//! Both ends are known by the common names of their certificates; addresses and DNS names do not matter.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::launcher::Action;
+use crate::streams::{Stream, StreamError};
+
+/// Port of virt-handler.
+pub const PORT: u16 = 8186;
+/// What a stream's connection is upgraded to.
+pub const UPGRADE: &str = "ferrovirt-stream";
+/// Label by which the pods of virt-handler are found.
+pub const HANDLER_LABEL: &str = "kubevirt.io=virt-handler";
+/// Common name of virt-handler's server certificate.
+pub const SERVER_NAME: &str = "kubevirt.io:system:node:virt-handler";
+/// Common name of virt-api's client certificate: the only client that virt-handler serves.
+pub const API_CLIENT_NAME: &str = "kubevirt.io:system:client:virt-api";
+/// Common name of virt-handler's client certificate.
+pub const HANDLER_CLIENT_NAME: &str = "kubevirt.io:system:client:virt-handler";
+
+/// What is asked of a VMI's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// A stream: the connection is upgraded.
+    Stream(Stream),
+    /// Something is done to the guest.
+    Act(Action),
+    /// What the guest agent knows.
+    GuestInfo,
+}
+
+/// Names of [`Call::Act`], for those actions that virt-api asks for.
+const ACTIONS: [(&str, Action); 4] = [
+    ("pause", Action::Pause),
+    ("unpause", Action::Unpause),
+    ("softreboot", Action::SoftReboot),
+    ("reset", Action::Reset),
+];
+
+impl Call {
+    /// Method, and path with query. `None` for an action that does not travel.
+    #[must_use]
+    pub fn request(self, namespace: &str, vmi: &str) -> Option<(&'static str, String)> {
+        let (method, verb) = match self {
+            Self::Stream(Stream::Console) => ("GET", "console"),
+            Self::Stream(Stream::Vnc {
+                preserve_session: false,
+            }) => ("GET", "vnc"),
+            Self::Stream(Stream::Vnc { preserve_session: true }) => ("GET", "vnc?preserveSession=true"),
+            Self::GuestInfo => ("GET", "guestosinfo"),
+            Self::Act(action) => ("PUT", ACTIONS.iter().find(|(_, known)| *known == action)?.0),
+        };
+        let path = format!("/v1/namespaces/{namespace}/virtualmachineinstances/{vmi}/{verb}");
+        Some((method, path))
+    }
+
+    /// Reads a request line: namespace, name of the VMI, and what is asked. `None`: there is no such thing (404).
+    #[must_use]
+    pub fn parse<'a>(method: &str, path: &'a str, query: Option<&str>) -> Option<(&'a str, &'a str, Self)> {
+        let rest = path.strip_prefix("/v1/namespaces/")?;
+        let (namespace, rest) = rest.split_once('/')?;
+        let (vmi, verb) = rest.strip_prefix("virtualmachineinstances/")?.split_once('/')?;
+        if namespace.is_empty() || vmi.is_empty() {
+            return None;
+        }
+        let preserve_session = query.is_some_and(|query| query.split('&').any(|pair| pair == "preserveSession=true"));
+        let call = match (method, verb) {
+            ("GET", "console") => Self::Stream(Stream::Console),
+            ("GET", "vnc") => Self::Stream(Stream::Vnc { preserve_session }),
+            ("GET", "guestosinfo") => Self::GuestInfo,
+            ("PUT", _) => Self::Act(ACTIONS.iter().find(|(name, _)| *name == verb)?.1),
+            _ => return None,
+        };
+        Some((namespace, vmi, call))
+    }
+}
+
+/// The body of an answer that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Which [`StreamError`] it is.
+    pub reason: Reason,
+    /// What the error says about itself and its sources; for [`Reason::NotHere`] and [`Reason::Busy`] only whom it is about.
+    pub message: String,
+}
+
+/// The variants of [`StreamError`] that travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reason {
+    /// [`StreamError::NotHere`].
+    NotHere,
+    /// [`StreamError::Busy`].
+    Busy,
+    /// [`StreamError::Connect`].
+    Connect,
+    /// [`StreamError::Refused`].
+    Refused,
+}
+
+impl Failure {
+    /// The HTTP code of the answer.
+    #[must_use]
+    pub fn code(&self) -> u16 {
+        match self.reason {
+            Reason::NotHere => 404,
+            Reason::Busy => 503,
+            Reason::Connect => 502,
+            Reason::Refused => 409,
+        }
+    }
+
+    /// The error that it was; `path` is what could not be reached.
+    #[must_use]
+    pub fn into_error(self, path: &str) -> StreamError {
+        match self.reason {
+            Reason::NotHere => StreamError::NotHere(self.message),
+            Reason::Busy => StreamError::Busy(self.message),
+            Reason::Refused => StreamError::Refused(self.message),
+            Reason::Connect => StreamError::Connect {
+                path: path.to_owned(),
+                source: io::Error::other(self.message),
+            },
+        }
+    }
+}
+
+impl From<&StreamError> for Failure {
+    fn from(error: &StreamError) -> Self {
+        let (reason, message) = match error {
+            StreamError::NotHere(vmi) => (Reason::NotHere, vmi.clone()),
+            StreamError::Busy(what) => (Reason::Busy, what.clone()),
+            StreamError::Refused(why) => (Reason::Refused, why.clone()),
+            StreamError::Connect { source, .. } => (Reason::Connect, format!("{error}: {source}")),
+            StreamError::Unreachable { source, .. } => (Reason::Connect, format!("{error}: {source}")),
+        };
+        Self { reason, message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_is_understood() {
+        let vnc = |preserve_session| Call::Stream(Stream::Vnc { preserve_session });
+        let calls = [Call::Stream(Stream::Console), vnc(false), vnc(true), Call::GuestInfo];
+        let acts = ACTIONS.map(|(_, action)| Call::Act(action));
+        for call in calls.into_iter().chain(acts) {
+            let (method, target) = call.request("ns", "x").unwrap();
+            let (path, query) = target
+                .split_once('?')
+                .map_or((target.as_str(), None), |(path, query)| (path, Some(query)));
+            assert_eq!(Call::parse(method, path, query), Some(("ns", "x", call)));
+        }
+        assert_eq!(Call::Act(Action::Kill).request("ns", "x"), None);
+        let base = "/v1/namespaces/ns/virtualmachineinstances/x";
+        for (method, path) in [
+            ("PUT", format!("{base}/console")),
+            ("GET", format!("{base}/pause")),
+            ("PUT", format!("{base}/kill")),
+            ("GET", base.to_owned()),
+            ("GET", "/v1/namespaces//virtualmachineinstances/x/console".to_owned()),
+            ("GET", "/v2/namespaces/ns/virtualmachineinstances/x/console".to_owned()),
+        ] {
+            assert_eq!(Call::parse(method, &path, None), None, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn failures_arrive_as_they_were() {
+        let connect = StreamError::Connect {
+            path: "virt-serial0".into(),
+            source: io::Error::other("no such file"),
+        };
+        for (error, code, expected) in [
+            (
+                StreamError::NotHere("ns/x".into()),
+                404,
+                "VirtualMachineInstance ns/x has no guest on this node",
+            ),
+            (
+                StreamError::Busy("VNC of ns/x".into()),
+                503,
+                "there is an active session to VNC of ns/x",
+            ),
+            (
+                StreamError::Refused("the guest is paused".into()),
+                409,
+                "the guest is paused",
+            ),
+            (connect, 502, "cannot connect to node n"),
+        ] {
+            let failure = Failure::from(&error);
+            assert_eq!(failure.code(), code);
+            let text = serde_json::to_string(&failure).unwrap();
+            let read: Failure = serde_json::from_str(&text).unwrap();
+            assert_eq!(read.into_error("node n").to_string(), expected);
+        }
+    }
+}
