@@ -1,8 +1,9 @@
-//! `cargo xtask`: checks, the gate, benchmarks.
+//! `cargo xtask`: checks, the gate, a cluster for tests, benchmarks.
 
 mod bench;
 mod check;
 mod ci;
+mod cluster;
 
 use clap::Parser;
 
@@ -10,7 +11,7 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
-    after_help = "Examples:\n  cargo xtask check\n  cargo xtask ci\n  cargo xtask bench standalone"
+    after_help = "Examples:\n  cargo xtask check\n  cargo xtask ci\n  cargo xtask cluster up --nodes 2\n  cargo xtask bench standalone"
 )]
 enum Task {
     /// House rules: who may depend on whom, file sizes, sorted manifests
@@ -21,6 +22,8 @@ enum Task {
         #[arg(long)]
         quick: bool,
     },
+    /// A real Kubernetes cluster on this machine
+    Cluster(cluster::Cluster),
     /// Measure, and write docs/performance.md
     Bench(bench::Bench),
 }
@@ -29,6 +32,7 @@ fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Check => check::run(),
         Task::Ci { quick } => ci::run(quick),
+        Task::Cluster(cluster) => cluster.run(),
         Task::Bench(bench) => bench.run(),
     }
 }

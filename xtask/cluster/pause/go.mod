@@ -1,0 +1,3 @@
+module ferrovirt/cluster/pause
+
+go 1.26.0
