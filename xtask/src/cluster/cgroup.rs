@@ -111,8 +111,8 @@ fn processes(group: &Path) -> Vec<i32> {
 }
 
 fn remove(group: &Path) -> bool {
-    let empty = children(group).iter().map(|child| remove(child)).all(|gone| gone);
-    empty
+    let busy = children(group).iter().filter(|child| !remove(child)).count();
+    busy == 0
         && match fs::remove_dir(group) {
             Ok(()) => true,
             Err(error) => error.kind() == std::io::ErrorKind::NotFound,

@@ -43,6 +43,8 @@ pub struct Programs {
     pub coredns: PathBuf,
     /// Outlives others, as the first process of pods and nodes.
     pub pause: PathBuf,
+    /// Enforces NetworkPolicies on a node.
+    pub network_policy: PathBuf,
     /// etcd 3.5.
     pub etcd: PathBuf,
     /// The directory of containerd 2.1 and its shim.
@@ -64,6 +66,7 @@ pub fn all(cache: &Path) -> Result<Programs> {
         containerd: debian(cache, "sid", "containerd")?.join("usr/bin"),
         pause: go(cache, "pause", None)?,
         coredns: go(cache, "coredns", Some("github.com/coredns/coredns"))?,
+        network_policy: go(cache, "network-policy", Some("k8s.io/client-go"))?,
         kubernetes: go(cache, "kubernetes", Some("k8s.io/kubernetes"))?,
     })
 }
@@ -275,6 +278,7 @@ fn fingerprint(sources: &Path, flags: &str) -> Result<String> {
         .with_context(|| format!("cannot read {}", sources.display()))?
         .flatten()
         .map(|entry| entry.path())
+        .filter(|path| !path.to_string_lossy().ends_with("_test.go"))
         .collect();
     files.sort();
     for file in files {

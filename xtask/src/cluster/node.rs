@@ -18,7 +18,7 @@ use super::run::until;
 
 const INIT: &str = include_str!("../../cluster/node-init.sh");
 /// What runs on a node beside its first process and containerd.
-pub const AGENTS: [&str; 2] = ["kubelet", "kube-proxy"];
+pub const AGENTS: [&str; 3] = ["kubelet", "kube-proxy", "network-policy"];
 const SOCKET: &str = "run/containerd/containerd.sock";
 
 /// The name of a node's first process.
@@ -80,8 +80,25 @@ pub fn boot(layout: &Layout, programs: &Programs, node: Node) -> Result<()> {
     })
 }
 
-/// kubelet or kube-proxy of a node.
+/// One of a node's [`AGENTS`].
 pub fn agent(layout: &Layout, programs: &Programs, node: Node, what: &str) -> Component {
+    let mut command = if what == "network-policy" {
+        let mut command = Command::new(&programs.network_policy);
+        command.arg(flag("kubeconfig", &layout.kubeconfig(what)));
+        command.arg(format!("--node={}", node.name()));
+        command
+    } else {
+        kubernetes_agent(layout, programs, node, what)
+    };
+    command.env("PATH", path(programs));
+    Component {
+        name: node.component(what),
+        place: Place::Node(node),
+        command,
+    }
+}
+
+fn kubernetes_agent(layout: &Layout, programs: &Programs, node: Node, what: &str) -> Command {
     let directory = layout.node(node);
     let mut command = kubernetes(
         programs,
@@ -94,12 +111,7 @@ pub fn agent(layout: &Layout, programs: &Programs, node: Node, what: &str) -> Co
             .arg(flag("kubeconfig", &layout.kubeconfig(&node.component("kubelet"))))
             .arg(format!("--node-ip={}", node.address()));
     }
-    command.env("PATH", path(programs));
-    Component {
-        name: node.component(what),
-        place: Place::Node(node),
-        command,
-    }
+    command
 }
 
 /// Waits for a component, whose end ends the waiting.

@@ -58,9 +58,16 @@ pub fn create(layout: &Layout, nodes: &[Node]) -> Result<()> {
 
 /// Each kubeconfig's user, and the certificate that it names.
 fn users(nodes: &[Node]) -> Vec<(String, String)> {
-    let mut users: Vec<String> = ["admin", "controller-manager", "scheduler", "proxy", "coredns"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut users: Vec<String> = [
+        "admin",
+        "controller-manager",
+        "scheduler",
+        "proxy",
+        "coredns",
+        "network-policy",
+    ]
+    .map(str::to_owned)
+    .to_vec();
     users.extend(nodes.iter().map(|node| node.component("kubelet")));
     users.into_iter().map(|user| (user.clone(), user)).collect()
 }
@@ -84,6 +91,7 @@ fn leaves(nodes: &[Node]) -> Vec<Leaf<'static>> {
         client("scheduler", "system:kube-scheduler", None),
         client("proxy", "system:kube-proxy", None),
         client("coredns", "system:coredns", None),
+        client("network-policy", "system:network-policy", None),
         Leaf {
             authority: "front-proxy-ca",
             ..client("front-proxy-client", "front-proxy-client", None)
