@@ -8,7 +8,9 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use kube::Resource;
 use kube::runtime::watcher::Event;
 
@@ -94,6 +96,17 @@ impl<K> Default for Cache<K> {
             }),
         }
     }
+}
+
+/// One cache for each kind. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Caches {
+    /// All VMs.
+    pub vms: Arc<Cache<VirtualMachine>>,
+    /// All VMIs.
+    pub vmis: Arc<Cache<VirtualMachineInstance>>,
+    /// All launcher pods.
+    pub pods: Arc<Cache<Pod>>,
 }
 
 /// UID of the controlling owner.
@@ -190,6 +203,11 @@ impl<K: Resource> Cache<K> {
         let inner = self.read();
         let keys = inner.by_owner.get(uid).into_iter().flatten();
         keys.filter_map(|key| inner.entries.get(key).cloned()).collect()
+    }
+
+    /// All objects, in no order.
+    pub fn all(&self) -> Vec<Arc<K>> {
+        self.read().entries.values().map(|e| Arc::clone(&e.object)).collect()
     }
 
     /// All keys.

@@ -17,9 +17,11 @@
 mod cache;
 mod context;
 mod events;
+mod metrics;
 mod node;
 mod patch;
 mod queue;
+pub mod server;
 pub mod vm;
 pub mod vmi;
 mod watch;
@@ -36,7 +38,7 @@ use tokio::sync::{oneshot, watch as latest};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use cache::{Cache, Key, owner_uid};
+use cache::{Caches, Key, owner_uid};
 use context::Context;
 
 /// How many objects of a kind are reconciled at a time.
@@ -84,14 +86,25 @@ pub async fn run(
     options: Options,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    run_with(client, config, options, Caches::default(), shutdown).await
+}
+
+/// As [`run`]; others may look at the caches.
+async fn run_with(
+    client: Client,
+    config: latest::Receiver<Arc<ClusterConfig>>,
+    options: Options,
+    caches: Caches,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let (vm_queue, vms_due) = queue::queue();
     let (vmi_queue, vmis_due) = queue::queue();
     let (recorder, event_writer) = events::recorder();
     let context = Arc::new(Context {
         client: client.clone(),
-        vms: Arc::new(Cache::default()),
-        vmis: Arc::new(Cache::default()),
-        pods: Arc::new(Cache::default()),
+        vms: caches.vms,
+        vmis: caches.vmis,
+        pods: caches.pods,
         nodes: node::Nodes::default(),
         revisions: vm::Revisions::default(),
         vm_queue,
