@@ -69,7 +69,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "ferrovirt",
-        &["ferrovirt-api", "ferrovirt-runtime", "ferrovirt-standalone"],
+        &[
+            "ferrovirt-api",
+            "ferrovirt-protocol",
+            "ferrovirt-runtime",
+            "ferrovirt-standalone",
+            "virt-api",
+            "virt-controller",
+            "virt-handler",
+        ],
     ),
     ("ferrovirt-e2e", &["ferrovirt-api"]),
     ("xtask", &[]),

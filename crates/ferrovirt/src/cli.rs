@@ -38,6 +38,8 @@ enum Command {
     /// Images of this machine
     #[command(subcommand)]
     Image(ImageCommand),
+    /// A cluster's controllers
+    VirtController(virt_controller::server::Args),
     /// Print the CustomResourceDefinitions
     #[command(after_help = "Example:\n  ferrovirt crds | kubectl apply -f -")]
     Crds,
@@ -61,6 +63,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Down(args) => down::run(&args, data_dir),
         Command::Status => status::run(data_dir),
         Command::Image(command) => images::run(&command, &data_dir),
+        Command::VirtController(args) => virt_controller::server::run(args),
         Command::Crds => crds(),
         Command::ApiCoverage { reference, roots } => match api_coverage(&reference, roots.as_deref()) {
             Ok(true) => Ok(()),

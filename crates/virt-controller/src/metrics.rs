@@ -56,17 +56,30 @@ impl Collector for Known {
                 one(1),
             ),
             ("kubevirt_vmi_phase_count", "VMIs by phase and node.", phases(&vmis)),
-            ("kubevirt_vmi_info", "VMIs.", vmis.iter().map(|vmi| vmi_info(vmi)).collect()),
+            (
+                "kubevirt_vmi_info",
+                "VMIs.",
+                vmis.iter().map(|vmi| vmi_info(vmi)).collect(),
+            ),
             ("kubevirt_vm_info", "VMs.", vms.iter().map(|vm| vm_info(vm)).collect()),
             (
                 "kubevirt_number_of_vms",
                 "VMs by namespace.",
-                count(vms.iter().map(|vm| vec![("namespace", vm.namespace().unwrap_or_default())])),
+                count(
+                    vms.iter()
+                        .map(|vm| vec![("namespace", vm.namespace().unwrap_or_default())]),
+                ),
             ),
         ];
         for (name, help, values) in families {
             let kind = ConstGauge::new(0.0).metric_type();
             let mut described = encoder.encode_descriptor(name, help, None, kind)?;
+            if let [(labels, value)] = values.as_slice()
+                && labels.is_empty()
+            {
+                ConstGauge::new(*value).encode(described)?;
+                continue;
+            }
             for (labels, value) in values {
                 ConstGauge::new(value).encode(described.encode_family(&labels)?)?;
             }
@@ -93,10 +106,7 @@ fn phase(vmi: &VirtualMachineInstance) -> String {
 }
 
 fn phases(vmis: &[Arc<VirtualMachineInstance>]) -> Vec<(Labels, f64)> {
-    count(
-        vmis.iter()
-            .map(|vmi| vec![("node", node(vmi)), ("phase", phase(vmi))]),
-    )
+    count(vmis.iter().map(|vmi| vec![("node", node(vmi)), ("phase", phase(vmi))]))
 }
 
 fn vmi_info(vmi: &VirtualMachineInstance) -> (Labels, f64) {
@@ -109,7 +119,10 @@ fn vmi_info(vmi: &VirtualMachineInstance) -> (Labels, f64) {
         ("phase", phase(vmi)),
         ("guest_os_name", text(os.and_then(|os| os.name.as_ref()))),
         ("guest_os_version_id", text(os.and_then(|os| os.version_id.as_ref()))),
-        ("guest_os_kernel_release", text(os.and_then(|os| os.kernel_release.as_ref()))),
+        (
+            "guest_os_kernel_release",
+            text(os.and_then(|os| os.kernel_release.as_ref())),
+        ),
         ("guest_os_machine", text(os.and_then(|os| os.machine.as_ref()))),
     ];
     (labels, 1.0)

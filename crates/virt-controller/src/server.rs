@@ -99,10 +99,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             kubevirt::follow(api.clone(), defaults, sender, stop.clone()),
             run_with(api, config, options, caches, stop),
         );
-        tokio::try_join!(
-            async { follow.await.context("the configuration") },
-            async { work.await.context("the controllers") },
-        )?;
+        tokio::try_join!(async { follow.await.context("the configuration") }, async {
+            work.await.context("the controllers")
+        },)?;
         anyhow::Ok(())
     };
     let stop = parts.token();
