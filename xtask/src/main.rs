@@ -1,9 +1,10 @@
-//! `cargo xtask`: checks, the gate, a cluster for tests, benchmarks.
+//! `cargo xtask`: checks, the gate, images, a cluster for tests, benchmarks.
 
 mod bench;
 mod check;
 mod ci;
 mod cluster;
+mod images;
 
 use clap::Parser;
 
@@ -11,7 +12,7 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
-    after_help = "Examples:\n  cargo xtask check\n  cargo xtask ci\n  cargo xtask cluster up --nodes 2\n  cargo xtask bench standalone"
+    after_help = "Examples:\n  cargo xtask check\n  cargo xtask ci\n  cargo xtask cluster up --nodes 2\n  cargo xtask images --push localhost:5000\n  cargo xtask bench standalone"
 )]
 enum Task {
     /// House rules: who may depend on whom, file sizes, sorted manifests
@@ -24,6 +25,8 @@ enum Task {
     },
     /// A real Kubernetes cluster on this machine
     Cluster(cluster::Cluster),
+    /// Build the OCI images of all components, and push them
+    Images(images::Images),
     /// Measure, and write docs/performance.md
     Bench(bench::Bench),
 }
@@ -33,6 +36,7 @@ fn main() -> anyhow::Result<()> {
         Task::Check => check::run(),
         Task::Ci { quick } => ci::run(quick),
         Task::Cluster(cluster) => cluster.run(),
+        Task::Images(images) => images.run(),
         Task::Bench(bench) => bench.run(),
     }
 }
