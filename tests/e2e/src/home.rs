@@ -1,4 +1,4 @@
-//! One embedded home: a `ferrovirt up` with a directory of its own.
+//! A home: a `ferrovirt up` with a directory of its own, or a Kubernetes cluster that Ferrovirt is installed on.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -31,32 +31,73 @@ impl Options {
     /// # Errors
     /// The directory of this executable cannot be told.
     pub fn new(port: u16) -> Result<Self> {
-        let bin = match std::env::var_os("FERROVIRT_BIN") {
-            Some(dir) => std::path::absolute(PathBuf::from(dir))?,
-            None => {
-                let me = std::env::current_exe()?;
-                let dir = me.ancestors().find(|d| d.join("ferrovirt").is_file());
-                dir.ok_or_else(|| anyhow!("no ferrovirt near {}: build it or set FERROVIRT_BIN", me.display()))?
-                    .to_owned()
-            }
-        };
         Ok(Self {
             port,
-            bin,
+            bin: executables()?,
             args: Vec::new(),
         })
     }
 }
 
-/// A running home. Dropping it stops guests and control plane and removes all state.
+fn executables() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("FERROVIRT_BIN") {
+        return Ok(std::path::absolute(PathBuf::from(dir))?);
+    }
+    let me = std::env::current_exe()?;
+    let dir = me.ancestors().find(|d| d.join("ferrovirt").is_file());
+    dir.map(Path::to_owned)
+        .ok_or_else(|| anyhow!("no ferrovirt near {}: build it or set FERROVIRT_BIN", me.display()))
+}
+
+/// A running home. Dropping an embedded one stops guests and control plane and removes all state; a cluster is left as
+/// it is.
 pub struct Home {
+    bin: PathBuf,
+    kubeconfig: PathBuf,
+    client: Client,
+    embedded: Option<Embedded>,
+}
+
+/// What only a home on one machine has.
+struct Embedded {
     options: Options,
     dir: tempfile::TempDir,
     child: Option<Child>,
-    client: Client,
 }
 
+/// Where the tests' cluster has its registry, for this machine.
+const REGISTRY: &str = "registry.local:5000";
+
 impl Home {
+    /// The cluster that `FERROVIRT_CLUSTER`, a kubeconfig, leads to; `None` if it is not set.
+    ///
+    /// # Errors
+    /// It is set, and the cluster does not answer.
+    pub async fn cluster() -> Result<Option<Self>> {
+        let Some(kubeconfig) = std::env::var_os("FERROVIRT_CLUSTER") else {
+            return Ok(None);
+        };
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let kubeconfig = std::path::absolute(PathBuf::from(kubeconfig))?;
+        let client = connect(&kubeconfig).await.context("the cluster does not answer")?;
+        Ok(Some(Self {
+            bin: executables()?,
+            kubeconfig,
+            client,
+            embedded: None,
+        }))
+    }
+
+    fn embedded(&self) -> Result<&Embedded> {
+        self.embedded.as_ref().context("this is a cluster, not one machine")
+    }
+
+    /// Whether this is a cluster.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        self.embedded.is_none()
+    }
+
     /// Starts `ferrovirt up` and waits until the API server is ready.
     ///
     /// # Errors
@@ -75,10 +116,14 @@ impl Home {
             }
         };
         Ok(Self {
-            options,
-            dir,
-            child: Some(child),
+            bin: options.bin.clone(),
+            kubeconfig: dir.path().join("kubeconfig"),
             client,
+            embedded: Some(Embedded {
+                options,
+                dir,
+                child: Some(child),
+            }),
         })
     }
 
@@ -89,9 +134,11 @@ impl Home {
     }
 
     /// The state directory.
-    #[must_use]
-    pub fn data_dir(&self) -> &Path {
-        self.dir.path()
+    ///
+    /// # Errors
+    /// This is a cluster.
+    pub fn data_dir(&self) -> Result<&Path> {
+        Ok(self.embedded()?.dir.path())
     }
 
     /// The pid of `ferrovirt up`.
@@ -99,14 +146,22 @@ impl Home {
     /// # Errors
     /// It is not running.
     pub fn pid(&self) -> Result<i32> {
-        let child = self.child.as_ref().context("ferrovirt up is not running")?;
+        let child = self.embedded()?.child.as_ref();
+        let child = child.context("ferrovirt up is not running")?;
         Ok(i32::try_from(child.id())?)
     }
 
-    /// All that `ferrovirt up` has logged.
+    /// All that `ferrovirt up`, or the components on the cluster, have logged.
     #[must_use]
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("up.log")).unwrap_or_default()
+        match &self.embedded {
+            Some(embedded) => std::fs::read_to_string(embedded.dir.path().join("up.log")).unwrap_or_default(),
+            None => {
+                let components = "kubevirt.io in (virt-operator, virt-api, virt-controller, virt-handler)";
+                let args = ["logs", "-n", "kubevirt", "-l", components, "--prefix", "--tail=200"];
+                run(&mut self.kubectl(&args)).unwrap_or_else(|error| format!("{error:#}"))
+            }
+        }
     }
 
     /// SIGKILL of the control plane.
@@ -114,7 +169,8 @@ impl Home {
     /// # Errors
     /// It is not running.
     pub fn kill(&mut self) -> Result<()> {
-        let mut child = self.child.take().context("ferrovirt up is not running")?;
+        let embedded = self.embedded.as_mut().context("this is a cluster, not one machine")?;
+        let mut child = embedded.child.take().context("ferrovirt up is not running")?;
         child.kill()?;
         child.wait()?;
         Ok(())
@@ -125,16 +181,20 @@ impl Home {
     /// # Errors
     /// As [`Home::start`].
     pub async fn restart(&mut self) -> Result<()> {
-        self.child = Some(spawn(&self.options, self.dir.path())?);
-        ready(self.dir.path(), &self.options).await?;
+        let embedded = self.embedded.as_mut().context("this is a cluster, not one machine")?;
+        embedded.child = Some(spawn(&embedded.options, embedded.dir.path())?);
+        ready(embedded.dir.path(), &embedded.options).await?;
         Ok(())
     }
 
-    /// `ferrovirt …` with this home's directory.
+    /// `ferrovirt …`, on one machine with this home's directory.
     #[must_use]
     pub fn ferrovirt(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.options.bin.join("ferrovirt"));
-        command.args(args).arg("--data-dir").arg(self.dir.path());
+        let mut command = Command::new(self.bin.join("ferrovirt"));
+        command.args(args);
+        if let Some(embedded) = &self.embedded {
+            command.arg("--data-dir").arg(embedded.dir.path());
+        }
         command
     }
 
@@ -149,7 +209,7 @@ impl Home {
     /// Our virtctl, as administrator.
     #[must_use]
     pub fn virtctl(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.options.bin.join("virtctl"));
+        let mut command = Command::new(self.bin.join("virtctl"));
         command.args(args).env("KUBECONFIG", self.kubeconfig());
         command
     }
@@ -157,14 +217,22 @@ impl Home {
     /// The administrator's kubeconfig.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
-        self.dir.path().join("kubeconfig")
+        self.kubeconfig.clone()
     }
 
-    /// Imports an image archive under a name.
+    /// Makes an image archive known under a name: imports it, or pushes it to the cluster's registry, which its nodes
+    /// ask for every image.
     ///
     /// # Errors
-    /// `ferrovirt image import` fails.
+    /// `ferrovirt image import`, or skopeo, fails.
     pub fn import(&self, archive: &str, name: &str) -> Result<()> {
+        if self.is_cluster() {
+            let mut push = Command::new("skopeo");
+            push.args(["copy", "-q", "--dest-tls-verify=false"])
+                .arg(format!("oci-archive:{archive}"))
+                .arg(format!("docker://{REGISTRY}/{name}"));
+            return run(&mut push).map(drop);
+        }
         run(&mut self.ferrovirt(&["image", "import", archive, "--name", name])).map(drop)
     }
 
@@ -337,11 +405,14 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
+        if self.is_cluster() {
+            return;
+        }
         let mut down = self.ferrovirt(&["down", "--vms", "--purge", "--yes"]);
         if let Err(error) = run(&mut down) {
             eprintln!("e2e: {error:#}");
         }
-        if let Some(mut child) = self.child.take() {
+        if let Some(mut child) = self.embedded.as_mut().and_then(|embedded| embedded.child.take()) {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -373,14 +444,7 @@ async fn ready(dir: &Path, options: &Options) -> Result<Client> {
     let kubeconfig = dir.join("kubeconfig");
     let url = format!("https://127.0.0.1:{}", options.port);
     loop {
-        let attempt = async {
-            let file = kube::config::Kubeconfig::read_from(&kubeconfig)?;
-            let config = Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?;
-            let client = Client::try_from(config)?;
-            client.apiserver_version().await?;
-            anyhow::Ok(client)
-        };
-        match attempt.await {
+        match connect(&kubeconfig).await {
             Ok(client) => return Ok(client),
             Err(error) if start.elapsed() > limit => {
                 return Err(error.context(format!("{url} is not ready after {limit:?}")));
@@ -388,4 +452,12 @@ async fn ready(dir: &Path, options: &Options) -> Result<Client> {
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
+}
+
+async fn connect(kubeconfig: &Path) -> Result<Client> {
+    let file = kube::config::Kubeconfig::read_from(kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?;
+    let client = Client::try_from(config)?;
+    client.apiserver_version().await?;
+    Ok(client)
 }

@@ -146,8 +146,9 @@ fn configure(layout: &Layout, node: Node) -> Result<()> {
     write(&directory.join("containerd.toml"), &containerd(layout, node))?;
     write(&directory.join("kubelet.json"), &kubelet(layout, node).to_string())?;
     write(&directory.join("kube-proxy.json"), &proxy(layout, node).to_string())?;
-    // The name in images' references, and the address for those who cannot resolve it.
-    for host in [REGISTRY.to_owned(), format!("{CONTROL}:5000")] {
+    // The name in images' references, the address for those who cannot resolve it, and what stands for every other
+    // registry: nothing beyond the machine is reached, and `demo/tiny:1` means here what it means in one machine's home.
+    for host in [REGISTRY.to_owned(), format!("{CONTROL}:5000"), "_default".to_owned()] {
         write(
             &directory.join("certs.d").join(host).join("hosts.toml"),
             &format!(

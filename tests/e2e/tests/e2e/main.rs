@@ -1,6 +1,8 @@
-//! Tests with real guests in the embedded home. One home is shared; each test has a namespace of its own.
-//! What kills the home itself comes last, one test at a time.
+//! Tests with real guests, in the embedded home, or, where `FERROVIRT_CLUSTER` names the kubeconfig of a cluster that
+//! Ferrovirt is installed on, there. One home is shared; each test has a namespace of its own. What kills parts of the
+//! home comes last, one test at a time.
 
+mod cluster;
 mod debian;
 mod disks;
 mod lifecycle;
@@ -67,23 +69,38 @@ fn main() -> Result<()> {
         .worker_threads(1)
         .enable_all()
         .build()?;
-    let home = runtime.block_on(Home::start(Options::new(16443)?))?;
+    let home = runtime.block_on(async {
+        match Home::cluster().await? {
+            Some(cluster) => Ok(cluster),
+            None => Home::start(Options::new(16443)?).await,
+        }
+    })?;
     home.import(&tiny, "test/tiny:1")?;
     home.import(&debian, "test/debian:12")?;
     let shared = Arc::new(Shared { home, runtime });
     let mut trials = debian::trials(&shared);
     trials.extend(lifecycle::trials(&shared));
     trials.extend(network::trials(&shared));
-    trials.extend(disks::trials(&shared));
-    trials.extend(registry::trials(&shared));
-    trials.extend(status::trials(&shared));
+    if shared.home.is_cluster() {
+        trials.extend(cluster::trials(&shared));
+    } else {
+        trials.extend(disks::trials(&shared));
+        trials.extend(registry::trials(&shared));
+        trials.extend(status::trials(&shared));
+    }
     let conclusion = libtest_mimic::run(&arguments, trials);
     if conclusion.has_failed() {
-        eprintln!("e2e: the log of ferrovirt up:\n{}", shared.home.log());
+        eprintln!("e2e: the log of the home:\n{}", shared.home.log());
     }
-    drop(shared);
     arguments.test_threads = Some(1);
-    let alone = libtest_mimic::run(&arguments, restart::trials(&tiny));
+    let alone = if shared.home.is_cluster() {
+        cluster::alone(&shared)
+    } else {
+        // Each has a home of its own.
+        drop(shared);
+        restart::trials(&tiny)
+    };
+    let alone = libtest_mimic::run(&arguments, alone);
     if conclusion.has_failed() {
         conclusion.exit();
     }
