@@ -139,8 +139,12 @@ impl Node {
     }
 }
 
-/// Writes a file and the directories above it.
+/// Writes a file and the directories above it. One that holds the text already is not touched: kube-proxy ends when its
+/// configuration is written.
 pub fn write(path: &Path, text: &str) -> Result<()> {
+    if fs::read(path).is_ok_and(|there| there == text.as_bytes()) {
+        return Ok(());
+    }
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
     }

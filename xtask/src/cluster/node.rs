@@ -244,7 +244,7 @@ fn kubelet(layout: &Layout, node: Node) -> Value {
         "clusterDomain": "cluster.local",
         "containerRuntimeEndpoint": format!("unix:///{SOCKET}"),
         // The nodes share the host's disk, which is not theirs to tidy.
-        "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
+        "evictionHard": {"memory.available": "100Mi"},
         "imageGCHighThresholdPercent": 100,
         "failCgroupV1": false,
         "failSwapOn": false,

@@ -74,8 +74,11 @@ pub fn ensure(layout: &Layout, component: Component) -> Result<bool> {
 fn start(layout: &Layout, component: Component) -> Result<()> {
     let Component { name, place, command } = component;
     let log = layout.log(&name);
-    write(&log.with_extension("starting"), "")?;
-    fs::rename(log.with_extension("starting"), &log)?;
+    if log.exists() {
+        // Why the one before has ended.
+        fs::rename(&log, log.with_extension("previous.log"))?;
+    }
+    write(&log, "")?;
     let file = OpenOptions::new().append(true).open(&log)?;
     // Its own session: a terminal that closes takes nothing with it.
     let mut detached = Command::new("setsid");
