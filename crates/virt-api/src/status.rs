@@ -5,6 +5,8 @@ use http::{HeaderValue, Response, StatusCode, header};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, StatusCause, StatusDetails};
 use serde::Serialize;
 
+use crate::subresources::Attributes;
+
 /// Why a request is refused. Boxed, because it is large and rare.
 pub(crate) type Refusal = Box<Status>;
 
@@ -57,6 +59,37 @@ pub(crate) fn from_rule(resource: &str, name: &str, rule: ferrovirt_core::refusa
 /// 400.
 pub(crate) fn bad_request(why: impl Into<String>) -> Refusal {
     failure(StatusCode::BAD_REQUEST, "BadRequest", why)
+}
+
+/// 401: nobody whom we trust says who asks.
+pub(crate) fn unauthorized() -> Refusal {
+    failure(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")
+}
+
+/// 403: the API server says that `user` may not do it, and perhaps why.
+pub(crate) fn forbidden(what: &Attributes, user: &str, why: Option<&str>) -> Refusal {
+    let Attributes {
+        verb,
+        resource,
+        subresource,
+        namespace,
+        name,
+    } = what;
+    let group = crate::subresources::GROUP;
+    let why = why.filter(|why| !why.is_empty()).map(|why| format!(": {why}"));
+    let status = failure(
+        StatusCode::FORBIDDEN,
+        "Forbidden",
+        format!(
+            "{resource}.{group} \"{name}\" is forbidden: User \"{user}\" cannot {verb} resource \"{resource}/{subresource}\" in API group \"{group}\" in the namespace \"{namespace}\"{}",
+            why.unwrap_or_default()
+        ),
+    );
+    let mut status = about(status, resource, name, None);
+    if let Some(details) = &mut status.details {
+        details.group = Some(group.to_owned());
+    }
+    status
 }
 
 /// 500 whose message says what went wrong.

@@ -303,7 +303,11 @@ async fn ports() {
     drop(guest);
     let (code, message) = connect(&home, &format!("a/portforward/{port}")).await.unwrap_err();
     assert_eq!(code, 500);
-    assert!(message.contains("dialing VM"), "{message}");
+    assert!(message.contains("dialing VM default/a at 127.0.0.1"), "{message}");
+    assert!(
+        message.ends_with("nothing in the guest listens on this port"),
+        "{message}"
+    );
 
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let port = udp.local_addr().unwrap().port();

@@ -1,4 +1,4 @@
-//! How a refusal reads: as the API server passes on a webhook's answer.
+//! How a refusal reads. Who called the webhook adds its name: see [`super::as_passed_on`].
 
 use ferrovirt_core::cause::Cause;
 use http::StatusCode;
@@ -10,26 +10,29 @@ use crate::status::{self, Refusal};
 /// More causes than this are only in the details, or the message fills the screen.
 const MESSAGE_CAUSES: usize = 10;
 
-/// What is refused, by which webhook's name.
+/// What is refused.
 pub(super) struct Denial {
-    webhook: String,
     kind: &'static str,
     name: String,
 }
 
+/// The webhook that judges a kind.
+pub(super) fn webhook(kind: Kind, operation: Operation) -> &'static str {
+    let update = operation == Operation::Update;
+    match kind {
+        Kind::KubeVirt => "kubevirt-validator.kubevirt.io",
+        Kind::Machine => "virtualmachine-validator.kubevirt.io",
+        Kind::Instance if update => "virtualmachineinstances-update-validator.kubevirt.io",
+        Kind::Instance => "virtualmachineinstances-create-validator.kubevirt.io",
+        Kind::Migration if update => "migration-update-validator.kubevirt.io",
+        Kind::Migration => "migration-create-validator.kubevirt.io",
+        Kind::Preset => "virtualmachineinstancepreset-validator.kubevirt.io",
+        Kind::ReplicaSet => "virtualmachineinstancereplicaset-validator.kubevirt.io",
+    }
+}
+
 impl Denial {
     pub(super) fn new(kind: Kind, request: &Request<'_>, object: &Value) -> Self {
-        let update = request.operation == Operation::Update;
-        let webhook = match kind {
-            Kind::KubeVirt => "kubevirt-validator",
-            Kind::Machine => "virtualmachine-validator",
-            Kind::Instance if update => "virtualmachineinstances-update-validator",
-            Kind::Instance => "virtualmachineinstances-create-validator",
-            Kind::Migration if update => "migration-update-validator",
-            Kind::Migration => "migration-create-validator",
-            Kind::Preset => "virtualmachinepreset-validator",
-            Kind::ReplicaSet => "virtualmachinereplicaset-validator",
-        };
         let field = |path| {
             object
                 .pointer(path)
@@ -43,14 +46,9 @@ impl Denial {
             name => name,
         };
         Self {
-            webhook: format!("{webhook}.kubevirt.io"),
             kind: kind.name(),
             name: name.to_owned(),
         }
-    }
-
-    fn denied(&self, why: &str) -> String {
-        format!("admission webhook \"{}\" denied the request: {why}", self.webhook)
     }
 
     /// 422 with all causes, if there is one.
@@ -63,14 +61,13 @@ impl Denial {
         if let Some(more) = causes.len().checked_sub(MESSAGE_CAUSES).filter(|more| *more > 0) {
             why.push_str(&format!(" (and {more} more)"));
         }
-        let refusal = status::failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", self.denied(&why));
+        let refusal = status::failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", why);
         let causes = causes.into_iter().map(Into::into).collect();
         Err(status::about(refusal, self.kind, &self.name, Some(causes)))
     }
 
     /// 400 for an object that is not even of its type.
     pub(super) fn unreadable(&self, error: &serde_json::Error) -> Refusal {
-        let why = format!("cannot read {} \"{}\": {error}", self.kind, self.name);
-        status::bad_request(self.denied(&why))
+        status::bad_request(format!("cannot read {} \"{}\": {error}", self.kind, self.name))
     }
 }

@@ -12,13 +12,15 @@ mod tests;
 use std::sync::Arc;
 
 use ferrovirt_api::v1::{
-    KubeVirt, VirtualMachine, VirtualMachineInstance, VirtualMachineInstancePreset, VirtualMachineInstanceReplicaSet,
+    KubeVirt, VirtualMachine, VirtualMachineInstance, VirtualMachineInstanceMigration, VirtualMachineInstancePreset,
+    VirtualMachineInstanceReplicaSet,
 };
 use ferrovirt_core::cause::{Cause, CauseReason};
 use ferrovirt_core::{ClusterConfig, apply_presets, default_vm, default_vmi};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, Time};
 use kube::Api;
 use kube::api::ListParams;
+use kube::runtime::reflector::Store;
 use serde_json::Value;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -28,12 +30,18 @@ use denial::Denial;
 
 /// Group whose objects are judged.
 const GROUP: &str = "kubevirt.io";
+/// Label of a migration: its VMI.
+const VMI_NAME_LABEL: &str = "kubevirt.io/vmi-name";
+/// Finalizer of a migration.
+const MIGRATION_FINALIZER: &str = "kubevirt.io/migrationJobFinalize";
+/// Namespace of our own components, unless [`Admission::in_namespace`] says otherwise.
+const NAMESPACE: &str = "kubevirt";
 /// Service accounts of our own components: they write what users may not.
 const OURS: [&str; 4] = [
-    "system:serviceaccount:kubevirt:kubevirt-apiserver",
-    "system:serviceaccount:kubevirt:kubevirt-controller",
-    "system:serviceaccount:kubevirt:kubevirt-handler",
-    "system:serviceaccount:kubevirt:kubevirt-operator",
+    "kubevirt-apiserver",
+    "kubevirt-controller",
+    "kubevirt-handler",
+    "kubevirt-operator",
 ];
 
 /// What a write does.
@@ -57,8 +65,12 @@ pub struct User<'a> {
 }
 
 impl User<'_> {
-    fn is_ours(self) -> bool {
-        OURS.contains(&self.username)
+    /// Whether this is a component of ours that runs in `namespace`.
+    fn is_ours(self, namespace: &str) -> bool {
+        self.username
+            .strip_prefix("system:serviceaccount:")
+            .and_then(|account| account.split_once(':'))
+            .is_some_and(|(of, name)| of == namespace && OURS.contains(&name))
     }
 }
 
@@ -133,12 +145,44 @@ impl Kind {
 pub struct Admission {
     client: kube::Client,
     config: watch::Receiver<Arc<ClusterConfig>>,
+    presets: Option<Store<VirtualMachineInstancePreset>>,
+    namespace: String,
+}
+
+/// A refusal as the API server passes it on when a webhook has answered it.
+#[must_use]
+pub fn as_passed_on(request: &Request<'_>, mut refusal: Box<Status>) -> Box<Status> {
+    if let Some(kind) = Kind::of(request) {
+        let name = denial::webhook(kind, request.operation);
+        let why = refusal.message.take().unwrap_or_default();
+        refusal.message = Some(format!("admission webhook \"{name}\" denied the request: {why}"));
+    }
+    refusal
 }
 
 impl Admission {
     /// Presets and existing `KubeVirt` objects are read through `client`; `config` is what the administrator decides.
     pub fn new(client: kube::Client, config: watch::Receiver<Arc<ClusterConfig>>) -> Self {
-        Self { client, config }
+        Self {
+            client,
+            config,
+            presets: None,
+            namespace: NAMESPACE.to_owned(),
+        }
+    }
+
+    /// Takes presets from a store that somebody keeps up to date, instead of asking for them with each VMI.
+    #[must_use]
+    pub fn with_presets(mut self, presets: Store<VirtualMachineInstancePreset>) -> Self {
+        self.presets = Some(presets);
+        self
+    }
+
+    /// Our own components run in this namespace.
+    #[must_use]
+    pub fn in_namespace(mut self, namespace: &str) -> Self {
+        namespace.clone_into(&mut self.namespace);
+        self
     }
 
     fn config(&self) -> Arc<ClusterConfig> {
@@ -171,7 +215,11 @@ impl Admission {
                     Ok(applied.warnings)
                 })
             }
-            Kind::KubeVirt | Kind::Migration | Kind::Preset | Kind::ReplicaSet => Ok(Vec::new()),
+            Kind::Migration => object::edit(object, &denial, |migration: &mut VirtualMachineInstanceMigration| {
+                prepare(migration);
+                Ok(Vec::new())
+            }),
+            Kind::KubeVirt | Kind::Preset | Kind::ReplicaSet => Ok(Vec::new()),
         }
     }
 
@@ -186,7 +234,10 @@ impl Admission {
         let denial = Denial::new(kind, &request, object);
         let causes = match kind {
             Kind::KubeVirt => self.kubevirt(&request, object, &denial).await?,
-            _ => judge(kind, &request, object, &denial, &self.config())?,
+            _ => {
+                let ours = request.user.is_ours(&self.namespace);
+                judge(kind, &request, object, &denial, &self.config(), ours)?
+            }
         };
         denial.unless_empty(causes)?;
         Ok(warnings(kind, object))
@@ -194,6 +245,13 @@ impl Admission {
 
     async fn presets(&self, request: &Request<'_>) -> Result<Vec<VirtualMachineInstancePreset>, Refusal> {
         let namespace = request.namespace.unwrap_or("default");
+        if let Some(store) = &self.presets {
+            let all = store.state();
+            let here = all
+                .iter()
+                .filter(|preset| preset.metadata.namespace.as_deref() == Some(namespace));
+            return Ok(here.map(|preset| (**preset).clone()).collect());
+        }
         let api: Api<VirtualMachineInstancePreset> = Api::namespaced(self.client.clone(), namespace);
         match api.list(&ListParams::default()).await {
             Ok(list) => Ok(list.items),
@@ -231,8 +289,8 @@ fn judge(
     object: &Value,
     denial: &Denial,
     config: &ClusterConfig,
+    ours: bool,
 ) -> Result<Vec<Cause>, Refusal> {
-    let ours = request.user.is_ours();
     let old = request.old.filter(|_| request.operation == Operation::Update);
     Ok(match kind {
         Kind::Machine => {
@@ -253,6 +311,18 @@ fn judge(
         Kind::Migration => vec![later("kind", "VirtualMachineInstanceMigration")],
         Kind::KubeVirt => Vec::new(),
     })
+}
+
+/// A migration is found by its VMI, and does not go before its end is known.
+fn prepare(migration: &mut VirtualMachineInstanceMigration) {
+    if let Some(vmi) = &migration.spec.vmi_name {
+        let labels = migration.metadata.labels.get_or_insert_default();
+        labels.insert(VMI_NAME_LABEL.to_owned(), vmi.clone());
+    }
+    let finalizers = migration.metadata.finalizers.get_or_insert_default();
+    if !finalizers.iter().any(|name| name == MIGRATION_FINALIZER) {
+        finalizers.push(MIGRATION_FINALIZER.to_owned());
+    }
 }
 
 fn later(field: &str, what: &str) -> Cause {

@@ -41,7 +41,14 @@ fn vm(run: Value) -> Value {
 fn verdict(request: &Request<'_>, object: &Value) -> Result<Vec<String>, Refusal> {
     let kind = Kind::of(request).unwrap();
     let denial = Denial::new(kind, request, object);
-    let causes = judge(kind, request, object, &denial, &ClusterConfig::standalone())?;
+    let causes = judge(
+        kind,
+        request,
+        object,
+        &denial,
+        &ClusterConfig::standalone(),
+        request.user.is_ours(NAMESPACE),
+    )?;
     Ok(causes.into_iter().map(|cause| cause.field).collect())
 }
 
@@ -119,8 +126,24 @@ fn answers_read_like_a_webhooks() {
     let bad = vm(json!({"running": true, "runStrategy": "Always"}));
     let request = request(Operation::Create, "virtualmachines", None, "jane");
     let denial = Denial::new(Kind::Machine, &request, &bad);
-    let causes = judge(Kind::Machine, &request, &bad, &denial, &ClusterConfig::standalone()).unwrap();
+    let causes = judge(
+        Kind::Machine,
+        &request,
+        &bad,
+        &denial,
+        &ClusterConfig::standalone(),
+        false,
+    )
+    .unwrap();
     let refusal = denial.unless_empty(causes).unwrap_err();
+    assert!(
+        refusal
+            .message
+            .as_deref()
+            .unwrap_or_default()
+            .starts_with("spec.running: ")
+    );
+    let refusal = as_passed_on(&request, refusal);
     assert_eq!((refusal.code, refusal.reason.as_deref()), (Some(422), Some("Invalid")));
     let message = refusal.message.unwrap();
     let start = "admission webhook \"virtualmachine-validator.kubevirt.io\" denied the request: spec.running: ";
@@ -202,4 +225,41 @@ fn completing_keeps_what_belongs_to_the_server() {
     assert_eq!(object["spec"]["domain"]["firmware"]["uuid"], Uuid::nil().to_string());
     assert_eq!(object["status"]["phase"], "Pending");
     assert!(object["metadata"]["finalizers"].is_array());
+}
+
+#[test]
+fn only_our_own_accounts_are_ours() {
+    let user = |username| User { username, groups: &[] };
+    for (username, namespace, ours) in [
+        (CONTROLLER, "kubevirt", true),
+        (CONTROLLER, "other", false),
+        ("system:serviceaccount:other:kubevirt-controller", "other", true),
+        ("system:serviceaccount:kubevirt:default", "kubevirt", false),
+        ("kubevirt-controller", "kubevirt", false),
+    ] {
+        assert_eq!(user(username).is_ours(namespace), ours, "{username} in {namespace}");
+    }
+}
+
+#[test]
+fn migrations_are_found_by_their_vmi() {
+    let mut object = object("VirtualMachineInstanceMigration", json!({"vmiName": "a"}));
+    let request = request(Operation::Create, "virtualmachineinstancemigrations", None, "jane");
+    let denial = Denial::new(Kind::Migration, &request, &object);
+    for _ in 0..2 {
+        object::edit(
+            &mut object,
+            &denial,
+            |migration: &mut VirtualMachineInstanceMigration| {
+                prepare(migration);
+                Ok(Vec::new())
+            },
+        )
+        .unwrap();
+    }
+    assert_eq!(object["metadata"]["labels"]["kubevirt.io/vmi-name"], "a");
+    assert_eq!(
+        object["metadata"]["finalizers"],
+        json!(["kubevirt.io/migrationJobFinalize"])
+    );
 }

@@ -6,6 +6,7 @@
 mod body;
 mod portforward;
 mod route;
+mod sessions;
 mod stream;
 mod vm;
 mod vmi;
@@ -14,15 +15,19 @@ mod websocket;
 use std::sync::Arc;
 
 use axum::body::Body;
+use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::refusal::Refusal as Rule;
 use ferrovirt_protocol::streams::NodeAgent;
 use http::{Request, Response, StatusCode};
+use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 
 pub use route::{Attributes, attributes};
 
+use crate::nodes::{Nodes, OneNode};
 use crate::status::{self, Refusal};
 use route::{Kind, Route, Verb};
+use sessions::Sessions;
 
 /// The API group.
 pub const GROUP: &str = "subresources.kubevirt.io";
@@ -62,13 +67,36 @@ pub fn resources() -> Vec<Resource> {
 #[derive(Clone)]
 pub struct Subresources {
     client: kube::Client,
-    node: Arc<dyn NodeAgent>,
+    nodes: Arc<dyn Nodes>,
+    sessions: Sessions,
 }
 
 impl Subresources {
-    /// Objects are read and changed through `client`, which acts as virt-api; guests are reached through `node`.
+    /// In a home with one node. Objects are read and changed through `client`, which acts as virt-api; guests are
+    /// reached through `node`.
     pub fn new(client: kube::Client, node: Arc<dyn NodeAgent>) -> Self {
-        Self { client, node }
+        Self::on_cluster(client, Arc::new(OneNode(node)))
+    }
+
+    /// In a home with many nodes.
+    pub fn on_cluster(client: kube::Client, nodes: Arc<dyn Nodes>) -> Self {
+        Self {
+            client,
+            nodes,
+            sessions: Sessions::default(),
+        }
+    }
+
+    /// Adds the metrics of open streams.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.sessions.register(registry);
+    }
+
+    /// Who reaches the guest of a VMI.
+    fn agent(&self, vmi: &VirtualMachineInstance) -> Arc<dyn NodeAgent> {
+        let status = vmi.status.as_ref();
+        let node = status.and_then(|status| status.node_name.as_deref());
+        self.nodes.agent(node.unwrap_or_default())
     }
 
     /// Answers any request below `/apis/subresources.kubevirt.io/VERSION`, which the caller has authorized.

@@ -34,19 +34,33 @@ impl Subresources {
         );
         let handshake = websocket::handshake(&mut request)?;
         let what = format!("port {address} of {}/{}", target.namespace, target.name);
-        let failed = |error: io::Error| status::internal(format!("dialing VM: {address}: {error}"));
+        let failed = |error: io::Error| status::internal(dialed(target, address, &error));
+        let session = self.sessions.ports.begin(target);
         match transport {
             Transport::Tcp => {
-                let dialed = timeout(DIAL_DEADLINE, TcpStream::connect(address)).await;
-                let connection = dialed
+                let connection = timeout(DIAL_DEADLINE, TcpStream::connect(address)).await;
+                let connection = connection
                     .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
                     .map_err(failed)?;
                 connection.set_nodelay(true).map_err(failed)?;
-                Ok(handshake.join(what, connection))
+                Ok(handshake.join(what, connection, session))
             }
-            Transport::Udp => Ok(handshake.join(what, Datagrams::connect(address).await.map_err(failed)?)),
+            Transport::Udp => {
+                let datagrams = Datagrams::connect(address).await.map_err(failed)?;
+                Ok(handshake.join(what, datagrams, session))
+            }
         }
     }
+}
+
+/// What a user is told when the guest does not answer.
+fn dialed(target: &Target, address: SocketAddr, error: &io::Error) -> String {
+    let why = match error.kind() {
+        io::ErrorKind::ConnectionRefused => "nothing in the guest listens on this port".to_owned(),
+        io::ErrorKind::TimedOut => format!("no answer within {} s", DIAL_DEADLINE.as_secs()),
+        _ => error.to_string(),
+    };
+    format!("dialing VM {}/{} at {address}: {why}", target.namespace, target.name)
 }
 
 /// Where the guest is reached: status writes an address with or without its prefix length.

@@ -1,9 +1,10 @@
 //! `console` and `vnc`: the client's websocket joined with a stream of the guest's node.
 
 use axum::body::Body;
+use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::refusal::Refusal as Rule;
 use ferrovirt_core::vmi::actions::VmiAction;
-use ferrovirt_protocol::streams::{Stream, StreamError};
+use ferrovirt_protocol::streams::{Duplex, Stream, StreamError};
 use http::{Request, Response};
 
 use super::{Subresources, Target, websocket};
@@ -11,26 +12,29 @@ use crate::status::{self, Refusal};
 
 impl Subresources {
     pub(super) async fn console(&self, target: &Target, mut request: Request<Body>) -> Result<Response<Body>, Refusal> {
-        self.admitted(target, VmiAction::Console).await?;
+        let vmi = self.admitted(target, VmiAction::Console).await?;
         let handshake = websocket::handshake(&mut request)?;
-        let far = self.open(target, Stream::Console).await?;
-        Ok(handshake.join(format!("console of {}/{}", target.namespace, target.name), far))
+        let far = self.open(target, &vmi, Stream::Console).await?;
+        let what = format!("console of {}/{}", target.namespace, target.name);
+        Ok(handshake.join(what, far, self.sessions.consoles.begin(target)))
     }
 
     pub(super) async fn vnc(&self, target: &Target, mut request: Request<Body>) -> Result<Response<Body>, Refusal> {
         let preserve_session = flag(request.uri().query().unwrap_or_default(), "preserveSession")?;
-        self.admitted(target, VmiAction::Vnc).await?;
+        let vmi = self.admitted(target, VmiAction::Vnc).await?;
         let handshake = websocket::handshake(&mut request)?;
-        let far = self.open(target, Stream::Vnc { preserve_session }).await?;
-        Ok(handshake.join(format!("vnc of {}/{}", target.namespace, target.name), far))
+        let far = self.open(target, &vmi, Stream::Vnc { preserve_session }).await?;
+        let what = format!("vnc of {}/{}", target.namespace, target.name);
+        Ok(handshake.join(what, far, self.sessions.displays.begin(target)))
     }
 
     async fn open(
         &self,
         target: &Target,
+        vmi: &VirtualMachineInstance,
         stream: Stream,
-    ) -> Result<Box<dyn ferrovirt_protocol::streams::Duplex>, Refusal> {
-        self.node
+    ) -> Result<Box<dyn Duplex>, Refusal> {
+        self.agent(vmi)
             .stream(&target.namespace, &target.name, stream)
             .await
             .map_err(|error| node_error(target, &error))

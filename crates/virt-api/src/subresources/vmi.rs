@@ -41,29 +41,35 @@ impl Subresources {
 
     pub(super) async fn pause(&self, target: &Target, options: PauseOptions) -> Result<Response<Body>, Refusal> {
         let dry_run = dry_run(&options.dry_run)?;
-        self.admitted(target, VmiAction::Pause).await?;
-        self.perform(target, Action::Pause, dry_run).await
+        let vmi = self.admitted(target, VmiAction::Pause).await?;
+        self.perform(target, &vmi, Action::Pause, dry_run).await
     }
 
     pub(super) async fn unpause(&self, target: &Target, options: UnpauseOptions) -> Result<Response<Body>, Refusal> {
         let dry_run = dry_run(&options.dry_run)?;
-        self.admitted(target, VmiAction::Unpause).await?;
-        self.perform(target, Action::Unpause, dry_run).await
+        let vmi = self.admitted(target, VmiAction::Unpause).await?;
+        self.perform(target, &vmi, Action::Unpause, dry_run).await
     }
 
     pub(super) async fn soft_reboot(&self, target: &Target) -> Result<Response<Body>, Refusal> {
-        self.admitted(target, VmiAction::SoftReboot).await?;
-        self.perform(target, Action::SoftReboot, false).await
+        let vmi = self.admitted(target, VmiAction::SoftReboot).await?;
+        self.perform(target, &vmi, Action::SoftReboot, false).await
     }
 
     pub(super) async fn reset(&self, target: &Target) -> Result<Response<Body>, Refusal> {
-        self.admitted(target, VmiAction::Reset).await?;
-        self.perform(target, Action::Reset, false).await
+        let vmi = self.admitted(target, VmiAction::Reset).await?;
+        self.perform(target, &vmi, Action::Reset, false).await
     }
 
-    async fn perform(&self, target: &Target, action: Action, dry_run: bool) -> Result<Response<Body>, Refusal> {
+    async fn perform(
+        &self,
+        target: &Target,
+        vmi: &VirtualMachineInstance,
+        action: Action,
+        dry_run: bool,
+    ) -> Result<Response<Body>, Refusal> {
         if !dry_run {
-            self.node
+            self.agent(vmi)
                 .act(&target.namespace, &target.name, action)
                 .await
                 .map_err(|error| node_error(target, &error))?;
@@ -72,9 +78,9 @@ impl Subresources {
     }
 
     pub(super) async fn guest_info(&self, target: &Target, verb: Verb) -> Result<Response<Body>, Refusal> {
-        self.admitted(target, VmiAction::GuestInfo).await?;
+        let vmi = self.admitted(target, VmiAction::GuestInfo).await?;
         let info = self
-            .node
+            .agent(&vmi)
             .guest_info(&target.namespace, &target.name)
             .await
             .map_err(|error| status::internal(status::chain(&error)))?;

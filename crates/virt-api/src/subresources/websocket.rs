@@ -89,13 +89,16 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
 }
 
 impl Handshake {
-    /// The 101 answer. From then on the client and `far` are joined, in a task of its own, until one of them ends.
-    pub(crate) fn join<D>(self, what: String, far: D) -> Response<Body>
+    /// The 101 answer. From then on the client and `far` are joined, in a task of its own, until one of them ends;
+    /// `while_open` is dropped then.
+    pub(crate) fn join<D, G>(self, what: String, far: D, while_open: G) -> Response<Body>
     where
         D: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        G: Send + 'static,
     {
         let on_upgrade = self.on_upgrade;
         tokio::spawn(async move {
+            let _while_open = while_open;
             let upgraded = match timeout(HANDSHAKE_DEADLINE, on_upgrade).await {
                 Ok(Ok(upgraded)) => upgraded,
                 Ok(Err(error)) => {
