@@ -38,7 +38,7 @@ enum Command {
     /// Images of this machine
     #[command(subcommand)]
     Image(ImageCommand),
-    /// A cluster's controllers
+    VirtApi(virt_api::server::Args),
     VirtController(virt_controller::server::Args),
     /// Print the CustomResourceDefinitions
     #[command(after_help = "Example:\n  ferrovirt crds | kubectl apply -f -")]
@@ -63,6 +63,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Down(args) => down::run(&args, data_dir),
         Command::Status => status::run(data_dir),
         Command::Image(command) => images::run(&command, &data_dir),
+        Command::VirtApi(args) => virt_api::server::run(&args).map_err(Into::into),
         Command::VirtController(args) => virt_controller::server::run(args),
         Command::Crds => crds(),
         Command::ApiCoverage { reference, roots } => match api_coverage(&reference, roots.as_deref()) {

@@ -10,6 +10,7 @@
 //! and `/readyz` are for the kubelet; the group's own `…/healthz` asks the API server, and so is not.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,16 +22,18 @@ use ferrovirt_core::ClusterConfig;
 use ferrovirt_protocol::node;
 use ferrovirt_runtime::client::{ClientArgs, ClientError};
 use ferrovirt_runtime::http::{self, Gate, Readiness};
-use ferrovirt_runtime::kubevirt;
+use ferrovirt_runtime::logs::{self, LogArgs};
 use ferrovirt_runtime::metrics::Metrics;
 use ferrovirt_runtime::signals::Termination;
 use ferrovirt_runtime::supervisor::{Supervisor, TaskError};
 use ferrovirt_runtime::tls::{self, Clients, Files, TlsError, Trust};
+use ferrovirt_runtime::{kubevirt, process};
 use futures::StreamExt;
 use kube::Api;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{self, Store};
 use kube::runtime::watcher::{self, watcher};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -49,11 +52,13 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Between attempts to read the configuration at the start.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How virt-api runs on a cluster.
+/// A cluster's webhooks and subresources
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     client: ClientArgs,
+    #[command(flatten)]
+    logs: LogArgs,
     /// Port of webhooks, aggregated API, health and metrics
     #[arg(long, value_name = "PORT", default_value_t = 8443)]
     port: u16,
@@ -83,6 +88,9 @@ pub enum Error {
     /// The client of the API server.
     #[error("cannot talk to the API server")]
     Client(#[from] ClientError),
+    /// The tokio runtime.
+    #[error("cannot start")]
+    Runtime(#[source] std::io::Error),
     /// Signals.
     #[error("cannot take over SIGTERM and SIGINT")]
     Signals(#[source] std::io::Error),
@@ -104,32 +112,51 @@ pub enum Error {
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn run(args: Args) -> Result<(), Error> {
-    let mut termination = Termination::install().map_err(Error::Signals)?;
-    let metrics = Metrics::new(VERSION);
-    let client = args.client.connect(NAME, VERSION, &metrics).await?;
+pub fn run(args: &Args) -> Result<(), Error> {
+    logs::init(args.logs);
+    let main = async {
+        let mut termination = Termination::install().map_err(Error::Signals)?;
+        let metrics = Metrics::new(VERSION);
+        let client = args.client.connect(NAME, VERSION, &metrics).await?;
+        let listener = http::listen(args.port).await.map_err(|source| Error::Listen {
+            port: args.port,
+            source,
+        })?;
+        let signal = async {
+            let signal = termination.received().await;
+            tracing::info!(signal, "stopping");
+        };
+        serve(args, client, &metrics, listener, signal).await
+    };
+    process::block_on(main).map_err(Error::Runtime)?
+}
+
+/// Serves on `listener` until `shutdown`.
+///
+/// # Errors
+/// Certificates cannot be read, or a part failed.
+pub async fn serve(
+    args: &Args,
+    client: kube::Client,
+    metrics: &Metrics,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
     let readiness = Readiness::default();
     let mut parts = Supervisor::default();
-    let app = {
-        let assembled = assemble(&args, client, &metrics, &readiness, &mut parts);
-        tokio::select! {
-            assembled = assembled => assembled?,
-            _ = termination.received() => return Ok(()),
-        }
+    let mut shutdown = pin!(shutdown);
+    let app = tokio::select! {
+        app = assemble(args, client, metrics, &readiness, &mut parts) => app?,
+        () = &mut shutdown => return Ok(()),
     };
-    let listener = http::listen(args.port).await.map_err(|source| Error::Listen {
-        port: args.port,
-        source,
-    })?;
     tracing::info!(port = args.port, version = VERSION, "virt-api serves");
     parts.critical("the server", http::serve(listener, app.tls, app.router, parts.token()));
-    let shutdown = async {
-        let signal = termination.received().await;
-        tracing::info!(signal, "stopping");
+    let goodbye = async {
+        shutdown.await;
         let _closed: Gate = readiness.wait_for("the end");
         tokio::time::sleep(LAME_DUCK).await;
     };
-    parts.run(shutdown, GRACE).await?;
+    parts.run(goodbye, GRACE).await?;
     Ok(())
 }
 

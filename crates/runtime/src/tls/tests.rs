@@ -12,9 +12,7 @@ use axum::routing::get;
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-};
+use rcgen::ExtendedKeyUsagePurpose;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -23,49 +21,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::http;
+use authority::Authority;
+
+mod authority;
 
 const SERVER: &str = "kubevirt.io:system:node:virt-handler";
 const CLIENT: &str = "kubevirt.io:system:client:virt-api";
 
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
 impl Authority {
-    fn new(name: &str) -> Self {
-        let mut parameters = CertificateParams::default();
-        parameters.distinguished_name.push(DnType::CommonName, name);
-        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate().unwrap();
-        let pem = parameters.self_signed(&key).unwrap().pem();
-        Self {
-            pem,
-            issuer: Issuer::new(parameters, key),
-        }
-    }
-
-    /// Certificate and key of a name, for both ends.
-    fn sign(&self, name: &str) -> (String, String) {
-        self.sign_for(
-            name,
-            &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
-        )
-    }
-
-    fn sign_for(&self, name: &str, purposes: &[ExtendedKeyUsagePurpose]) -> (String, String) {
-        let mut parameters = CertificateParams::default();
-        parameters.distinguished_name.push(DnType::CommonName, name);
-        parameters
-            .distinguished_name
-            .push(DnType::OrganizationName, "kubevirt.io:system");
-        parameters.extended_key_usages = purposes.to_vec();
-        let key = KeyPair::generate().unwrap();
-        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-
     fn identity(&self, name: &str) -> Identity {
         let (certificate, key) = self.sign(name);
         Identity::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()
