@@ -13,9 +13,6 @@ use super::select::{Selection, Unpacked};
 use super::tree::{Content, Layer, Node, Tree, made, store};
 use super::{Cache, elf, say, sha256_text};
 
-/// Slow to make and quick to unpack; made rarely and unpacked on every node.
-const LEVEL: u32 = 19;
-
 /// A layer of Debian packages.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BaseLayer {
@@ -91,10 +88,10 @@ fn make(apt: &Apt, packages: &[Package], dir: &Path) -> Result<Base> {
         glibc: None,
     };
     for (layer, selection) in DEBIAN_LAYERS.iter().zip(&selections) {
-        say(&format!("compressing layer {} (up to a minute)", layer.name));
+        say(&format!("packing layer {} (some seconds)", layer.name));
         base.glibc = base.glibc.max(glibc(&selection.tree)?);
         base.layers.push(BaseLayer {
-            layer: store(layer.name, &selection.tree, dir, LEVEL)?,
+            layer: store(layer.name, &selection.tree, dir)?,
             packages: packages
                 .iter()
                 .filter(|package| selection.packages.contains(&package.name))

@@ -151,6 +151,8 @@ impl Apt {
             .command("apt-get")
             .args(["-qq", "-y", "--download-only", "install"])
             .args(exact))?;
+        // Older versions than Debian has now are of no more use.
+        run(self.command("apt-get").args(["-qq", "autoclean"]))?;
         let archives = self.dir.join("cache/archives");
         packages
             .iter()

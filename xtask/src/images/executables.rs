@@ -13,9 +13,6 @@ use super::contents::OwnLayer;
 use super::tree::{Content, Layer, Node, Tree, store};
 use super::{Cache, elf, run, say, sha256_file, sha256_text};
 
-/// They change with every build, so compression must be quick as well.
-const LEVEL: u32 = 12;
-
 /// How the executables are built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Profile {
@@ -77,7 +74,7 @@ fn make(own: &OwnLayer, executable: &Path, dir: &Path) -> Result<Layer> {
         let target = target.to_owned();
         tree.insert(path.to_owned(), Node::Link { target });
     }
-    let layer = store(own.name, &tree, dir, LEVEL)?;
+    let layer = store(own.name, &tree, dir)?;
     fs::remove_file(&stripped)?;
     Ok(layer)
 }

@@ -159,13 +159,8 @@ impl Images {
 fn sbom_layer(image: &Image, text: &str, cache: &Cache) -> Result<(Layer, PathBuf)> {
     let path = format!("usr/share/sbom/{}.spdx.json", image.name);
     let key = sha256_text(&format!("{path}{text}{}", include_str!("tree.rs")))?;
-    cache.entry("sbom", &key, |dir| {
-        store_sbom(&Tree::from([(path.clone(), made(text))]), dir)
-    })
-}
-
-fn store_sbom(tree: &Tree, dir: &Path) -> Result<Layer> {
-    tree::store("sbom", tree, dir, 19)
+    let tree = Tree::from([(path, made(text))]);
+    cache.entry("sbom", &key, |dir| tree::store("sbom", &tree, dir))
 }
 
 /// The time that `SOURCE_DATE_EPOCH` says. Without it the images have none: a time of build would make equal ones differ.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::contents::Image;
@@ -37,6 +37,11 @@ impl Layout {
     pub fn create(dir: &Path) -> Result<Self> {
         let blobs = dir.join("blobs");
         if blobs.exists() {
+            ensure!(
+                dir.join("oci-layout").exists(),
+                "{} exists and is no OCI layout; name another directory by --out",
+                dir.display()
+            );
             fs::remove_dir_all(&blobs).with_context(|| format!("cannot remove {}", blobs.display()))?;
         }
         let blobs = blobs.join("sha256");

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{run, sha256_file};
 
+/// A layer of QEMU and libvirt takes 9 s and 37 MB; the highest level takes 75 s and 33 MB.
+const LEVEL: &str = "-12";
+
 /// Where a file's bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
@@ -59,15 +62,15 @@ impl Layer {
     }
 }
 
-/// Stores `tree` in `dir` under its digest. `level` is zstd's.
-pub fn store(name: &str, tree: &Tree, dir: &Path, level: u32) -> Result<Layer> {
+/// Stores `tree` in `dir` under its digest.
+pub fn store(name: &str, tree: &Tree, dir: &Path) -> Result<Layer> {
     let archive = dir.join(format!("{name}.tar"));
     let compressed = dir.join(format!("{name}.tar.zst"));
     write(tree, &archive).with_context(|| format!("cannot write the archive of layer {name}"))?;
     // The same bytes whatever the number of threads, but not the same as with none.
     run(Command::new("zstd")
         .args(["-q", "-f", "-T0"])
-        .arg(format!("-{level}"))
+        .arg(LEVEL)
         .arg(&archive)
         .arg("-o")
         .arg(&compressed))?;
@@ -200,8 +203,8 @@ mod tests {
             (long.clone(), made("x")),
         ]);
         let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let layer = store("l", &tree, one.path(), 3).unwrap();
-        assert_eq!(layer, store("l", &tree, two.path(), 3).unwrap());
+        let layer = store("l", &tree, one.path()).unwrap();
+        assert_eq!(layer, store("l", &tree, two.path()).unwrap());
         assert_eq!(fs::metadata(one.path().join(layer.file())).unwrap().len(), layer.size);
 
         let archive = one.path().join("l.tar");
