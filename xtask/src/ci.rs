@@ -39,6 +39,7 @@ pub fn run(quick: bool) -> Result<()> {
     )?;
     // One selection of packages for everything: another one would build the dependencies again with other features.
     step("build", "cargo", &["build", "--workspace", "--locked"], &[])?;
+    super::deploy::check()?;
     if quick {
         step(
             "tests",

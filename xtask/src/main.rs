@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod ci;
 mod cluster;
+mod deploy;
 mod images;
 
 use clap::Parser;
@@ -27,6 +28,8 @@ enum Task {
     Cluster(cluster::Cluster),
     /// Build the OCI images of all components, and push them
     Images(images::Images),
+    /// Write deploy/: the operator's manifests and Helm chart
+    Deploy(deploy::Deploy),
     /// Measure, and write docs/performance.md
     Bench(bench::Bench),
 }
@@ -37,6 +40,7 @@ fn main() -> anyhow::Result<()> {
         Task::Ci { quick } => ci::run(quick),
         Task::Cluster(cluster) => cluster.run(),
         Task::Images(images) => images.run(),
+        Task::Deploy(deploy) => deploy.run(),
         Task::Bench(bench) => bench.run(),
     }
 }

@@ -12,6 +12,8 @@ use ferrovirt_standalone::status;
 use ferrovirt_standalone::up::{self, UpArgs};
 use serde_json::Value;
 
+use crate::manifests;
+
 /// Virtual machines through the Kubernetes API, on this machine.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, arg_required_else_help = true)]
@@ -40,6 +42,10 @@ enum Command {
     Image(ImageCommand),
     VirtApi(virt_api::server::Args),
     VirtController(virt_controller::server::Args),
+    VirtOperator(virt_controller::operator::Args),
+    /// Write the manifests of the operator
+    #[command(hide = true)]
+    Manifests(manifests::Args),
     /// Print the CustomResourceDefinitions
     #[command(after_help = "Example:\n  ferrovirt crds | kubectl apply -f -")]
     Crds,
@@ -65,6 +71,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Image(command) => images::run(&command, &data_dir),
         Command::VirtApi(args) => virt_api::server::run(&args).map_err(Into::into),
         Command::VirtController(args) => virt_controller::server::run(args),
+        Command::VirtOperator(args) => virt_controller::operator::run(args),
+        Command::Manifests(args) => manifests::run(&args),
         Command::Crds => crds(),
         Command::ApiCoverage { reference, roots } => match api_coverage(&reference, roots.as_deref()) {
             Ok(true) => Ok(()),

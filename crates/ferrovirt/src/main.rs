@@ -7,6 +7,7 @@ use ferrovirt_standalone::pods::init;
 use ferrovirt_standalone::tail;
 
 mod cli;
+mod manifests;
 
 fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();

@@ -19,6 +19,7 @@ mod context;
 mod events;
 mod metrics;
 mod node;
+pub mod operator;
 mod patch;
 mod queue;
 pub mod server;

@@ -1,0 +1,268 @@
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+use ferrovirt_api::v1::KubeVirt;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
+    ValidatingWebhookConfiguration,
+};
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1::APIService;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::*;
+use crate::operator::inputs::{Cluster, Release};
+
+fn inputs(spec: &Value, nodes: u64) -> Inputs {
+    let kubevirt: KubeVirt = serde_json::from_value(json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "KubeVirt",
+        "metadata": {"name": "kubevirt", "namespace": "kubevirt"}, "spec": spec,
+    }))
+    .unwrap();
+    let image = |name: &str| format!("registry.example/ferrovirt/{name}:v1.2.3");
+    let release = Release {
+        version: "v1.2.3".to_owned(),
+        operator_image: image("ferrovirt"),
+        api_image: image("ferrovirt"),
+        controller_image: image("ferrovirt"),
+        handler_image: image("virt-handler"),
+        launcher_image: image("virt-launcher"),
+    };
+    let cluster = Cluster {
+        nodes,
+        monitoring: true,
+        operator_webhooks: true,
+    };
+    Inputs::new(&kubevirt, &release, &cluster, "CA")
+}
+
+fn find(objects: &[Object], kind: &str, name: &str) -> Value {
+    let found = objects.iter().find(|o| o.id.kind.kind == kind && o.id.name == name);
+    found.unwrap_or_else(|| panic!("no {kind} {name}")).body.clone()
+}
+
+#[test]
+fn all_objects() {
+    let objects = render(&inputs(&json!({}), 2)).unwrap();
+    let names: Vec<String> = objects.iter().map(|o| o.id.to_string()).collect();
+    insta::assert_snapshot!(names.join("\n"));
+    let unique: BTreeSet<&String> = names.iter().collect();
+    assert_eq!(unique.len(), names.len());
+}
+
+#[test]
+fn processes() {
+    let objects = render(&inputs(&json!({}), 2)).unwrap();
+    for (kind, name) in [
+        ("Deployment", "virt-api"),
+        ("Deployment", "virt-controller"),
+        ("DaemonSet", "virt-handler"),
+    ] {
+        insta::assert_yaml_snapshot!(name, find(&objects, kind, name));
+    }
+}
+
+#[test]
+fn admission() {
+    let objects = render(&inputs(&json!({}), 2)).unwrap();
+    for (kind, name) in [
+        ("MutatingWebhookConfiguration", "virt-api-mutator"),
+        ("ValidatingWebhookConfiguration", "virt-api-validator"),
+        ("ValidatingAdmissionPolicy", "kubevirt-node-restriction-policy"),
+        ("ValidatingAdmissionPolicy", "kubevirt-vmi-restriction-policy"),
+    ] {
+        insta::assert_yaml_snapshot!(name, find(&objects, kind, name));
+    }
+}
+
+/// What is written is what Kubernetes' types can say: a misspelled field would be lost on the way.
+#[test]
+fn every_object_fits_its_type() {
+    fn fits<K: Serialize + DeserializeOwned + Debug>(body: &Value) {
+        let typed: K = serde_json::from_value(body.clone()).unwrap();
+        pretty(&serde_json::to_value(&typed).unwrap(), body);
+    }
+    /// Empty lists and maps may be left out.
+    fn pretty(typed: &Value, body: &Value) {
+        match body {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    let empty =
+                        value.as_array().is_some_and(Vec::is_empty) || value.as_object().is_some_and(Map::is_empty);
+                    if !empty {
+                        assert!(!typed[key].is_null(), "{key} is lost of {body}");
+                        pretty(&typed[key], value);
+                    }
+                }
+            }
+            Value::Array(values) => {
+                for (index, value) in values.iter().enumerate() {
+                    pretty(&typed[index], value);
+                }
+            }
+            other => assert_eq!(typed, other),
+        }
+    }
+    for object in render(&inputs(&json!({}), 2)).unwrap() {
+        let body = &object.body;
+        match object.id.kind.kind {
+            "APIService" => fits::<APIService>(body),
+            "ClusterRole" => fits::<ClusterRole>(body),
+            "ClusterRoleBinding" => fits::<ClusterRoleBinding>(body),
+            "ConfigMap" => fits::<ConfigMap>(body),
+            "DaemonSet" => fits::<DaemonSet>(body),
+            "Deployment" => fits::<Deployment>(body),
+            "MutatingWebhookConfiguration" => fits::<MutatingWebhookConfiguration>(body),
+            "PodDisruptionBudget" => fits::<PodDisruptionBudget>(body),
+            "Role" => fits::<Role>(body),
+            "RoleBinding" => fits::<RoleBinding>(body),
+            "Service" => fits::<Service>(body),
+            "ServiceAccount" => fits::<ServiceAccount>(body),
+            "ValidatingAdmissionPolicy" => fits::<ValidatingAdmissionPolicy>(body),
+            "ValidatingAdmissionPolicyBinding" => fits::<ValidatingAdmissionPolicyBinding>(body),
+            "ValidatingWebhookConfiguration" => fits::<ValidatingWebhookConfiguration>(body),
+            "CustomResourceDefinition" | "ServiceMonitor" => {}
+            other => panic!("no type for {other}"),
+        }
+    }
+}
+
+#[test]
+fn what_the_kubevirt_object_says_is_done() {
+    let objects = render(&inputs(
+        &json!({
+            "imageRegistry": "mirror.example/x", "imageTag": "v9", "imagePullPolicy": "Always",
+            "imagePullSecrets": [{"name": "pull"}],
+            "infra": {"replicas": 3, "nodePlacement": {
+                "nodeSelector": {"role": "infra"}, "tolerations": [{"key": "t", "operator": "Exists"}],
+                "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+                    "nodeSelectorTerms": [{"matchExpressions": [{"key": "k", "operator": "Exists"}]}]}}}}},
+            "workloads": {"nodePlacement": {"nodeSelector": {"role": "vms"}}},
+            "productName": "product",
+            "configuration": {
+                "roleAggregationStrategy": "Manual",
+                "developerConfiguration": {"logVerbosity": {"virtAPI": 5}}},
+            "customizeComponents": {
+                "flags": {"controller": {"port": "9443"}},
+                "patches": [{"resourceType": "DaemonSet", "resourceName": "virt-handler", "type": "strategic",
+                    "patch": "{\"spec\":{\"template\":{\"spec\":{\"hostNetwork\":true}}}}"}]},
+        }),
+        1,
+    ))
+    .unwrap();
+    let api = find(&objects, "Deployment", "virt-api");
+    let pod = &api["spec"]["template"]["spec"];
+    let container = &pod["containers"][0];
+    assert_eq!(api["spec"]["replicas"], 3);
+    assert_eq!(container["image"], "mirror.example/x/ferrovirt:v9");
+    assert_eq!(container["imagePullPolicy"], "Always");
+    assert!(
+        container["args"]
+            .as_array()
+            .unwrap()
+            .ends_with(&["-v".into(), "5".into()])
+    );
+    assert_eq!(pod["imagePullSecrets"], json!([{"name": "pull"}]));
+    assert_eq!(
+        pod["nodeSelector"],
+        json!({"kubernetes.io/os": "linux", "role": "infra"})
+    );
+    assert_eq!(pod["tolerations"][1]["key"], "t");
+    assert!(pod["affinity"]["nodeAffinity"].is_object() && pod["affinity"]["podAntiAffinity"].is_object());
+    assert_eq!(api["metadata"]["labels"]["app.kubernetes.io/part-of"], "product");
+    assert_eq!(api["metadata"]["annotations"][VERSION_ANNOTATION], "v9");
+    let controller = find(&objects, "Deployment", "virt-controller");
+    let arguments = controller["spec"]["template"]["spec"]["containers"][0]["args"].to_string();
+    assert!(
+        arguments.contains(r#""--port","9443""#) && !arguments.contains("8443"),
+        "{arguments}"
+    );
+    let handler = find(&objects, "DaemonSet", "virt-handler");
+    assert_eq!(handler["spec"]["template"]["spec"]["hostNetwork"], true);
+    assert_eq!(handler["spec"]["template"]["spec"]["nodeSelector"]["role"], "vms");
+    assert_eq!(
+        find(&objects, "PodDisruptionBudget", "virt-api-pdb")["spec"]["minAvailable"],
+        2
+    );
+    let admin = find(&objects, "ClusterRole", "kubevirt.io:admin");
+    assert!(!admin["metadata"]["labels"].to_string().contains("aggregate"));
+}
+
+#[test]
+fn replicas_and_budgets_follow_the_size_of_the_cluster() {
+    for (nodes, replicas, budgets) in [(1, 1, 0), (2, 2, 2), (50, 2, 2)] {
+        let objects = render(&inputs(&json!({}), nodes)).unwrap();
+        assert_eq!(find(&objects, "Deployment", "virt-api")["spec"]["replicas"], replicas);
+        let found = objects.iter().filter(|o| o.id.kind.kind == "PodDisruptionBudget");
+        assert_eq!(found.count(), budgets, "{nodes} nodes");
+    }
+}
+
+#[test]
+fn equal_inputs_give_equal_objects() {
+    let twice = [(); 2].map(|()| render(&inputs(&json!({}), 2)).unwrap());
+    assert_eq!(twice[0], twice[1]);
+    let other = render(&Inputs {
+        ca_bundle: "CB".to_owned(),
+        ..inputs(&json!({}), 2)
+    })
+    .unwrap();
+    let changed = twice[0].iter().zip(&other).filter(|(a, b)| a.hash != b.hash);
+    let mut kinds: Vec<&str> = changed.map(|(a, _)| a.id.kind.kind).collect();
+    kinds.dedup();
+    assert_eq!(
+        kinds,
+        [
+            "ConfigMap",
+            "APIService",
+            "MutatingWebhookConfiguration",
+            "ValidatingWebhookConfiguration"
+        ]
+    );
+}
+
+/// Nobody can grant what he does not have.
+#[test]
+fn the_operator_may_do_all_that_it_grants() {
+    fn allowed(rules: &Value, rule: &Value) -> bool {
+        let has = |held: &Value, field: &str, wanted: &Value| {
+            let held = &held[field];
+            held.as_array().is_some_and(|all| all.contains(wanted))
+        };
+        let each = |field: &str| rule[field].as_array().cloned().unwrap_or_default();
+        let names = each("resourceNames");
+        each("apiGroups").iter().all(|group| {
+            each("resources").iter().all(|resource| {
+                each("verbs").iter().all(|verb| {
+                    rules.as_array().unwrap().iter().any(|held| {
+                        let named = held["resourceNames"].is_null()
+                            || (!names.is_empty() && names.iter().all(|name| has(held, "resourceNames", name)));
+                        named
+                            && has(held, "apiGroups", group)
+                            && has(held, "resources", resource)
+                            && has(held, "verbs", verb)
+                    })
+                })
+            })
+        })
+    }
+    let (wide, narrow) = operator_rules();
+    let everywhere: Vec<Value> = [&wide, &narrow]
+        .into_iter()
+        .flat_map(|r| r.as_array().unwrap().clone())
+        .collect();
+    for object in render(&inputs(&json!({}), 2)).unwrap() {
+        let held = match object.id.kind.kind {
+            "ClusterRole" => wide.clone(),
+            "Role" => everywhere.clone().into(),
+            _ => continue,
+        };
+        for rule in object.body["rules"].as_array().unwrap() {
+            assert!(allowed(&held, rule), "{}: {rule}", object.id);
+        }
+    }
+}
