@@ -313,11 +313,12 @@ pub fn operator_rules() -> (Value, Value) {
             "verbs": ["get", "list", "watch", "create", "patch", "delete"],
         });
         // ServiceMonitors go to the namespace of the monitoring.
-        if kind.namespaced && !kind.optional {
-            narrow.push(rule)
+        let rules = if kind.namespaced && !kind.optional {
+            &mut narrow
         } else {
-            wide.push(rule)
-        }
+            &mut wide
+        };
+        rules.push(rule);
     }
     let users = [VIEW, EDIT, ADMIN, MIGRATE, DEFAULT];
     let processes = [API, CONTROLLER, HANDLER];
