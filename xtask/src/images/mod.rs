@@ -62,8 +62,8 @@ pub struct Images {
     /// Directory of executables that are built already
     #[arg(long, value_name = "DIR", env = "FERROVIRT_BIN")]
     bin: Option<PathBuf>,
-    /// Tag of the images
-    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    /// Tag of the images; the manifests in deploy/ name the default
+    #[arg(long, default_value = concat!("v", env!("CARGO_PKG_VERSION")))]
     tag: String,
     /// Directory of what need not be made again
     #[arg(
