@@ -46,6 +46,7 @@ enum Command {
     /// Write the manifests of the operator
     #[command(hide = true)]
     Manifests(manifests::Args),
+    VirtHandler(virt_handler::server::Args),
     /// Print the CustomResourceDefinitions
     #[command(after_help = "Example:\n  ferrovirt crds | kubectl apply -f -")]
     Crds,
@@ -73,6 +74,7 @@ pub(crate) fn main() -> ExitCode {
         Command::VirtController(args) => virt_controller::server::run(args),
         Command::VirtOperator(args) => virt_controller::operator::run(args),
         Command::Manifests(args) => manifests::run(&args),
+        Command::VirtHandler(args) => virt_handler::server::run(args),
         Command::Crds => crds(),
         Command::ApiCoverage { reference, roots } => match api_coverage(&reference, roots.as_deref()) {
             Ok(true) => Ok(()),

@@ -38,6 +38,10 @@ pub mod paths {
     pub const LIBVIRT_RUNTIME_DIR: &str = "/var/run/libvirt";
     /// Prepared QEMU capability cache, mounted read-only; copied into libvirtd's cache directory.
     pub const CAPABILITY_CACHE_DIR: &str = "/var/cache/ferrovirt/libvirt-qemu";
+    /// The same cache as virt-handler lays it into [`PRIVATE_VOLUME`] before the launcher starts.
+    pub const CAPABILITIES: &str = "capabilities";
+    /// Beside a prepared cache: libvirt's description of the guests that are possible with it.
+    pub const DOMAIN_CAPABILITIES: &str = "domain-capabilities";
     /// User secrets: `<SECRET_DIR>/<volume>/…`; cloud-init secrets are volumes `<volume>-udata`, `<volume>-ndata` here.
     pub const SECRET_DIR: &str = "/var/run/kubevirt-private/secret";
     /// hostDisk directories: `<HOST_DISK_DIR>/<volume>/<file name of hostDisk.path>`.

@@ -2,6 +2,10 @@
 //!
 //! It is the sidecar `guest-console-log`. One per guest, so it is small: one thread, no runtime, and asleep while
 //! nothing is appended. The file need not exist yet, may be truncated, and may be replaced by a new one.
+//!
+//! A guest may talk without end, and its pod's volume is the node's disk. So what was copied gives its space back
+//! while the guest goes on writing behind it: the file keeps its length, and a hole grows at its beginning. Started
+//! again, virt-tail begins at the end of the hole. The output is bounded by whoever keeps it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -12,9 +16,18 @@ use std::path::{Path, PathBuf};
 
 use inotify::{Inotify, WatchDescriptor, WatchMask};
 use jiff::Timestamp;
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{Whence, lseek};
+
+/// So much of the file is kept after it was copied, for whoever wants to look into it, and given back piece by piece.
+const KEPT: u64 = 1 << 20;
+
+/// File systems give space back in blocks of this size, or of a part of it.
+const BLOCK: u64 = 64 << 10;
 
 /// Set to `cri` by the pod runner, which reads the output itself; a container runtime adds times by its own means.
 pub(crate) const FORMAT_VARIABLE: &str = "FERROVIRT_LOG_FORMAT";
@@ -91,10 +104,94 @@ fn as_fd(signals: &SignalFd) -> BorrowedFd<'_> {
     signals.as_fd()
 }
 
+/// An open file, and how far it was copied and given back.
+struct Open {
+    file: File,
+    position: u64,
+    freed: u64,
+}
+
+impl Open {
+    /// Opened for writing too, where that is allowed: else nothing can be given back.
+    fn new(path: &Path) -> io::Result<Self> {
+        let file = match File::options().read(true).write(true).open(path) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
+                File::open(path)?
+            }
+            result => result?,
+        };
+        // Past the hole that a former virt-tail left; a file without data is read from where it may get some.
+        let position = match lseek(&file, 0, Whence::SeekData) {
+            Ok(position) => u64::try_from(position).unwrap_or(0),
+            Err(Errno::ENXIO) => file.metadata()?.len(),
+            Err(_) => 0,
+        };
+        let mut open = Self {
+            file,
+            position: 0,
+            freed: 0,
+        };
+        open.go_to(position)?;
+        Ok(open)
+    }
+
+    fn go_to(&mut self, position: u64) -> io::Result<()> {
+        self.position = self.file.seek(SeekFrom::Start(position))?;
+        self.freed = position;
+        Ok(())
+    }
+
+    fn is(&self, (device, inode): (u64, u64)) -> bool {
+        self.file
+            .metadata()
+            .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (device, inode))
+    }
+
+    fn copy<W: Write>(&mut self, output: &mut Output<W>) -> io::Result<()> {
+        if self.file.metadata()?.len() < self.position {
+            self.go_to(0)?;
+        }
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match self.file.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => {
+                    output.write(&buffer[..read])?;
+                    self.position += read as u64;
+                    self.give_back();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        output.sink.flush()
+    }
+
+    /// Makes a hole of what was copied long ago.
+    fn give_back(&mut self) {
+        if self.position < self.freed + 2 * KEPT {
+            return;
+        }
+        // Whole blocks: a part of one would be left as zeros, which the next virt-tail took for data.
+        let length = (self.position - KEPT) / BLOCK * BLOCK - self.freed;
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        if let (Ok(start), Ok(length)) = (i64::try_from(self.freed), i64::try_from(length)) {
+            // Some file systems have no holes; the next try comes with the next piece.
+            let _ = fallocate(&self.file, hole, start, length);
+        }
+        self.freed += length;
+    }
+}
+
 /// The file and how far it was copied.
 struct Followed {
     path: PathBuf,
-    open: Option<(File, u64)>,
+    open: Option<Open>,
     /// What is being watched: the file, or the nearest directory above it that exists.
     watched: Option<(PathBuf, WatchDescriptor)>,
 }
@@ -132,51 +229,23 @@ impl Followed {
 
     /// Copies all that is there.
     fn copy<W: Write>(&mut self, output: &mut Output<W>) -> io::Result<()> {
-        if let Some((file, position)) = &mut self.open {
-            if file.metadata()?.len() < *position {
-                *position = file.seek(SeekFrom::Start(0))?;
-            }
-            *position += copy_rest(file, output)?;
+        if let Some(open) = &mut self.open {
+            open.copy(output)?;
         }
         let current = match std::fs::metadata(&self.path) {
             Ok(metadata) => (metadata.dev(), metadata.ino()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        let same = |file: &File| {
-            file.metadata()
-                .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == current)
-        };
-        if self.open.as_ref().is_some_and(|(file, _)| same(file)) {
+        if self.open.as_ref().is_some_and(|open| open.is(current)) {
             return Ok(());
         }
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let position = copy_rest(&mut file, output)?;
-        self.open = Some((file, position));
-        Ok(())
-    }
-}
-
-fn copy_rest<W: Write>(file: &mut File, output: &mut Output<W>) -> io::Result<u64> {
-    let mut buffer = [0; 16 * 1024];
-    let mut copied = 0;
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => {
-                output.write(&buffer[..read])?;
-                copied += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        match Open::new(&self.path) {
+            Ok(open) => self.open.insert(open).copy(output),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
         }
     }
-    output.sink.flush()?;
-    Ok(copied)
 }
 
 /// Standard output, each line with its time if wanted (`TIME stdout F LINE`; `P` for a part of a line).
@@ -264,5 +333,42 @@ mod tests {
         file.set_len(0).unwrap();
         file.write_all(b"4").unwrap();
         expect("4");
+    }
+
+    #[test]
+    fn what_was_copied_gives_its_space_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let mut log = fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
+        let mut open = Open::new(&path).unwrap();
+        let mut output = Output::new(Vec::new(), false);
+        let line = [b'x'; 1023];
+        for number in 0..8u8 {
+            for _ in 0..1024 {
+                log.write_all(&[number]).unwrap();
+                log.write_all(&line).unwrap();
+            }
+            open.copy(&mut output).unwrap();
+        }
+        assert_eq!(output.sink.len(), 8 << 20);
+        assert!(
+            output
+                .sink
+                .chunks(1024)
+                .enumerate()
+                .all(|(n, chunk)| usize::from(chunk[0]) == n / 1024)
+        );
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(metadata.len(), 8 << 20);
+        assert!(metadata.blocks() * 512 <= 3 << 20, "{} blocks", metadata.blocks());
+        // The next one begins behind the hole, at data, and goes on.
+        let mut output = Output::new(Vec::new(), false);
+        let mut open = Open::new(&path).unwrap();
+        open.copy(&mut output).unwrap();
+        assert!((1..=3 << 20).contains(&output.sink.len()));
+        assert!(!output.sink.contains(&0));
+        log.write_all(b"end").unwrap();
+        open.copy(&mut output).unwrap();
+        assert!(output.sink.ends_with(b"end"));
     }
 }

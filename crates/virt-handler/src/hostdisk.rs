@@ -1,13 +1,21 @@
 //! hostDisk files of the node. The launcher runs as another user than the owner of the node's directories, so what
 //! needs privilege is done here: a missing `DiskOrCreate` file is made (empty: the launcher gives it its size), and the
-//! file becomes the launcher's.
+//! file becomes the launcher's. The files are reached as the launcher sees them, so only what its pod mounts is touched.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use ferrovirt_api::v1::VirtualMachineInstance;
+use ferrovirt_protocol::paths;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
+use nix::sys::stat::Mode;
+
+use crate::sockets;
+
+/// May be a link in the container's image; the launcher cannot change it.
+const RUN: &str = "var/run";
 
 /// Why a file could not be handed over.
 #[derive(Debug, thiserror::Error)]
@@ -19,12 +27,22 @@ pub(crate) struct Error {
     source: io::Error,
 }
 
-/// Prepares all hostDisks of a VMI. A file that is missing and may not be created is left to the launcher to report.
-pub(crate) fn prepare(vmi: &VirtualMachineInstance, user: u32) -> Result<(), Error> {
+/// Prepares all hostDisks of a VMI, in the launcher's container whose root directory is `root`. A file that is missing
+/// and may not be created is left to the launcher to report.
+pub(crate) fn prepare(vmi: &VirtualMachineInstance, root: &File, user: u32) -> Result<(), Error> {
     for volume in &vmi.spec.volumes {
         let Some(disk) = &volume.host_disk else { continue };
         let path = PathBuf::from(&disk.path);
-        hand_over(&path, disk.r#type == "DiskOrCreate", user).map_err(|source| Error {
+        let prepared = directory(root).and_then(|directory| {
+            let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+            hand_over(
+                &directory,
+                &Path::new(&volume.name).join(name),
+                disk.r#type == "DiskOrCreate",
+                user,
+            )
+        });
+        prepared.map_err(|source| Error {
             volume: volume.name.clone(),
             path,
             source,
@@ -33,15 +51,32 @@ pub(crate) fn prepare(vmi: &VirtualMachineInstance, user: u32) -> Result<(), Err
     Ok(())
 }
 
-fn hand_over(path: &Path, create: bool, user: u32) -> io::Result<()> {
-    let mut open = OpenOptions::new();
-    // No link is followed: the path names the file itself. Not blocking, should it be a FIFO.
-    open.read(true)
-        .write(true)
-        .mode(0o660)
-        .create(create)
-        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK);
-    let file: File = match open.open(path) {
+/// Where the pod mounts the directories of its hostDisks.
+fn directory(root: &File) -> io::Result<File> {
+    let run = sockets::open_in_root(root, RUN, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    let below = paths::HOST_DISK_DIR.trim_start_matches(['/']);
+    let below = below.strip_prefix(RUN).unwrap_or(below).trim_start_matches('/');
+    open(&run, Path::new(below), OFlag::O_PATH | OFlag::O_DIRECTORY)
+}
+
+/// No link is followed: the launcher owns some of the directories on the way.
+fn open(directory: &File, path: &Path, flags: OFlag) -> io::Result<File> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+    let how = if flags.contains(OFlag::O_CREAT) {
+        how.mode(Mode::from_bits_truncate(0o660))
+    } else {
+        how
+    };
+    Ok(File::from(sockets::openat2_settled(directory, path, how)?))
+}
+
+fn hand_over(directory: &File, path: &Path, create: bool, user: u32) -> io::Result<()> {
+    // Not blocking, should it be a FIFO.
+    let mut flags = OFlag::O_RDWR | OFlag::O_NONBLOCK;
+    flags.set(OFlag::O_CREAT, create);
+    let file = match open(directory, path, flags) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound && !create => return Ok(()),
         Err(error) => return Err(error),
@@ -62,16 +97,36 @@ mod tests {
 
     #[test]
     fn files_are_made_and_handed_over_and_links_refused() {
-        let dir = tempfile::tempdir().expect("a temp dir");
-        let file = dir.path().join("disk.img");
-        hand_over(&file, false, 107).expect("a missing disk is the launcher's to report");
-        assert!(!file.exists());
-        hand_over(&file, true, 107).expect("is made");
-        let metadata = file.metadata().expect("is there");
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("run/kubevirt-private/vmi-disks/data/directory")).unwrap();
+        std::fs::create_dir(root.path().join("var")).unwrap();
+        std::os::unix::fs::symlink("/run", root.path().join("var/run")).unwrap();
+        let disks = root.path().join("run/kubevirt-private/vmi-disks");
+        std::os::unix::fs::symlink("data", disks.join("linked")).unwrap();
+        let vmi = |volume: &str, path: &str, kind: &str| -> VirtualMachineInstance {
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "x"},
+                "spec": {"domain": {"devices": {}}, "volumes": [{"name": volume, "hostDisk": {"path": path, "type": kind}}]},
+            }))
+            .unwrap()
+        };
+        let directory = File::open(root.path()).unwrap();
+        let file = disks.join("data/disk.img");
+        prepare(&vmi("data", "/srv/disk.img", "Disk"), &directory, 107).unwrap();
+        assert!(!file.exists(), "a missing disk is the launcher's to report");
+        prepare(&vmi("data", "/srv/disk.img", "DiskOrCreate"), &directory, 107).unwrap();
+        let metadata = file.metadata().unwrap();
         assert_eq!((metadata.uid(), metadata.len()), (107, 0));
-        let link = dir.path().join("link.img");
-        std::os::unix::fs::symlink(&file, &link).expect("a link");
-        assert!(hand_over(&link, true, 107).is_err());
-        assert!(hand_over(dir.path(), true, 107).is_err());
+        std::os::unix::fs::symlink(&file, disks.join("data/link.img")).unwrap();
+        for (volume, path) in [
+            ("data", "/srv/link.img"),
+            ("data", "/srv/directory"),
+            ("data", "/srv/.."),
+            ("linked", "/srv/disk.img"),
+            ("absent", "/srv/disk.img"),
+        ] {
+            let refused = prepare(&vmi(volume, path, "DiskOrCreate"), &directory, 107);
+            assert!(refused.is_err(), "{volume} {path}");
+        }
     }
 }

@@ -2,12 +2,16 @@
 //!
 //! [`run`] is the whole node agent. Other processes reach the guests of its node through an [`Agent`].
 
+mod capabilities;
+mod devices;
 mod events;
 mod hostdisk;
 pub mod kvm;
+mod metrics;
 pub mod network;
 mod node;
 mod registry;
+pub mod server;
 mod session;
 mod sockets;
 mod streams;
@@ -16,7 +20,9 @@ mod syscall;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
+use ferrovirt_core::ClusterConfig;
 use kube::Client;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -25,11 +31,24 @@ pub use kvm::{KvmMode, Verdict};
 pub use network::Dns;
 pub use streams::Agent;
 
+use capabilities::Capabilities;
 use registry::Registry;
 use session::Context;
 
 /// User and group that launchers and QEMU run as.
 pub const LAUNCHER_USER: u32 = 107;
+
+/// How long the kubelet may take to accept the device plugins before the node is offered without them.
+const PLUGINS_WAIT: Duration = Duration::from_secs(10);
+
+/// How pods come by devices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Devices {
+    /// Whoever runs the pods gives them what they need; the node's status says what there is.
+    Status,
+    /// By device plugins; this is the kubelet's directory of them.
+    Plugins(PathBuf),
+}
 
 /// How a node agent runs.
 #[derive(Clone, Debug)]
@@ -45,13 +64,18 @@ pub struct Options {
     pub qemu: PathBuf,
     /// Whether guests use KVM.
     pub kvm: KvmMode,
-    /// Guests may run without KVM.
-    pub allow_emulation: bool,
+    /// What the cluster's administrator decides.
+    pub config: watch::Receiver<Arc<ClusterConfig>>,
+    /// How pods come by devices.
+    pub devices: Devices,
+    /// Where QEMU's capabilities are prepared for launchers, if that is this agent's business.
+    pub capabilities: Option<PathBuf>,
     /// Resolver settings for guests whose pod has none that a guest could use.
     pub dns: Dns,
     /// User and group that launchers run as; others are not talked to.
     pub launcher_user: u32,
-    /// Renew the node's heartbeat annotation each minute or two, as a cluster needs it.
+    /// Renew the node's heartbeat annotation each minute or two, as a cluster needs it; and when the agent is
+    /// stopped, let no more VMs come to the node.
     pub heartbeat: bool,
 }
 
@@ -65,7 +89,10 @@ impl Options {
             state_dir: state_dir.into(),
             qemu: PathBuf::from("/usr/bin/qemu-system-x86_64"),
             kvm: KvmMode::Probe,
-            allow_emulation: true,
+            // The value outlives its sender.
+            config: watch::channel(Arc::new(ClusterConfig::standalone())).1,
+            devices: Devices::Status,
+            capabilities: None,
             dns: Dns::default(),
             launcher_user: LAUNCHER_USER,
             heartbeat: false,
@@ -74,6 +101,11 @@ impl Options {
 
     fn network_records(&self) -> PathBuf {
         self.state_dir.join("network")
+    }
+
+    /// libvirt's description of what guests can have here, once it was asked.
+    fn domain_capabilities(&self, kvm: bool) -> Option<PathBuf> {
+        Some(capabilities::domain_capabilities(self.capabilities.as_ref()?, kvm))
     }
 
     fn network_record(&self, pod_uid: &str) -> PathBuf {
@@ -128,26 +160,64 @@ pub async fn run_with(
         std::fs::create_dir_all(&path).map_err(|source| Error::State { path, source })?;
     }
     let (verdict, kvm) = watch::channel(None);
-    let probe = async {
-        let found = kvm::decide(options.kvm, &options.qemu, &options.state_dir).await;
-        tracing::info!(usable = found.usable, why = found.why, "KVM");
-        verdict.send_replace(Some(found.clone()));
-        node::publish(&client, &options, &found).await;
-        if options.heartbeat {
-            node::heartbeat(&client, &options.node_name).await;
-        }
-        std::future::pending::<()>().await;
-    };
     let context = Arc::new(Context {
         client: client.clone(),
+        capabilities: options.capabilities.clone().map(Capabilities::new),
         options: options.clone(),
         kvm,
         guests: agent.guests.clone(),
     });
+    let node = async {
+        let found = kvm::decide(options.kvm, &options.qemu, &options.state_dir).await;
+        tracing::info!(usable = found.usable, why = found.why, "KVM");
+        verdict.send_replace(Some(found.clone()));
+        offer(&client, &options, &context, &found, &agent).await;
+    };
     tokio::select! {
-        () = probe => {}
-        () = Registry::new(context).run() => {}
+        () = node => {}
+        () = Registry::new(context.clone()).run() => {}
         () = shutdown.cancelled() => {}
     }
+    if options.heartbeat {
+        node::retire(&client, &options.node_name).await;
+    }
     Ok(())
+}
+
+/// Says what the node has, and keeps saying so, for ever.
+async fn offer(client: &Client, options: &Options, context: &Context, kvm: &Verdict, agent: &Agent) {
+    let (registered, mut accepted) = watch::channel(0);
+    let plugins = async {
+        if let Devices::Plugins(directory) = &options.devices {
+            devices::run(directory, devices::known(kvm), &registered).await;
+        }
+    };
+    let say = async {
+        if let Devices::Plugins(_) = options.devices {
+            let there = devices::known(kvm).iter().filter(|device| device.path.exists()).count();
+            let all = accepted.wait_for(|count| *count >= there);
+            if tokio::time::timeout(PLUGINS_WAIT, all).await.is_err() {
+                tracing::warn!("the kubelet has not accepted all device plugins yet");
+            }
+        }
+        let facts = node::gather(options, kvm).await;
+        node::publish(client, options, &facts).await;
+        agent.set_ready();
+        if let Some(capabilities) = context.capabilities.as_ref().filter(|_| !facts.is_complete()) {
+            capabilities.prepared().await;
+            node::publish(client, options, &node::gather(options, kvm).await).await;
+        }
+    };
+    let beat = async {
+        if options.heartbeat {
+            node::heartbeat(client, &options.node_name).await;
+        }
+    };
+    let prepare = async {
+        if let Some(capabilities) = &context.capabilities {
+            capabilities.keep(options.config.clone(), kvm.usable).await;
+        }
+    };
+    tokio::join!(plugins, say, beat, prepare);
+    std::future::pending::<()>().await;
 }

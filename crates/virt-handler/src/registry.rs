@@ -53,6 +53,10 @@ impl PodFacts {
         if owner.kind != "VirtualMachineInstance" || owner.uid != *vmi_uid {
             return None;
         }
+        // A launcher has a network of its own; the node's is not rearranged for a pod that claims to be one.
+        if pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
+            return None;
+        }
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         Some(Self {
             uid: pod.uid()?,

@@ -39,7 +39,11 @@ pub(crate) fn open_beneath(root: &Path, relative: &Path) -> io::Result<File> {
 
 /// `openat2` answers EAGAIN when a rename or mount anywhere on the machine crossed a scoped lookup (openat2(2)), which
 /// says nothing about the path: the lookup is repeated.
-fn openat2_settled<P: ?Sized + nix::NixPath>(root: &File, path: &P, how: OpenHow) -> nix::Result<std::os::fd::OwnedFd> {
+pub(crate) fn openat2_settled<P: ?Sized + nix::NixPath>(
+    root: &File,
+    path: &P,
+    how: OpenHow,
+) -> nix::Result<std::os::fd::OwnedFd> {
     let mut left = 1000;
     loop {
         match openat2(root, path, how) {

@@ -18,6 +18,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use crate::session::launcher::Launcher;
@@ -71,6 +72,16 @@ impl Guests {
         if guests.get(&key).is_some_and(|guest| guest.vmi_uid == uid) {
             guests.remove(&key);
         }
+    }
+
+    /// Those that can be asked: namespace, name, and where to.
+    pub(crate) fn launchers(&self) -> Vec<(String, String, LauncherClient<Channel>)> {
+        let guests = self.lock();
+        let reachable = guests.iter().filter_map(|((namespace, name), guest)| {
+            let client = guest.client.clone()?;
+            Some((namespace.clone(), name.clone(), client))
+        });
+        reachable.collect()
     }
 
     fn find(&self, namespace: &str, name: &str) -> Result<Guest, StreamError> {
@@ -149,6 +160,7 @@ impl AsyncWrite for Held {
 pub struct Agent {
     pub(crate) guests: Guests,
     pods_dir: PathBuf,
+    ready: watch::Sender<bool>,
 }
 
 impl Agent {
@@ -158,7 +170,18 @@ impl Agent {
         Self {
             guests: Guests::default(),
             pods_dir,
+            ready: watch::channel(false).0,
         }
+    }
+
+    /// Waits until the node is offered to the scheduler.
+    pub async fn ready(&self) {
+        // The sender lives as long as this.
+        let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+    }
+
+    pub(crate) fn set_ready(&self) {
+        self.ready.send_replace(true);
     }
 
     fn client(&self, namespace: &str, vmi: &str) -> Result<LauncherClient<Channel>, StreamError> {

@@ -12,8 +12,8 @@ use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_apiserver::{ApiServer, Config, UserInfo};
 use ferrovirt_protocol::launcher::launcher_server::{Launcher, LauncherServer};
 use ferrovirt_protocol::launcher::{
-    ActReply, ActRequest, Action, GuestInfoReply, GuestInfoRequest, GuestState, Lifecycle, SyncReply, SyncRequest,
-    WatchRequest,
+    ActReply, ActRequest, Action, GuestInfoReply, GuestInfoRequest, GuestState, Lifecycle, Stat, StatsReply,
+    StatsRequest, SyncReply, SyncRequest, WatchRequest, stat,
 };
 use ferrovirt_protocol::streams::NodeAgent;
 use futures::{Stream, StreamExt};
@@ -34,6 +34,13 @@ const POD_IP: &str = "10.88.0.7";
 
 /// Set in the process that plays the launcher: the directory of its sockets.
 const PLAY: &str = "VIRT_HANDLER_TEST_LAUNCHER";
+
+/// The pod's volume is mounted where launchers have it.
+const MOUNT_SOCKETS: &str =
+    "mount -t tmpfs none /run && mkdir -p /run/kubevirt/sockets && mount --bind \"$0\" /run/kubevirt/sockets";
+/// What CNI plugins do.
+const MAKE_NETWORK: &str = "ip link add eth0 type veth peer name v0 && ip addr add 10.88.0.7/24 dev eth0 && \
+    ip link set lo up && ip link set v0 up && ip link set eth0 up";
 
 struct Script {
     directory: PathBuf,
@@ -113,6 +120,15 @@ impl Launcher for Script {
         Ok(Response::new(Box::pin(
             WatchStream::new(self.state.subscribe()).map(Ok),
         )))
+    }
+
+    async fn stats(&self, _: Request<StatsRequest>) -> Result<Response<StatsReply>, Status> {
+        let stat = |name: &str, number| Stat {
+            name: name.to_owned(),
+            value: Some(stat::Value::Number(number)),
+        };
+        let stats = vec![stat("cpu.time", 1_500_000_000), stat("balloon.rss", 2048)];
+        Ok(Response::new(StatsReply { stats }))
     }
 
     async fn guest_info(&self, _: Request<GuestInfoRequest>) -> Result<Response<GuestInfoReply>, Status> {
@@ -288,14 +304,15 @@ impl World {
 
     /// Starts the launcher as the pod runner would: namespaces of its own, a network interface, the volume.
     fn start_launcher(&mut self) {
-        let prepare = format!(
-            "mount -t tmpfs none /run && mkdir -p /run/kubevirt/sockets && \
-             mount --bind \"$0\" /run/kubevirt/sockets && ip link add eth0 type veth peer name v0 && \
-             ip addr add {POD_IP}/24 dev eth0 && ip link set lo up && ip link set v0 up && ip link set eth0 up && \
-             exec \"$@\""
-        );
+        let prepare = format!("{MOUNT_SOCKETS} && {MAKE_NETWORK}");
+        self.start_process(&["--net", "--mount"], &prepare);
+    }
+
+    /// Starts what plays the launcher in some namespaces of its own.
+    fn start_process(&mut self, namespaces: &[&str], prepare: &str) {
         let child = Command::new("unshare")
-            .args(["--net", "--mount", "sh", "-c", &prepare])
+            .args(namespaces)
+            .args(["sh", "-c", &format!("{prepare} && exec \"$@\"")])
             .arg(self.sockets())
             .arg(std::env::current_exe().unwrap())
             .args(["plays_the_launcher", "--exact", "--nocapture"])
@@ -541,16 +558,21 @@ async fn the_next_agent_adopts_and_writes_nothing() {
     world.agent.act("default", "vm", Action::Unpause).await.unwrap();
     world.vmi_when("unpaused", |vmi| !has_condition(vmi, "Paused")).await;
     let refusal = world.agent.act("default", "vm", Action::Reset).await.unwrap_err();
-    assert!(
-        std::error::Error::source(&refusal)
-            .unwrap()
-            .to_string()
-            .contains("not in the mood")
-    );
+    assert!(refusal.to_string().contains("not in the mood"), "{refusal}");
     assert_eq!(
         world.agent.guest_info("default", "vm").await.unwrap(),
         json!({"hostname": "guest"})
     );
+}
+
+/// The VMI fails, and says why; whoever listened on the launcher's socket was told nothing.
+async fn is_refused(world: &World, why: &str) {
+    world.schedule().await;
+    let vmi = world.vmi_when("Failed", |vmi| phase(vmi) == "Failed").await;
+    let conditions = &vmi.status.as_ref().unwrap().conditions;
+    let synchronized = conditions.iter().find(|c| c.r#type == "Synchronized").unwrap();
+    assert!(synchronized.message.as_ref().unwrap().contains(why), "{synchronized:?}");
+    assert!(world.requests().is_empty());
 }
 
 #[tokio::test]
@@ -561,21 +583,42 @@ async fn a_process_of_another_user_is_not_talked_to() {
         ..world.options()
     });
     world.start_launcher();
-    world.schedule().await;
-    let vmi = world.vmi_when("Failed", |vmi| phase(vmi) == "Failed").await;
-    let synchronized = vmi
-        .status
-        .as_ref()
-        .unwrap()
-        .conditions
-        .iter()
-        .find(|c| c.r#type == "Synchronized")
-        .unwrap();
-    assert!(
-        synchronized.message.as_ref().unwrap().contains("user 0, not 107"),
-        "{synchronized:?}"
-    );
-    assert!(world.requests().is_empty());
+    is_refused(&world, "user 0, not 107").await;
+}
+
+#[tokio::test]
+async fn a_process_outside_the_pod_is_not_talked_to() {
+    let mut world = World::new().await;
+    world.start_agent(world.options());
+    world.start_process(&["--net", "--mount"], "mount -t tmpfs none /run && ip link set lo up");
+    is_refused(&world, "does not have the pod's volume `sockets` mounted").await;
+}
+
+#[tokio::test]
+async fn a_process_in_the_network_of_the_node_is_not_talked_to() {
+    let mut world = World::new().await;
+    world.start_agent(world.options());
+    world.start_process(&["--mount"], MOUNT_SOCKETS);
+    is_refused(&world, "network namespace of the node").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_stopped_takes_its_node_off() {
+    let mut world = World::new().await;
+    world.start_agent(Options {
+        heartbeat: true,
+        ..world.options()
+    });
+    let nodes = Api::<Node>::all(world.client.clone());
+    let is = async |schedulable: &str| {
+        let metadata = nodes.get("node-a").await.unwrap().metadata;
+        let label = metadata.labels.unwrap_or_default().remove("kubevirt.io/schedulable");
+        let beat = metadata.annotations.unwrap_or_default().remove("kubevirt.io/heartbeat");
+        label.as_deref() == Some(schedulable) && beat.is_some()
+    };
+    world.until("the node is offered", async || is("true").await).await;
+    world.shutdown.cancel();
+    world.until("the node is taken off", async || is("false").await).await;
 }
 
 #[tokio::test]

@@ -33,4 +33,7 @@ pub struct Args {
     /// Probe what QEMU can do, store it in DIR for later launchers, and end
     #[arg(long, value_name = "DIR")]
     pub prepare_capabilities: Option<PathBuf>,
+    /// Probe as in a pod without /dev/kvm, even if it is here
+    #[arg(long, requires = "prepare_capabilities")]
+    pub without_kvm: bool,
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferrovirt_protocol::paths;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Gid, Uid, chown, geteuid};
 use virt::connect::Connect;
@@ -84,7 +85,7 @@ pub async fn prepare(layout: &Layout, dir: &Path) -> Result<(), Error> {
     let probe = tokio::task::spawn_blocking(move || {
         let connection = Connect::open(Some(&uri)).map_err(|error| error.message().to_owned())?;
         let known = connection.domain_capabilities(None, None, None, None, 0);
-        known.map(drop).map_err(|error| error.message().to_owned())
+        known.map_err(|error| error.message().to_owned())
     });
     let (pid, mut exit) = (child.pid, child.exit);
     let result = tokio::select! {
@@ -96,9 +97,11 @@ pub async fn prepare(layout: &Layout, dir: &Path) -> Result<(), Error> {
     let _ = kill(pid, Signal::SIGTERM);
     let _ = exit.await;
     reaper.abort();
-    result?
+    let description = result?
         .map_err(|error| Error::Run(io::Error::other(error)))?
         .map_err(Error::Probe)?;
+    let path = dir.join(paths::DOMAIN_CAPABILITIES);
+    fs::write(&path, description).map_err(|source| Error::Store { path, source })?;
     store(&layout.capability_cache(), dir)
 }
 

@@ -68,6 +68,11 @@ impl Layout {
         self.below(paths::CAPABILITY_CACHE_DIR)
     }
 
+    /// The cache that virt-handler lays into the pod's volume.
+    pub fn delivered_capabilities(&self) -> PathBuf {
+        self.private().join(paths::CAPABILITIES)
+    }
+
     /// Root of the image volume of `spec.volumes[index]`.
     pub fn image_volume(&self, index: usize) -> PathBuf {
         self.below(paths::IMAGE_VOLUME_DIR).join(format!("disk_{index}"))

@@ -60,7 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     tracing_subscriber::registry().with(lines.with_filter(levels)).init();
     hypervisor::forbid_autostart();
     if let Some(dir) = &args.prepare_capabilities {
-        return prepare_capabilities(dir, args.user);
+        return prepare_capabilities(dir, args.user, !args.without_kvm);
     }
     let layout = Layout::new(&args.root, &args.namespace, &args.name, &args.uid);
     user::settle(&layout, args.user)?;
@@ -77,11 +77,12 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
-fn prepare_capabilities(dir: &Path, user: u32) -> anyhow::Result<ExitCode> {
+fn prepare_capabilities(dir: &Path, user: u32, kvm: bool) -> anyhow::Result<ExitCode> {
     let scratch = nix::unistd::mkdtemp(&std::env::temp_dir().join("virt-launcher-XXXXXX"))?;
     capabilities::make_dir(&scratch, user)?;
     let layout = Layout::new(&scratch, "default", "capabilities", "capabilities");
     capabilities::make_dir(dir, user)?;
+    user::show_kvm(&scratch, user, kvm).context("cannot arrange /dev/kvm as it is in pods")?;
     user::settle(&layout, user)?;
     let prepared = runtime()?.block_on(capabilities::prepare(&layout, dir));
     if let Err(error) = std::fs::remove_dir_all(&scratch) {

@@ -5,12 +5,15 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use ferrovirt_protocol::paths;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +30,9 @@ const QUICK: Duration = Duration::from_secs(2);
 const MAX_QUICK_ENDS: u32 = 6;
 /// Wait after the first of them; doubled with each.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
+
+/// How long virt-handler may take to deliver QEMU's capabilities.
+const DELIVERY: Duration = Duration::from_secs(1);
 
 /// Why libvirtd cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +82,7 @@ impl Libvirtd {
         fs::write(&config, LIBVIRTD_CONF).map_err(at(&config))?;
         let qemu = layout.private().join("libvirt/qemu.conf");
         fs::write(&qemu, QEMU_CONF).map_err(at(&qemu))?;
-        adopt_capabilities(&layout.prepared_capabilities(), &layout.capability_cache());
+        adopt_capabilities(layout);
 
         let path = layout.libvirt_socket();
         let _ = fs::remove_file(&path);
@@ -149,24 +155,64 @@ impl Libvirtd {
     }
 }
 
-/// Copies a prepared cache. Without one libvirtd probes QEMU itself, which takes seconds but is right.
-fn adopt_capabilities(prepared: &Path, cache: &Path) {
-    let copy = || -> io::Result<usize> {
-        fs::create_dir_all(cache)?;
-        let mut files = 0;
-        for entry in fs::read_dir(prepared)? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                fs::write(cache.join(entry.file_name()), fs::read(entry.path())?)?;
-                files += 1;
-            }
-        }
-        Ok(files)
+/// Takes a prepared cache over: the one that is mounted for all launchers, or else the one that virt-handler lays into
+/// the pod's volume. Without one libvirtd probes QEMU itself, which takes seconds but is right.
+fn adopt_capabilities(layout: &Layout) {
+    let (mounted, delivered) = (layout.prepared_capabilities(), layout.delivered_capabilities());
+    let cache = layout.capability_cache();
+    let adopted = if mounted.exists() {
+        copy(&mounted, &cache)
+    } else {
+        // virt-handler is told of the pod when the kubelet is, and is faster. Outside a pod nobody delivers.
+        let patience = if std::process::id() == 1 {
+            DELIVERY
+        } else {
+            Duration::ZERO
+        };
+        awaited(&delivered, patience).and_then(|()| {
+            cache.parent().map_or(Ok(()), fs::create_dir_all)?;
+            fs::rename(&delivered, &cache)
+        })
     };
-    match copy() {
-        Ok(files) => tracing::debug!(files, "took over the prepared QEMU capabilities"),
-        Err(error) => tracing::info!(dir = %prepared.display(), %error, "no prepared QEMU capabilities"),
+    match adopted {
+        Ok(()) => tracing::debug!("took over the prepared QEMU capabilities"),
+        Err(error) => {
+            tracing::info!(%error, "no prepared QEMU capabilities; libvirtd probes QEMU, which takes some seconds");
+        }
     }
+}
+
+fn copy(prepared: &Path, cache: &Path) -> io::Result<()> {
+    fs::create_dir_all(cache)?;
+    for entry in fs::read_dir(prepared)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() && entry.file_name() != paths::DOMAIN_CAPABILITIES {
+            fs::write(cache.join(entry.file_name()), fs::read(entry.path())?)?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until `path` is there, which appears in its directory by a rename.
+fn awaited(path: &Path, patience: Duration) -> io::Result<()> {
+    let missing = || io::Error::from(io::ErrorKind::NotFound);
+    if path.exists() {
+        return Ok(());
+    }
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    inotify.add_watch(path.parent().unwrap_or(path), AddWatchFlags::IN_MOVED_TO)?;
+    let deadline = std::time::Instant::now() + patience;
+    // Once more: it may have come before the watch was there.
+    while !path.exists() {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let left = PollTimeout::try_from(left).map_err(io::Error::other)?;
+        if poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], left)? == 0 {
+            return Err(missing());
+        }
+        // What has happened is seen by looking; the events only wake us.
+        drop(inotify.read_events());
+    }
+    Ok(())
 }
 
 /// Lean: one client, few threads. Three workers let one agent call hang while lifecycle calls go on.

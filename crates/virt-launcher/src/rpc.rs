@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ferrovirt_protocol::launcher::launcher_server::{Launcher, LauncherServer};
 use ferrovirt_protocol::launcher::{
-    ActReply, ActRequest, Action as WireAction, GuestInfoReply, GuestInfoRequest, GuestState, SyncReply, SyncRequest,
-    WatchRequest,
+    ActReply, ActRequest, Action as WireAction, GuestInfoReply, GuestInfoRequest, GuestState, Stat, StatsReply,
+    StatsRequest, SyncReply, SyncRequest, WatchRequest, stat,
 };
 use futures::{Stream, stream};
 use tokio::net::UnixListener;
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::driver::{Action, Input, RequestError, is_final};
+use crate::hypervisor::Value;
 
 /// Largest VMI that is accepted.
 const MAX_REQUEST: usize = 8 << 20;
@@ -104,6 +105,18 @@ impl Launcher for Service {
             Some((Ok(state), (published, done)))
         });
         Ok(Response::new(Box::pin(states)))
+    }
+
+    async fn stats(&self, _request: Request<StatsRequest>) -> Result<Response<StatsReply>, Status> {
+        let stats = self.ask(Input::Stats).await?;
+        let stats = stats.into_iter().map(|(name, value)| Stat {
+            name,
+            value: Some(match value {
+                Value::Number(number) => stat::Value::Number(number),
+                Value::Text(text) => stat::Value::Text(text),
+            }),
+        });
+        Ok(Response::new(StatsReply { stats: stats.collect() }))
     }
 
     async fn guest_info(&self, _request: Request<GuestInfoRequest>) -> Result<Response<GuestInfoReply>, Status> {

@@ -2,13 +2,14 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
+use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::unistd::{Gid, Uid, User, chown, geteuid, setgid, setgroups, setuid};
 
 use crate::layout::Layout;
@@ -100,6 +101,29 @@ fn name_in_own_namespace(layout: &Layout, user: u32) -> io::Result<()> {
     mount(Some(&copy), "/etc/passwd", none, MsFlags::MS_BIND, none)?;
     // The mount keeps the file alive.
     fs::remove_file(&copy)
+}
+
+/// Outside a pod, as root: shows this process and its children `/dev/kvm` as a pod's launcher finds it, usable or not at
+/// all. The node's device is not touched.
+pub fn show_kvm(scratch: &Path, user: u32, usable: bool) -> io::Result<()> {
+    let device = Path::new("/dev/kvm");
+    if !geteuid().is_root() || !device.exists() {
+        return Ok(());
+    }
+    let stand_in = scratch.join("kvm");
+    if usable {
+        let number = fs::metadata(device)?.rdev();
+        mknod(&stand_in, SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), number)?;
+        chown(&stand_in, Some(Uid::from_raw(user)), Some(Gid::from_raw(user)))?;
+    } else {
+        fs::write(&stand_in, "")?;
+        fs::set_permissions(&stand_in, Permissions::from_mode(0o000))?;
+    }
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+    mount(Some(&stand_in), device, none, MsFlags::MS_BIND, none)?;
+    Ok(())
 }
 
 fn become_user(user: u32) -> Result<(), Error> {

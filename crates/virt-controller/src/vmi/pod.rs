@@ -360,10 +360,8 @@ fn console_log(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &O
         }),
         restart_policy: Some("Always".to_owned()),
         security_context: Some(security(&[])),
-        volume_mounts: Some(vec![VolumeMount {
-            read_only: Some(true),
-            ..mount(paths::PRIVATE_VOLUME, paths::PRIVATE_DIR)
-        }]),
+        // Writable: what was copied is cut off, or the log of a guest that talks without end filled the node's disk.
+        volume_mounts: Some(vec![mount(paths::PRIVATE_VOLUME, paths::PRIVATE_DIR)]),
         ..Container::default()
     }
 }

@@ -21,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 const DEVICE: &str = "/dev/kvm";
 
 /// Where the answer comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum KvmMode {
     /// Run the probe guest.
     #[default]
@@ -33,7 +33,7 @@ pub enum KvmMode {
 }
 
 /// The answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// Guests may use KVM.
     pub usable: bool,

@@ -14,6 +14,9 @@ use super::Error;
 use super::facts::{Address, Route};
 use super::wanted::Mac;
 
+/// Where DHCP servers listen.
+const DHCP_PORT: u32 = 67;
+
 /// A network device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Link {
@@ -258,6 +261,15 @@ impl Links {
     async fn change(&self, message: LinkMessage, what: String) -> Result<(), Error> {
         self.handle.link().change(message).execute().await.map_err(failed(what))
     }
+}
+
+/// The launcher answers DHCP without any capability: in its pod's network the port is open to every user.
+pub(super) fn let_dhcp_be_served() -> Result<(), Error> {
+    let first = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    if first.trim().parse().is_ok_and(|first: u32| first <= DHCP_PORT) {
+        return Ok(());
+    }
+    set_sysctl("ipv4/ip_unprivileged_port_start", &DHCP_PORT.to_string())
 }
 
 /// Writes `/proc/sys/net/NAME` of the calling thread's network namespace, unless it says so already.

@@ -175,6 +175,7 @@ async fn prepare_here(wanted: &Wanted, path: &Path, namespace: &str) -> Result<V
     };
     let pod = &record.interface;
     let devices = Devices::primary(&pod.name);
+    links::let_dhcp_be_served()?;
     if !(record.done && is_prepared(&links, &devices).await?) {
         let mut rules = String::new();
         for nic in &wanted.nics {

@@ -20,6 +20,9 @@ use tower::service_fn;
 use crate::network::{Dns, NetworkNamespace};
 use crate::{sockets, syscall};
 
+/// Longest answer of a launcher that is listened to; the longest honest one holds a guest agent's report.
+const MAX_ANSWER: usize = 1 << 20;
+
 /// A launcher that was found to be its pod's.
 #[derive(Clone, Debug)]
 pub(crate) struct Launcher {
@@ -27,6 +30,7 @@ pub(crate) struct Launcher {
     pub(crate) namespace: Arc<NetworkNamespace>,
     /// Of the pod.
     pub(crate) dns: Dns,
+    pid: i32,
     process: Arc<AsyncFd<OwnedFd>>,
 }
 
@@ -58,14 +62,31 @@ impl Launcher {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return Err(ConnectError::Refused),
             Err(error) => return Err(ConnectError::Io(error)),
         };
-        let (process, namespace, dns) = inspect(&stream, pods_dir, pod_uid, user)?;
+        let Seen {
+            pid,
+            process,
+            namespace,
+            dns,
+        } = inspect(&stream, pods_dir, pod_uid, user)?;
         let process = syscall::await_process(process).map_err(ConnectError::Io)?;
+        let client = LauncherClient::new(channel(stream).await.map_err(ConnectError::Handshake)?);
         Ok(Self {
-            client: LauncherClient::new(channel(stream).await.map_err(ConnectError::Handshake)?),
+            client: client.max_decoding_message_size(MAX_ANSWER),
             namespace: Arc::new(namespace),
             dns,
+            pid,
             process: Arc::new(process),
         })
+    }
+
+    /// The root directory of its container. Keep it no longer than needed: it holds the container's file systems.
+    pub(crate) fn root(&self) -> io::Result<File> {
+        let root = File::open(Path::new("/proc").join(self.pid.to_string()).join("root"))?;
+        // It was opened while this very process was alive, so it is not another's.
+        if has_exited(self.process.get_ref())? {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(root)
     }
 
     /// Returns when the process is gone.
@@ -74,13 +95,24 @@ impl Launcher {
     }
 }
 
+/// What was found out about the process behind a socket.
+struct Seen {
+    pid: i32,
+    process: OwnedFd,
+    namespace: NetworkNamespace,
+    dns: Dns,
+}
+
+/// Whether this is the network namespace of the node, or of this agent.
+fn is_nodes(namespace: &NetworkNamespace) -> io::Result<bool> {
+    // Where the first process may not be looked into, the pod's spec must do (see the registry).
+    let node = NetworkNamespace::open(Path::new("/proc/1/ns/net")).ok();
+    let nodes = node.is_some_and(|node| node.id() == namespace.id());
+    Ok(nodes || namespace.id() == NetworkNamespace::own()?.id())
+}
+
 /// Looks at the process behind a connected socket.
-fn inspect(
-    stream: &UnixStream,
-    pods_dir: &Path,
-    pod_uid: &str,
-    user: u32,
-) -> Result<(OwnedFd, NetworkNamespace, Dns), ConnectError> {
+fn inspect(stream: &UnixStream, pods_dir: &Path, pod_uid: &str, user: u32) -> Result<Seen, ConnectError> {
     let impostor = |why: &str| ConnectError::Impostor(why.to_owned());
     let credentials = stream.peer_cred().map_err(ConnectError::Io)?;
     if credentials.uid() != user {
@@ -115,7 +147,7 @@ fn inspect(
     if !sockets::same_file(&mounted, &volume).map_err(ConnectError::Io)? {
         return Err(impostor("it does not have the pod's volume `sockets` mounted"));
     }
-    if namespace.id() == NetworkNamespace::own().map_err(ConnectError::Io)?.id() {
+    if is_nodes(&namespace).map_err(ConnectError::Io)? {
         return Err(impostor("it is in the network namespace of the node"));
     }
     let dns = resolver(&root);
@@ -123,7 +155,12 @@ fn inspect(
     if has_exited(&process).map_err(ConnectError::Io)? {
         return Err(ConnectError::Refused);
     }
-    Ok((process, namespace, dns))
+    Ok(Seen {
+        pid,
+        process,
+        namespace,
+        dns,
+    })
 }
 
 fn has_exited(process: &OwnedFd) -> io::Result<bool> {

@@ -4,6 +4,7 @@
 //! there is nothing to do but wait. It owns nothing that could be lost: killed at any point, the next session of the
 //! same VMI finds the prepared network, the launcher and the guest as they are.
 
+pub(crate) mod container;
 pub(crate) mod launcher;
 pub(crate) mod link;
 pub(crate) mod plan;
@@ -21,6 +22,7 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::capabilities::Capabilities;
 use crate::events::{self, Note};
 use crate::hostdisk;
 use crate::kvm::Verdict;
@@ -36,6 +38,8 @@ use status::{Change, Gone, Guard, View};
 const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the pod of a launcher that was never met may take to say how it ended.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a pod's volumes are awaited.
+const DELIVERY: Duration = Duration::from_secs(600);
 /// So many failures in a row of preparing the network end the VMI.
 const NETWORK_TRIES: u32 = 5;
 
@@ -43,6 +47,7 @@ const NETWORK_TRIES: u32 = 5;
 pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) options: Options,
+    pub(crate) capabilities: Option<Capabilities>,
     pub(crate) kvm: watch::Receiver<Option<Verdict>>,
     pub(crate) guests: Guests,
 }
@@ -64,6 +69,8 @@ enum StepError {
     Api(#[from] kube::Error),
     #[error("the API server refused the status: {0}")]
     Contended(Box<kube::core::Status>),
+    #[error("cannot give the launcher its devices")]
+    Devices(#[source] container::Error),
     #[error("cannot encode the VirtualMachineInstance")]
     Encode(#[from] serde_json::Error),
 }
@@ -211,6 +218,7 @@ impl Session {
             if let Some(old) = self.link_task.replace(tokio::spawn(link::run(address, sender))) {
                 old.abort();
             }
+            self.deliver_capabilities(&pod.uid);
             self.linked_pod = Some(pod.uid.clone());
             (self.nics, self.synced, self.asked, self.gone_since) = (None, None, None, None);
         }
@@ -224,6 +232,19 @@ impl Session {
         if let (Some(vmi), Some(pod)) = (&self.vmi, &self.linked_pod) {
             self.context.guests.publish(vmi, pod, link.launcher.as_ref());
         }
+    }
+
+    /// In the background: the pod's volumes may not be there yet.
+    fn deliver_capabilities(&self, pod_uid: &str) {
+        let (context, pod_uid) = (Arc::clone(&self.context), pod_uid.to_owned());
+        tokio::spawn(async move {
+            if let Some(capabilities) = &context.capabilities {
+                let options = &context.options;
+                let delivery = capabilities.deliver(&options.pods_dir, &pod_uid, options.launcher_user);
+                // A pod that comes to nothing never gets its volumes.
+                let _ = tokio::time::timeout(DELIVERY, delivery).await;
+            }
+        });
     }
 
     fn observe(&mut self, vmi: &Arc<VirtualMachineInstance>) -> Observed {
@@ -329,9 +350,13 @@ impl Session {
 
     async fn sync(&mut self, vmi: &VirtualMachineInstance) -> Result<(), StepError> {
         let mut launcher = self.link.borrow().launcher.clone().ok_or(StepError::Disconnected)?;
+        let root = launcher.root().map_err(|_| StepError::Disconnected)?;
+        let user = self.context.options.launcher_user;
+        // A pod that asked for no KVM has none, whatever the node can do.
+        let given = container::hand_over(&root, user).map_err(StepError::Devices)?;
         let kvm = self.kvm.borrow().clone();
-        let usable = kvm.as_ref().is_some_and(|verdict| verdict.usable);
-        let allow_emulation = self.context.options.allow_emulation;
+        let usable = given.kvm && kvm.as_ref().is_some_and(|verdict| verdict.usable);
+        let allow_emulation = self.context.options.config.borrow().use_emulation;
         if !usable && !allow_emulation {
             let why = kvm.map(|verdict| verdict.why).unwrap_or_default();
             self.hopeless = Some(format!(
@@ -341,9 +366,10 @@ impl Session {
             return Ok(());
         }
         // A failure here is not the end: the launcher says in its own words what it cannot open.
-        if let Err(error) = hostdisk::prepare(vmi, self.context.options.launcher_user) {
+        if let Err(error) = hostdisk::prepare(vmi, &root, user) {
             tracing::warn!(error = chain(&error), "hostDisk");
         }
+        drop(root);
         let request = SyncRequest {
             vmi: serde_json::to_vec(vmi)?,
             node: Some(NodeFacts {
@@ -434,7 +460,11 @@ impl Session {
             StepError::Disconnected | StepError::Api(_) | StepError::Contended(_) => {}
             StepError::Invalid(_) => self.hopeless = Some(text),
             StepError::Network(_) if self.failures >= NETWORK_TRIES => self.hopeless = Some(text),
-            StepError::Network(_) | StepError::Launcher(_) | StepError::Timeout | StepError::Encode(_) => {
+            StepError::Network(_)
+            | StepError::Launcher(_)
+            | StepError::Timeout
+            | StepError::Devices(_)
+            | StepError::Encode(_) => {
                 self.tell(vmi, Note::warning(events::SYNC_FAILED, text.clone()));
                 self.trouble = Some(text);
             }

@@ -36,7 +36,7 @@ pub use publisher::is_final;
 
 use crate::agent::{Agent, Report};
 use crate::children::Children;
-use crate::hypervisor::{self, Activity, Event, Hypervisor, Verb};
+use crate::hypervisor::{self, Activity, Event, Hypervisor, Stats, Verb};
 use crate::layout::Layout;
 use admission::{Phase, Step, admit};
 use publisher::Publisher;
@@ -75,6 +75,8 @@ pub enum Input {
     Act(Action, Duration, Reply<()>),
     /// What does the agent say now?
     GuestInfo(Reply<Vec<u8>>),
+    /// What does the guest use?
+    Stats(Reply<Stats>),
     /// The pod is being stopped.
     Terminate,
     /// The start ended.
@@ -276,6 +278,7 @@ impl Driver {
                 let _ = reply.send(done);
             }
             Input::GuestInfo(reply) => self.guest_info(reply).await,
+            Input::Stats(reply) => self.stats(reply),
             Input::Terminate => {
                 tracing::info!("asked to end");
                 if let Err(error) = self.act(Action::Shutdown, self.grace).await {
@@ -483,6 +486,20 @@ impl Driver {
         if !report.json.is_empty() {
             self.publisher.update(|state| state.guest_info = report.json);
         }
+    }
+
+    /// In the background: nothing has to wait for statistics.
+    fn stats(&self, reply: Reply<Stats>) {
+        let there = matches!(self.state, State::Running | State::Paused | State::ShuttingDown { .. });
+        let hypervisor = self.parts.hypervisor.clone();
+        tokio::spawn(async move {
+            let stats = if there {
+                hypervisor.stats().await
+            } else {
+                Ok(Stats::new())
+            };
+            let _ = reply.send(stats.map_err(RequestError::from));
+        });
     }
 
     async fn guest_info(&self, reply: Reply<Vec<u8>>) {

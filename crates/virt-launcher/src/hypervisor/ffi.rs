@@ -1,9 +1,11 @@
-//! The part of libvirt that the crate `virt` does not wrap: callbacks.
-#![expect(unsafe_code, reason = "C callbacks; each block says why it is sound")]
+//! The part of libvirt that the crate `virt` does not wrap: callbacks and statistics.
+#![expect(unsafe_code, reason = "C callbacks and records; each block says why it is sound")]
 
+use std::ffi::CStr;
 use std::os::raw::{c_int, c_void};
 
 use virt::connect::Connect;
+use virt::domain::Domain;
 use virt::error::Error;
 use virt::sys;
 
@@ -65,6 +67,72 @@ pub fn subscribe(connection: &Connect, listener: impl Fn() -> Listener) -> Resul
 pub fn unsubscribe(connection: &Connect) {
     // SAFETY: the connection is alive; libvirt frees the context.
     unsafe { sys::virConnectUnregisterCloseCallback(connection.as_ptr(), Some(on_close)) };
+}
+
+/// A statistic's value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// A count, a size or a time; never negative.
+    Number(u64),
+    /// A name.
+    Text(String),
+}
+
+/// What libvirt can say about a domain without waiting for anybody who is busy with it.
+pub fn stats(domain: &Domain) -> Result<Vec<(String, Value)>, Error> {
+    let kinds = sys::VIR_DOMAIN_STATS_STATE
+        | sys::VIR_DOMAIN_STATS_CPU_TOTAL
+        | sys::VIR_DOMAIN_STATS_BALLOON
+        | sys::VIR_DOMAIN_STATS_VCPU
+        | sys::VIR_DOMAIN_STATS_INTERFACE
+        | sys::VIR_DOMAIN_STATS_BLOCK;
+    // SAFETY: the pointer is used while the domain is borrowed.
+    let mut domains = [unsafe { domain.as_ptr() }, std::ptr::null_mut()];
+    let mut records: *mut sys::virDomainStatsRecordPtr = std::ptr::null_mut();
+    let flags = sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
+    // SAFETY: the list of domains ends with a null pointer, and the domain is alive.
+    let count = unsafe { sys::virDomainListGetStats(domains.as_mut_ptr(), kinds, &raw mut records, flags) };
+    if count < 0 {
+        return Err(Error::last_error());
+    }
+    let mut found = Vec::new();
+    for index in 0..usize::try_from(count).unwrap_or(0) {
+        // SAFETY: libvirt returned `count` records, each with `nparams` parameters, which live until they are freed below.
+        let params = unsafe {
+            let record = &**records.add(index);
+            std::slice::from_raw_parts(record.params, usize::try_from(record.nparams).unwrap_or(0))
+        };
+        found.extend(params.iter().filter_map(|param| {
+            // SAFETY: the parameter is libvirt's, so its name ends with a zero byte.
+            let name = unsafe { CStr::from_ptr(param.field.as_ptr()) };
+            // SAFETY: as above.
+            let value = unsafe { value(param) }?;
+            Some((name.to_string_lossy().into_owned(), value))
+        }));
+    }
+    // SAFETY: the list is libvirt's, and nothing of it is used any more.
+    unsafe { sys::virDomainStatsRecordListFree(records) };
+    Ok(found)
+}
+
+/// # Safety
+/// The parameter is one that libvirt filled in.
+unsafe fn value(param: &sys::virTypedParameter) -> Option<Value> {
+    let kind = u32::try_from(param.type_).ok()?;
+    // SAFETY: the type says which member of the union is the valid one; strings end with a zero byte.
+    unsafe {
+        match kind {
+            sys::VIR_TYPED_PARAM_INT => u64::try_from(param.value.i).ok().map(Value::Number),
+            sys::VIR_TYPED_PARAM_UINT => Some(Value::Number(param.value.ui.into())),
+            sys::VIR_TYPED_PARAM_LLONG => u64::try_from(param.value.l).ok().map(Value::Number),
+            sys::VIR_TYPED_PARAM_ULLONG => Some(Value::Number(param.value.ul)),
+            sys::VIR_TYPED_PARAM_BOOLEAN => Some(Value::Number(u64::from(param.value.b != 0))),
+            sys::VIR_TYPED_PARAM_STRING if !param.value.s.is_null() => Some(Value::Text(
+                CStr::from_ptr(param.value.s).to_string_lossy().into_owned(),
+            )),
+            _ => None,
+        }
+    }
 }
 
 /// libvirt's convention: callbacks of every event travel as one type.

@@ -19,7 +19,7 @@ use virt::enumutil::Enum;
 use virt::error::ErrorNumber;
 use virt::sys;
 
-pub use ffi::forbid_autostart;
+pub use ffi::{Value, forbid_autostart};
 pub use xml::Description;
 
 /// A call that libvirt refused or that was lost.
@@ -69,6 +69,9 @@ pub enum Event {
     Agent(bool),
 }
 
+/// Statistics by libvirt's names, and some of ours.
+pub type Stats = Vec<(String, Value)>;
+
 /// Things to do to a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
@@ -91,6 +94,7 @@ enum Request {
     Start(bool, oneshot::Sender<Result<Description, Error>>),
     Act(Verb, oneshot::Sender<Result<(), Error>>),
     Domain(oneshot::Sender<Result<Domain, Error>>),
+    Stats(oneshot::Sender<Result<Stats, Error>>),
     Closed(u64),
 }
 
@@ -148,6 +152,11 @@ impl Hypervisor {
         self.call(|reply| Request::Act(verb, reply)).await
     }
 
+    /// What the domain uses, with the names that disks and NICs have in the VMI.
+    pub async fn stats(&self) -> Result<Stats, Error> {
+        self.call(Request::Stats).await
+    }
+
     /// The domain, for calls that may take long and are made on another thread (the guest agent's).
     pub async fn domain(&self) -> Result<Domain, Error> {
         self.call(Request::Domain).await
@@ -182,6 +191,7 @@ impl Owner {
                 Request::Start(paused, reply) => drop(reply.send(self.start(paused))),
                 Request::Act(verb, reply) => drop(reply.send(self.act(verb))),
                 Request::Domain(reply) => drop(reply.send(self.domain())),
+                Request::Stats(reply) => drop(reply.send(self.stats())),
                 Request::Closed(serial) if serial == self.serial => {
                     self.disconnect();
                     self.connected();
@@ -262,6 +272,41 @@ impl Owner {
             sys::VIR_DOMAIN_NONE
         })?;
         Ok(xml::describe(&domain.xml_desc(0)?))
+    }
+
+    fn stats(&mut self) -> Result<Stats, Error> {
+        let domain = self.domain()?;
+        let mut stats = ffi::stats(&domain)?;
+        let description = xml::describe(&domain.xml_desc(0)?);
+        let names = |key: &str, device: &str| -> Option<(String, String)> {
+            let (kind, index) = key.strip_suffix(".name")?.split_once('.')?;
+            let disk = || {
+                Some(
+                    description
+                        .disks
+                        .iter()
+                        .find(|disk| disk.target == device)?
+                        .name
+                        .clone(),
+                )
+            };
+            let network = || Some(description.taps.iter().find(|(tap, _)| tap == device)?.1.clone());
+            match kind {
+                "block" => Some((format!("block.{index}.volume"), disk()?)),
+                "net" => Some((format!("net.{index}.network"), network()?)),
+                _ => None,
+            }
+        };
+        let named: Vec<_> = stats
+            .iter()
+            .filter_map(|(key, value)| match value {
+                Value::Text(device) => names(key, device),
+                Value::Number(_) => None,
+            })
+            .map(|(key, name)| (key, Value::Text(name)))
+            .collect();
+        stats.extend(named);
+        Ok(stats)
     }
 
     fn act(&mut self, verb: Verb) -> Result<(), Error> {

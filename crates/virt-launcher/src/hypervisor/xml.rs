@@ -17,6 +17,8 @@ pub struct Description {
     pub agent_connected: bool,
     /// Disk names and the targets they got.
     pub disks: Vec<DiskTarget>,
+    /// Taps and the networks they are on.
+    pub taps: Vec<(String, String)>,
 }
 
 /// A disk of the domain.
@@ -36,27 +38,34 @@ pub fn describe(xml: &str) -> Description {
     let mut found = Description::default();
     let mut reader = Reader::from_str(xml);
     let mut disk = None::<DiskTarget>;
+    let mut tap = None::<(String, String)>;
     loop {
         match reader.read_event() {
             Ok(Event::Start(tag) | Event::Empty(tag)) => match tag.name().as_ref() {
                 b"domain" => found.domain_type = attribute(&tag, "type"),
                 b"type" => found.machine_type = attribute(&tag, "machine"),
                 b"disk" => disk = Some(DiskTarget::default()),
-                b"target" => match &mut disk {
-                    Some(disk) => disk.target = attribute(&tag, "dev"),
-                    None if attribute(&tag, "name") == AGENT_CHANNEL => {
+                b"interface" => tap = Some(Default::default()),
+                b"target" => match (&mut disk, &mut tap) {
+                    (Some(disk), _) => disk.target = attribute(&tag, "dev"),
+                    (None, Some((device, _))) => *device = attribute(&tag, "dev"),
+                    (None, None) if attribute(&tag, "name") == AGENT_CHANNEL => {
                         found.agent_connected = attribute(&tag, "state") == "connected";
                     }
-                    None => {}
+                    (None, None) => {}
                 },
                 b"alias" => {
-                    if let Some(disk) = &mut disk {
-                        disk.name = attribute(&tag, "name").trim_start_matches("ua-").to_owned();
+                    let name = attribute(&tag, "name").trim_start_matches("ua-").to_owned();
+                    match (&mut disk, &mut tap) {
+                        (Some(disk), _) => disk.name = name,
+                        (None, Some((_, network))) => *network = name,
+                        (None, None) => {}
                     }
                 }
                 _ => {}
             },
             Ok(Event::End(tag)) if tag.name().as_ref() == b"disk" => found.disks.extend(disk.take()),
+            Ok(Event::End(tag)) if tag.name().as_ref() == b"interface" => found.taps.extend(tap.take()),
             Ok(Event::Eof) | Err(_) => return found,
             Ok(_) => {}
         }
@@ -78,6 +87,7 @@ mod tests {
     fn reads_type_machine_agent_and_disks() {
         let xml = "<domain type='kvm' id='1'><os><type arch='x86_64' machine='pc-q35-10.0'>hvm</type></os><devices>\
             <disk type='file' device='disk'><target dev='vda' bus='virtio'/><alias name='ua-root'/></disk>\
+            <interface type='ethernet'><target dev='tap0' managed='no'/><alias name='ua-default'/></interface>\
             <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='connected'/>\
             <alias name='channel0'/></channel></devices></domain>";
         let expected = Description {
@@ -89,6 +99,7 @@ mod tests {
                 target: "vda".into(),
                 size: None,
             }],
+            taps: vec![("tap0".into(), "default".into())],
         };
         assert_eq!(describe(xml), expected);
         assert_eq!(describe("<domain type="), Description::default());

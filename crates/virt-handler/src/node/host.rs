@@ -1,0 +1,126 @@
+//! The host's processor: its vendor, and the model that libvirt knows it by.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use quick_xml::Reader;
+use quick_xml::events::{BytesStart, Event};
+
+/// Longest description that is looked at.
+const MAX_XML: usize = 4 << 20;
+
+/// A vendor by the name that node labels use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CpuVendor(pub(crate) &'static str);
+
+impl CpuVendor {
+    /// As the kernel tells it.
+    pub(crate) fn of_this_host() -> Option<Self> {
+        Self::of_cpuinfo(&std::fs::read_to_string("/proc/cpuinfo").ok()?)
+    }
+
+    fn of_cpuinfo(text: &str) -> Option<Self> {
+        let line = text.lines().find(|line| line.starts_with("vendor_id"))?;
+        match line.split_once(':')?.1.trim() {
+            "GenuineIntel" => Some(Self("Intel")),
+            "AuthenticAMD" => Some(Self("AMD")),
+            "HygonGenuine" => Some(Self("Hygon")),
+            _ => None,
+        }
+    }
+}
+
+/// What a guest with the CPU mode `host-model` gets here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HostModel {
+    pub(crate) name: String,
+    /// Features that it has beyond its name.
+    pub(crate) features: BTreeSet<String>,
+}
+
+impl HostModel {
+    /// From a file of libvirt's domain capabilities.
+    pub(crate) fn read(path: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(path)
+            .ok()
+            .filter(|text| text.len() <= MAX_XML)?;
+        Self::of_domain_capabilities(&text)
+    }
+
+    fn of_domain_capabilities(xml: &str) -> Option<Self> {
+        let mut reader = Reader::from_str(xml);
+        let (mut inside, mut naming) = (false, false);
+        let mut found = Self::default();
+        loop {
+            match reader.read_event().ok()? {
+                Event::Start(tag) if tag.name().as_ref() == b"mode" => {
+                    inside = attribute(&tag, "name").is_some_and(|name| name == "host-model");
+                }
+                Event::End(tag) if tag.name().as_ref() == b"mode" && inside => {
+                    return Some(found).filter(|found| !found.name.is_empty());
+                }
+                Event::Start(tag) if inside && tag.name().as_ref() == b"model" => naming = true,
+                Event::Text(text) if naming => {
+                    found.name = text.decode().ok()?.trim().to_owned();
+                    naming = false;
+                }
+                Event::Empty(tag) if inside && tag.name().as_ref() == b"feature" && is_required(&tag) => {
+                    found.features.extend(attribute(&tag, "name"));
+                }
+                Event::Eof => return None,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn is_required(feature: &BytesStart<'_>) -> bool {
+    attribute(feature, "policy").is_some_and(|policy| policy == "require")
+}
+
+fn attribute(tag: &BytesStart<'_>, name: &str) -> Option<String> {
+    let attribute = tag.try_get_attribute(name).ok()??;
+    Some(String::from_utf8_lossy(&attribute.value).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn vendors() {
+        for (text, vendor) in [
+            ("processor : 0\nvendor_id\t: GenuineIntel\n", Some("Intel")),
+            ("vendor_id : AuthenticAMD", Some("AMD")),
+            ("vendor_id : Unheard", None),
+            ("", None),
+        ] {
+            assert_eq!(CpuVendor::of_cpuinfo(text).map(|vendor| vendor.0), vendor);
+        }
+    }
+
+    #[test]
+    fn the_host_model() {
+        let xml = "<domainCapabilities><cpu>
+            <mode name='host-passthrough' supported='yes'/>
+            <mode name='host-model' supported='yes'>
+              <model fallback='forbid'>EPYC-Rome</model>
+              <vendor>AMD</vendor>
+              <feature policy='require' name='ibpb'/>
+              <feature policy='disable' name='svm'/>
+            </mode>
+            <mode name='custom' supported='yes'><model usable='yes'>486</model></mode>
+            </cpu></domainCapabilities>";
+        let model = HostModel::of_domain_capabilities(xml).unwrap();
+        assert_eq!(model.name, "EPYC-Rome");
+        assert_eq!(model.features, BTreeSet::from(["ibpb".to_owned()]));
+        for none in [
+            "",
+            "<cpu><mode name='host-model' supported='no'/></cpu>",
+            "<cpu><mode name='host-model'>",
+            "no XML",
+        ] {
+            assert_eq!(HostModel::of_domain_capabilities(none), None, "{none}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! What the node says about itself: labels for scheduling, devices, a heartbeat.
+
+mod host;
+mod labels;
+mod qemu;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ferrovirt_core::names::SCHEDULABLE_LABEL;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+
+use crate::devices::{self, Device};
+use crate::kvm::Verdict;
+use crate::{Devices, Options};
+use host::{CpuVendor, HostModel};
+use labels::{Facts, HEARTBEAT_ANNOTATION};
+
+/// Least time between heartbeats; the other half of the interval is chance, so that many nodes do not write at once.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// How long the last write may take.
+const RETIRE: Duration = Duration::from_secs(3);
+
+/// Finds out what the node can do.
+pub(crate) async fn gather(options: &Options, kvm: &Verdict) -> Facts {
+    Facts {
+        capabilities: qemu::capabilities(&options.qemu, &options.state_dir, kvm.usable).await,
+        kvm: kvm.clone(),
+        vendor: CpuVendor::of_this_host(),
+        host_model: options
+            .domain_capabilities(kvm.usable)
+            .and_then(|path| HostModel::read(&path)),
+    }
+}
+
+/// Publishes labels and devices; waits for the node object, writes only what differs.
+pub(crate) async fn publish(client: &Client, options: &Options, facts: &Facts) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let mut pause = Duration::from_millis(100);
+    loop {
+        match publish_once(&nodes, options, facts).await {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(node = options.node_name, %error, "cannot publish the node's facts yet"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(30));
+    }
+}
+
+async fn publish_once(nodes: &Api<Node>, options: &Options, facts: &Facts) -> Result<(), kube::Error> {
+    let name = &options.node_name;
+    let node = nodes.get(name).await?;
+    let mut metadata = labels::patch(&node, facts);
+    if options.heartbeat {
+        let change = metadata.get_or_insert_with(|| json!({}));
+        change["annotations"][HEARTBEAT_ANNOTATION] = json!(now());
+    }
+    if let Some(metadata) = metadata {
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        nodes.patch(name, &PatchParams::default(), &patch).await?;
+    }
+    if let Devices::Status = options.devices
+        && let Some(patch) = device_status(&node, &facts.kvm)
+    {
+        let patch = Patch::Merge(patch);
+        nodes.patch_status(name, &PatchParams::default(), &patch).await?;
+    }
+    Ok(())
+}
+
+fn now() -> String {
+    let now = jiff::Timestamp::now();
+    now.round(jiff::Unit::Second).unwrap_or(now).to_string()
+}
+
+/// The status of a node that has no kubelet to count devices, if it is not so already.
+fn device_status(node: &Node, kvm: &Verdict) -> Option<Value> {
+    let count = |device: &Device| if device.path.exists() { devices::COUNT } else { 0 }.to_string();
+    let mut counts: BTreeMap<String, String> = devices::known(kvm)
+        .iter()
+        .map(|device| (device.resource(), count(device)))
+        .collect();
+    counts
+        .entry(devices::KVM_RESOURCE.to_owned())
+        .or_insert_with(|| "0".to_owned());
+    let has = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
+    let same = has.is_some_and(|has| {
+        let equal = |(device, count): (&String, &String)| has.get(device).is_some_and(|has| has.0 == *count);
+        counts.iter().all(equal)
+    });
+    (!same).then(|| json!({"status": {"capacity": counts, "allocatable": counts}}))
+}
+
+/// Renews the heartbeat for ever, one write each.
+pub(crate) async fn heartbeat(client: &Client, node: &str) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    loop {
+        let chance = u64::from(jiff::Timestamp::now().subsec_nanosecond().unsigned_abs()) % 72_000;
+        tokio::time::sleep(HEARTBEAT + Duration::from_millis(chance)).await;
+        let metadata = json!({
+            "labels": {SCHEDULABLE_LABEL: "true"},
+            "annotations": {HEARTBEAT_ANNOTATION: now()},
+        });
+        let patch = Patch::Merge(json!({"metadata": metadata}));
+        if let Err(error) = nodes.patch(node, &PatchParams::default(), &patch).await {
+            tracing::warn!(node, %error, "cannot renew the heartbeat");
+        }
+    }
+}
+
+/// Lets no further VMs come here while there is no agent.
+pub(crate) async fn retire(client: &Client, node: &str) {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let patch = Patch::Merge(json!({"metadata": {"labels": {SCHEDULABLE_LABEL: "false"}}}));
+    match tokio::time::timeout(RETIRE, nodes.patch(node, &PatchParams::default(), &patch)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(node, %error, "cannot mark the node as not schedulable"),
+        Err(_) => tracing::warn!(node, "the API server did not answer in time"),
+    }
+}
