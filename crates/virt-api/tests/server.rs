@@ -61,10 +61,14 @@ struct Cluster {
     /// Signs the API server's front proxy.
     front: Authority,
     handled: Arc<ScriptedNode>,
+    /// The connection of those who show nothing.
+    kept: tokio::sync::Mutex<Option<Sender>>,
     stop: CancellationToken,
     served: tokio::task::JoinHandle<Result<(), server::Error>>,
     _files: tempfile::TempDir,
 }
+
+type Sender = hyper::client::conn::http1::SendRequest<Full<Bytes>>;
 
 fn write_pair(directory: &Path, (certificate, key): (String, String)) {
     std::fs::create_dir_all(directory).unwrap();
@@ -123,6 +127,7 @@ impl Cluster {
             ours,
             front,
             handled,
+            kept: tokio::sync::Mutex::default(),
             stop,
             served,
             _files: files,
@@ -151,6 +156,15 @@ impl Cluster {
         TlsConnector::from(config).connect(name, stream).await.unwrap()
     }
 
+    async fn sender(&self, identity: Option<&Identity>) -> Sender {
+        let stream = self.connect(identity).await;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        sender
+    }
+
     async fn send(
         &self,
         identity: Option<&Identity>,
@@ -159,11 +173,14 @@ impl Cluster {
         headers: &[(&str, &str)],
         body: &str,
     ) -> (u16, Value) {
-        let stream = self.connect(identity).await;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
-        tokio::spawn(connection);
+        let mut kept = self.kept.lock().await;
+        let mut fresh = None;
+        let sender = match identity {
+            None if kept.as_ref().is_some_and(|sender| !sender.is_closed()) => kept.as_mut().unwrap(),
+            None => kept.insert(self.sender(None).await),
+            Some(identity) => fresh.insert(self.sender(Some(identity)).await),
+        };
+        sender.ready().await.unwrap();
         let mut request = http::Request::builder()
             .method(method)
             .uri(path)

@@ -137,6 +137,8 @@ async fn guests_are_acted_on_when_their_state_allows_it() {
     );
     assert!(home.node.take_acts().is_empty());
     assert_eq!(home.ask("PUT", &format!("{VMI}/none/pause"), "").await.0, 404);
+    let (code, body) = home.ask("PUT", &format!("{VMI}/a/nothing"), "").await;
+    assert_eq!((code, body["reason"].as_str()), (404, Some("NotFound")));
 }
 
 #[tokio::test]
