@@ -110,3 +110,15 @@ fn api_coverage(reference: &std::path::Path, roots: Option<&[String]>) -> anyhow
     println!("{} of {} fields", coverage.covered, coverage.total);
     Ok(coverage.covered == coverage.total)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn no_two_arguments_of_a_command_have_the_same_name() {
+        Cli::command().debug_assert();
+    }
+}

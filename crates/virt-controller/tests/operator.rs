@@ -53,7 +53,6 @@ fn release(version: &str) -> Release {
     let image = |name: &str| format!("registry.example/{name}:{version}");
     Release {
         version: version.to_owned(),
-        operator_image: image("ferrovirt"),
         api_image: image("ferrovirt"),
         controller_image: image("ferrovirt"),
         handler_image: image("virt-handler"),

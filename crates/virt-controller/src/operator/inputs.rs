@@ -13,11 +13,8 @@ use super::Component;
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
 pub struct Release {
     /// Version of what is installed
-    #[arg(long, env = "KUBEVIRT_VERSION", default_value = concat!("v", env!("CARGO_PKG_VERSION")), value_name = "VERSION")]
+    #[arg(id = "kubevirt_version", long = "kubevirt-version", env = "KUBEVIRT_VERSION", default_value = concat!("v", env!("CARGO_PKG_VERSION")), value_name = "VERSION")]
     pub version: String,
-    /// Image of this operator
-    #[arg(long, env = "VIRT_OPERATOR_IMAGE", value_name = "IMAGE", default_value = "")]
-    pub operator_image: String,
     /// Image of virt-api
     #[arg(long, env = "VIRT_API_IMAGE", value_name = "IMAGE")]
     pub api_image: String,
@@ -38,7 +35,6 @@ impl Release {
         let image = |image: &str| override_image(image, registry, tag);
         Self {
             version: tag.map_or_else(|| self.version.clone(), str::to_owned),
-            operator_image: self.operator_image.clone(),
             api_image: image(&self.api_image),
             controller_image: image(&self.controller_image),
             handler_image: image(&self.handler_image),

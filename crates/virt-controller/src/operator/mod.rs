@@ -76,21 +76,20 @@ pub enum Trouble {
     #[error("cannot make a certificate")]
     Certificate(#[source] rcgen::Error),
     /// The API server did not do it.
-    #[error("{doing} failed")]
+    #[error("{doing} failed: {}", said(error))]
     Call {
         /// What was tried.
         doing: String,
         /// Why not.
-        #[source]
-        source: Box<kube::Error>,
+        error: Box<kube::Error>,
     },
 }
 
 impl Trouble {
-    fn call(doing: &str, source: kube::Error) -> Self {
+    fn call(doing: &str, error: kube::Error) -> Self {
         Self::Call {
             doing: doing.to_owned(),
-            source: Box::new(source),
+            error: Box::new(error),
         }
     }
 
@@ -98,9 +97,27 @@ impl Trouble {
     fn is_lasting(&self) -> bool {
         match self {
             Self::Patch(_) | Self::Duration(_) | Self::Certificate(_) => true,
-            Self::Call { source, .. } => {
-                matches!(&**source, kube::Error::Api(status) if (400..500).contains(&status.code) && ![409, 429].contains(&status.code))
+            Self::Call { error, .. } => {
+                matches!(&**error, kube::Error::Api(status) if (400..500).contains(&status.code) && ![409, 429].contains(&status.code))
             }
         }
+    }
+}
+
+/// What the API server said, or why it did not.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => ferrovirt_runtime::logs::chain(other),
+    }
+}
+
+/// A few of many.
+fn some_of(ids: &[resources::Id]) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<String> = ids.iter().take(SHOWN).map(ToString::to_string).collect();
+    match ids.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
     }
 }

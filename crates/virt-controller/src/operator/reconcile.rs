@@ -20,7 +20,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::Trouble;
 use super::authority::{Authority, secrets};
 use super::certificates::Rotation;
 use super::inputs::{Cluster, Inputs, Release};
@@ -28,6 +27,7 @@ use super::mirror::{Mirror, WATCH_SECONDS, revision};
 use super::plan::{self, Mode, Next, Seen};
 use super::resources::{self, Id, Kind, OPERATOR, Object, Stage};
 use super::status::{self, Progress};
+use super::{Trouble, some_of};
 use crate::cache::{Cache, Key};
 
 /// Finalizer of KubeVirt objects.
@@ -77,6 +77,7 @@ pub async fn reconcile_until(client: Client, settings: Settings, shutdown: Cance
         kubevirts,
         authority,
         wanted: None,
+        rendered: None,
         applied: HashMap::new(),
         served: false,
         nodes: None,
@@ -134,6 +135,8 @@ struct Operator {
     kubevirts: Arc<Cache<KubeVirt>>,
     authority: Authority,
     wanted: Option<Wanted>,
+    /// The bodies of what should be, while something is written. They are not kept: schemas of kinds are large.
+    rendered: Option<Vec<Object>>,
     applied: HashMap<Id, Applied>,
     /// The API server serves all our kinds.
     served: bool,
@@ -297,7 +300,6 @@ impl Operator {
             observed.observed_kube_virt_version.as_deref(),
             &inputs,
         );
-        let mut rendered = None;
         if self.wanted.as_ref().is_none_or(|wanted| wanted.inputs != inputs) {
             let objects = resources::render(&inputs)?;
             let summary = objects.iter().map(|o| (o.id.clone(), o.stage, o.hash.clone()));
@@ -305,7 +307,7 @@ impl Operator {
                 objects: summary.collect(),
                 inputs: inputs.clone(),
             });
-            rendered = Some(objects);
+            self.rendered = Some(objects);
         }
         loop {
             match plan::next(&self.seen().await?, mode) {
@@ -314,17 +316,19 @@ impl Operator {
                         let begin = Progress::Deploying("Deploying.".to_owned());
                         self.report(kubevirt, &begin, Some(&inputs)).await?;
                     }
-                    // Bodies are not kept: kinds' schemas are large, and rarely needed.
-                    let objects = match rendered.take() {
+                    let objects = match self.rendered.take() {
                         Some(objects) => objects,
                         None => resources::render(&inputs)?,
                     };
                     let todo: Vec<&Object> = places.iter().filter_map(|at| objects.get(*at)).collect();
                     self.apply(&todo).await?;
-                    rendered = Some(objects);
+                    self.rendered = Some(objects);
                 }
                 Next::Wait(places) => {
                     let served = self.served;
+                    if served {
+                        self.rendered = None;
+                    }
                     let what = self.describe(&places);
                     let progress = match (mode, observed.observed_deployment_id) {
                         (_, None) => Progress::Deploying(what),
@@ -335,6 +339,7 @@ impl Operator {
                     return Ok((progress, Some(next.min(due))));
                 }
                 Next::Done => {
+                    self.rendered = None;
                     self.drop_orphans().await?;
                     return Ok((Progress::Deployed, Some(due)));
                 }
@@ -345,8 +350,8 @@ impl Operator {
     fn describe(&self, places: &[usize]) -> String {
         let objects = self.wanted.iter().flat_map(|wanted| &wanted.objects);
         let waiting = objects.enumerate().filter(|(at, _)| places.contains(at));
-        let names: Vec<String> = waiting.map(|(_, (id, ..))| id.to_string()).collect();
-        format!("Waiting for {}.", names.join(", "))
+        let ids: Vec<Id> = waiting.map(|(_, (id, ..))| id.clone()).collect();
+        format!("Waiting for {}.", some_of(&ids))
     }
 
     async fn cluster(
@@ -449,15 +454,18 @@ impl Operator {
     }
 
     async fn apply(&mut self, objects: &[&Object]) -> Result<(), Trouble> {
-        let mirror = &self.mirror;
-        let writes: Vec<_> = objects.iter().map(|object| write(mirror, object).boxed()).collect();
-        let mut writes = futures::stream::iter(writes).buffer_unordered(CONCURRENCY);
         let mut failed = None;
-        while let Some(written) = writes.next().await {
-            match written {
-                Ok((id, applied)) => drop(self.applied.insert(id, applied)),
-                // The others are written all the same.
-                Err(trouble) => failed = failed.or(Some(trouble)),
+        // A binding needs its role.
+        for kind in objects.chunk_by(|a, b| a.id.kind == b.id.kind) {
+            let mirror = &self.mirror;
+            let writes: Vec<_> = kind.iter().map(|object| write(mirror, object).boxed()).collect();
+            let mut writes = futures::stream::iter(writes).buffer_unordered(CONCURRENCY);
+            while let Some(written) = writes.next().await {
+                match written {
+                    Ok((id, applied)) => drop(self.applied.insert(id, applied)),
+                    // The others are written all the same.
+                    Err(trouble) => failed = failed.or(Some(trouble)),
+                }
             }
         }
         failed.map_or(Ok(()), Err)
@@ -495,13 +503,13 @@ impl Operator {
             return Ok(Some(Instant::now() + BLOCKED_PAUSE));
         }
         self.wanted = None;
+        self.rendered = None;
         self.applied.clear();
         self.served = false;
         let present = self.mirror.all();
         let step = plan::removal(&present);
         if !step.is_empty() {
-            let names: Vec<String> = step.iter().map(ToString::to_string).collect();
-            let what = format!("Removing {}.", names.join(", "));
+            let what = format!("Removing {}.", some_of(&step));
             self.report(kubevirt, &Progress::Deleting(what), None).await?;
             self.delete(&step).await?;
             // Each that is gone is an event.
@@ -512,7 +520,7 @@ impl Operator {
         let kept: Vec<&String> = kubevirt.finalizers().iter().filter(|f| *f != FINALIZER).collect();
         let change = json!({"metadata": {"finalizers": kept}});
         match self.write_finalizers(kubevirt, change).await {
-            Err(Trouble::Call { source, .. }) if crate::context::gone(&source) => {}
+            Err(Trouble::Call { error, .. }) if crate::context::gone(&error) => {}
             outcome => drop(outcome?),
         }
         tracing::info!(kubevirt = kubevirt.name_any(), "removed");
@@ -539,8 +547,13 @@ async fn write(mirror: &Mirror, object: &Object) -> Result<(Id, Applied), Troubl
 
 async fn delete(mirror: &Mirror, id: &Id) -> Result<(), Trouble> {
     let api = mirror.api(id.kind, &id.namespace);
-    match api.delete(&id.name, &DeleteParams::background()).await {
-        Ok(_) => tracing::info!(%id, "removed"),
+    // A process is gone when its pods are: until then they need the rights that go after them.
+    let parameters = match id.kind.kind {
+        "Deployment" | "DaemonSet" => DeleteParams::foreground(),
+        _ => DeleteParams::background(),
+    };
+    match api.delete(&id.name, &parameters).await {
+        Ok(_) => tracing::debug!(%id, "removed"),
         Err(error) if crate::context::gone(&error) => {}
         Err(error) => return Err(Trouble::call(&format!("removing {id}"), error)),
     }

@@ -325,7 +325,7 @@ fn node_restriction(inputs: &Inputs) -> Vec<Draft> {
                     }],
                     "variables": [{
                         "name": "node",
-                        "expression": format!("'{NODE_CLAIM}' in request.userInfo.extra ? request.userInfo.extra['{NODE_CLAIM}'][0] : ''"),
+                        "expression": format!("has(request.userInfo.extra) && '{NODE_CLAIM}' in request.userInfo.extra ? request.userInfo.extra['{NODE_CLAIM}'][0] : ''"),
                     }],
                     "validations": validations,
                 },

@@ -4,6 +4,7 @@ mod access;
 mod admission;
 mod customize;
 mod kinds;
+mod monitoring;
 mod roles;
 mod services;
 mod workloads;
@@ -101,6 +102,9 @@ pub fn render(inputs: &Inputs) -> Result<Vec<Object>, InvalidPatch> {
     drafts.extend(services::render(inputs));
     drafts.extend(admission::render(inputs));
     drafts.extend(workloads::render(inputs));
+    if let Some(monitoring) = &inputs.monitoring {
+        drafts.extend(monitoring::render(inputs, monitoring));
+    }
     let mut objects = Vec::new();
     for draft in drafts {
         objects.push(finish(draft, inputs)?);

@@ -1,4 +1,4 @@
-//! Services, the authorities' ConfigMap, disruption budgets, and what Prometheus reads.
+//! Services, the authorities' ConfigMap, and disruption budgets.
 
 use serde_json::{Map, Value, json};
 
@@ -43,12 +43,6 @@ pub fn render(inputs: &Inputs) -> Vec<Draft> {
             ));
         }
     }
-    if let Some(monitoring) = &inputs.monitoring {
-        all.push(Draft::base(
-            "ServiceMonitor",
-            service_monitor(inputs, &monitoring.namespace),
-        ));
-    }
     all
 }
 
@@ -71,21 +65,4 @@ fn service(name: &str, key: &str, value: &str, headless: bool) -> Value {
         body["spec"]["clusterIP"] = "None".into();
     }
     body
-}
-
-fn service_monitor(inputs: &Inputs, namespace: &str) -> Value {
-    json!({
-        "metadata": {
-            "name": "prometheus-kubevirt-rules", "namespace": namespace,
-            "labels": {"openshift.io/cluster-monitoring": "", "prometheus.kubevirt.io": "true", "k8s-app": "kubevirt"},
-        },
-        "spec": {
-            "selector": {"matchLabels": {METRICS_LABEL: "true"}},
-            "namespaceSelector": {"matchNames": [inputs.namespace]},
-            "endpoints": [{
-                "port": "metrics", "scheme": "https", "honorLabels": true,
-                "tlsConfig": {"insecureSkipVerify": true},
-            }],
-        },
-    })
 }

@@ -26,7 +26,6 @@ fn inputs(spec: &Value, nodes: u64) -> Inputs {
     let image = |name: &str| format!("registry.example/ferrovirt/{name}:v1.2.3");
     let release = Release {
         version: "v1.2.3".to_owned(),
-        operator_image: image("ferrovirt"),
         api_image: image("ferrovirt"),
         controller_image: image("ferrovirt"),
         handler_image: image("virt-handler"),
@@ -125,7 +124,7 @@ fn every_object_fits_its_type() {
             "ValidatingAdmissionPolicy" => fits::<ValidatingAdmissionPolicy>(body),
             "ValidatingAdmissionPolicyBinding" => fits::<ValidatingAdmissionPolicyBinding>(body),
             "ValidatingWebhookConfiguration" => fits::<ValidatingWebhookConfiguration>(body),
-            "CustomResourceDefinition" | "ServiceMonitor" => {}
+            "CustomResourceDefinition" | "PrometheusRule" | "ServiceMonitor" => {}
             other => panic!("no type for {other}"),
         }
     }
