@@ -56,7 +56,7 @@ pub struct Args {
 /// # Errors
 /// The API server is not reachable, a certificate is missing, the lease was lost, or a part died.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    logs::init(args.logs.clone());
+    logs::init(args.logs);
     process::block_on(serve(args))?
 }
 
