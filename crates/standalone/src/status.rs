@@ -154,10 +154,10 @@ impl Seen {
 
     fn show(&self, out: &mut String, problems: &mut Vec<String>) {
         for node in &self.nodes {
-            let kvm = node.labels().get("node.ferrovirt.io/kvm").map(String::as_str);
+            let kvm = node.labels().get("ferrovirt.node.kubevirt.io/kvm").map(String::as_str);
             let why = node
                 .annotations()
-                .get("node.ferrovirt.io/kvm-reason")
+                .get("ferrovirt.node.kubevirt.io/kvm-reason")
                 .map_or("", String::as_str);
             let how = match kvm {
                 Some("true") => "KVM".to_owned(),

@@ -219,9 +219,12 @@ mod tests {
     }
 
     fn node(label: Option<&str>, heartbeat: Option<&str>) -> PartialObjectMeta<Node> {
-        let mut meta = kube::api::ObjectMeta::default();
-        meta.labels = label.map(|v| [(names::SCHEDULABLE_LABEL.to_owned(), v.to_owned())].into());
-        meta.annotations = heartbeat.map(|v| [(names::HEARTBEAT_ANNOTATION.to_owned(), v.to_owned())].into());
+        let pair = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
+        let meta = kube::api::ObjectMeta {
+            labels: label.map(|v| pair(names::SCHEDULABLE_LABEL, v)),
+            annotations: heartbeat.map(|v| pair(names::HEARTBEAT_ANNOTATION, v)),
+            ..Default::default()
+        };
         PartialObjectMeta {
             metadata: meta,
             ..Default::default()
@@ -236,13 +239,9 @@ mod tests {
             ("closed", node(Some("false"), Some("1970-01-01T00:01:00Z"))),
             ("never", node(Some("true"), None)),
         ];
-        nodes.change(|known| {
-            known.extend(
-                agents
-                    .iter()
-                    .map(|(name, node)| (name.to_string(), Agent::of(node).unwrap())),
-            )
-        });
+        for (name, node) in &agents {
+            nodes.change(|known| known.insert((*name).to_owned(), Agent::of(node).unwrap()));
+        }
         assert_eq!(Agent::of(&node(None, Some("1970-01-01T00:10:00Z"))), None);
         for (name, now, unresponsive) in [
             ("heard", 899, false),

@@ -12,9 +12,9 @@ use super::qemu::Capabilities;
 use crate::kvm::Verdict;
 
 /// Label of a node: a guest was seen to run under KVM.
-const KVM_LABEL: &str = "node.ferrovirt.io/kvm";
+const KVM_LABEL: &str = "ferrovirt.node.kubevirt.io/kvm";
 /// Annotation of a node: why there is KVM, or none.
-pub(super) const KVM_ANNOTATION: &str = "node.ferrovirt.io/kvm-reason";
+pub(super) const KVM_ANNOTATION: &str = "ferrovirt.node.kubevirt.io/kvm-reason";
 /// Annotation of a node: when its agent was last seen.
 pub(super) const HEARTBEAT_ANNOTATION: &str = "kubevirt.io/heartbeat";
 /// Annotation of a node by which an administrator keeps the labels of [`OWNED`] to himself.
@@ -172,7 +172,7 @@ mod tests {
             change["labels"],
             json!({
                 "kubevirt.io/schedulable": "true",
-                "node.ferrovirt.io/kvm": "false",
+                "ferrovirt.node.kubevirt.io/kvm": "false",
                 "machine-type.node.kubevirt.io/q35": "true",
                 "cpu-model.node.kubevirt.io/EPYC": "true",
                 "cpu-model.node.kubevirt.io/old": null,
@@ -196,7 +196,7 @@ mod tests {
         let change = patch(&node, &facts()).unwrap();
         assert_eq!(
             change["labels"],
-            json!({"kubevirt.io/schedulable": "true", "node.ferrovirt.io/kvm": "false"})
+            json!({"kubevirt.io/schedulable": "true", "ferrovirt.node.kubevirt.io/kvm": "false"})
         );
         apply(&mut node, &change);
         assert_eq!(patch(&node, &facts()), None);

@@ -43,7 +43,14 @@ pub(crate) async fn publish(client: &Client, options: &Options, facts: &Facts) {
     loop {
         match publish_once(&nodes, options, facts).await {
             Ok(()) => return,
-            Err(error) => tracing::debug!(node = options.node_name, %error, "cannot publish the node's facts yet"),
+            // The node may come later than its agent.
+            Err(kube::Error::Api(status)) if status.code == 404 => {
+                tracing::debug!(node = options.node_name, "the node is not there yet");
+            }
+            Err(error) => {
+                let error = ferrovirt_runtime::logs::chain(&error);
+                tracing::warn!(node = options.node_name, error, "cannot publish what the node has");
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(30));

@@ -78,7 +78,7 @@ pub struct Args {
 /// # Errors
 /// The API server cannot be talked to, a certificate is missing, or a part died.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    logs::init(args.logs.clone());
+    logs::init(args.logs);
     process::block_on(serve(args))?
 }
 
