@@ -1,5 +1,6 @@
 //! Benchmarks: measured by the e2e crate's `bench` executable, through public interfaces only.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -10,11 +11,13 @@ use clap::{Args, ValueEnum};
 enum Home {
     /// `ferrovirt up` on this machine
     Standalone,
+    /// A Kubernetes cluster of two nodes, with Ferrovirt installed for it
+    Cluster,
 }
 
 /// Arguments of `cargo xtask bench`.
 #[derive(Args)]
-#[command(after_help = "Example:\n  cargo xtask bench standalone --runs 5")]
+#[command(after_help = "Example:\n  cargo xtask bench standalone --runs 5\n  cargo xtask bench cluster --print")]
 pub struct Bench {
     home: Home,
     /// Runs of each measurement; medians are reported
@@ -28,7 +31,6 @@ pub struct Bench {
 impl Bench {
     /// Builds the release executables and measures them.
     pub fn run(&self) -> Result<()> {
-        let Home::Standalone = self.home;
         let tiny = super::ci::guest("tiny")?;
         cargo(
             &[
@@ -61,7 +63,13 @@ impl Bench {
         if !self.print {
             args.extend(["--write", "docs/performance.md"]);
         }
-        cargo(&args, &[("FERROVIRT_TINY", &tiny), ("FERROVIRT_BIN", "target/release")])
+        let env = [("FERROVIRT_TINY", tiny.as_str()), ("FERROVIRT_BIN", "target/release")];
+        match self.home {
+            Home::Standalone => cargo(&args, &env),
+            Home::Cluster => super::e2e::with_cluster(Some(Path::new("target/release")), false, |kubeconfig| {
+                cargo(&args, &[env[0], env[1], ("FERROVIRT_CLUSTER", kubeconfig)])
+            }),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod check;
 mod ci;
 mod cluster;
 mod deploy;
+mod e2e;
 mod images;
 
 use clap::Parser;
@@ -28,6 +29,8 @@ enum Task {
     Cluster(cluster::Cluster),
     /// Build the OCI images of all components, and push them
     Images(images::Images),
+    /// The tests with real guests on a real Kubernetes
+    E2e(e2e::E2e),
     /// Write deploy/: the operator's manifests and Helm chart
     Deploy(deploy::Deploy),
     /// Measure, and write docs/performance.md
@@ -40,6 +43,7 @@ fn main() -> anyhow::Result<()> {
         Task::Ci { quick } => ci::run(quick),
         Task::Cluster(cluster) => cluster.run(),
         Task::Images(images) => images.run(),
+        Task::E2e(e2e) => e2e.run(),
         Task::Deploy(deploy) => deploy.run(),
         Task::Bench(bench) => bench.run(),
     }

@@ -264,6 +264,16 @@ impl Home {
         Ok(object.map(serde_json::to_value).transpose()?)
     }
 
+    /// A Deployment as JSON.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn deployment(&self, namespace: &str, name: &str) -> Result<Value> {
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("apps", "v1", "Deployment"));
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource);
+        Ok(serde_json::to_value(api.get(name).await?)?)
+    }
+
     /// Watches one object until `condition` holds and gives it; `Value::Null` stands for an object that does not exist.
     ///
     /// # Errors

@@ -58,7 +58,7 @@ async fn service_and_policy(shared: Arc<Shared>, ns: &'static str) -> Result<()>
     });
     home.apply(ns, &service.to_string())?;
     home.wait_serial(ns, "web", "is ready at", BOOT).await?;
-    let ask = format!("wget -q -T 3 -O - http://web.{ns}.svc.cluster.local:8080/index.html");
+    let ask = format!("timeout 5 wget -q -O - http://web.{ns}.svc.cluster.local:8080/index.html");
     let asked = || async { run(&mut exec(home, ns, "client", &ask)).map_err(|e| format!("{e:#}")) };
     let answer = eventually("the guest answers through its Service", SOON, asked).await?;
     ensure!(answer.contains("hello from tiny"), "{answer}");

@@ -65,6 +65,17 @@ pub fn qemu_of(domain: &str) -> Option<i32> {
     })
 }
 
+/// The processes of a component of a cluster, wherever its nodes' namespaces are on this machine.
+pub fn of_component(component: &str) -> Vec<i32> {
+    pids()
+        .filter(|pid| {
+            let line = command_line(*pid);
+            let mut words = line.split_whitespace();
+            words.next().is_some_and(|program| program.ends_with("/ferrovirt")) && words.next() == Some(component)
+        })
+        .collect()
+}
+
 /// All processes that share QEMU's network namespace, which is the pod's.
 fn pod_of(domain: &str) -> Result<Vec<i32>> {
     let qemu = qemu_of(domain).with_context(|| format!("domain {domain} has no QEMU"))?;

@@ -1,0 +1,309 @@
+//! The cluster's budgets: what the control plane costs, and what it adds to what Kubernetes does anyway.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use ferrovirt_e2e::Home;
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, DynamicObject, ListParams, PostParams};
+use kube::runtime::watcher;
+use serde_json::json;
+
+use super::{Row, delete, median, one_by_one, post, process, ten_beside_each_other, vmi, vmis};
+
+const COMPONENTS: [&str; 4] = ["virt-operator", "virt-api", "virt-controller", "virt-handler"];
+/// How many VMIs that fit nowhere are made at once, and how many exist in the end.
+const UNSCHEDULABLE: usize = 900;
+const PENDING: usize = 1000;
+
+/// Everything about a cluster that Ferrovirt is installed on.
+pub async fn measure(home: &Home, runs: usize) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    idle(home, &mut rows).await?;
+    let before = requests(home).await?;
+    one_by_one(home, runs, &mut rows).await?;
+    let after = requests(home).await?;
+    // The first run, which the medians leave out, is counted here.
+    rows.push(Row::new(
+        "our requests per VMI, whole life",
+        "",
+        14.0,
+        (after - before) / (runs + 1) as f64,
+        "28.6",
+    ));
+    beyond_a_pod(home, runs, &mut rows).await?;
+    ten_running(home, runs, &mut rows).await?;
+    ten_beside_each_other(home, 1, &mut rows).await?;
+    many_pending(home, &mut rows).await?;
+    Ok(rows)
+}
+
+/// Sum over all processes of all components.
+fn rss() -> Result<f64> {
+    let mut sum = 0.0;
+    for component in COMPONENTS {
+        let pids = process::of_component(component);
+        if pids.is_empty() {
+            bail!("{component} does not run on this machine");
+        }
+        for pid in pids {
+            let rss = process::rss_mib(pid)?;
+            eprintln!("bench: {component} {pid}: RSS {rss:.1} MiB");
+            sum += rss;
+        }
+    }
+    Ok(sum)
+}
+
+/// What all components have asked the API server so far, as they count it themselves.
+async fn requests(home: &Home) -> Result<f64> {
+    let pods: Api<Pod> = Api::namespaced(home.client(), "kubevirt");
+    let labels = format!("kubevirt.io in ({})", COMPONENTS.join(", "));
+    let mut sum = 0.0;
+    for pod in pods.list(&ListParams::default().labels(&labels)).await? {
+        let name = pod.metadata.name.context("a pod has a name")?;
+        let path = format!("/api/v1/namespaces/kubevirt/pods/https:{name}:8443/proxy/metrics");
+        let text = home
+            .client()
+            .request_text(http::Request::get(&path).body(Vec::new())?)
+            .await
+            .with_context(|| format!("metrics of {name}"))?;
+        let counts = text
+            .lines()
+            .filter(|line| line.starts_with("rest_client_requests_total"));
+        sum += counts
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum::<f64>();
+    }
+    Ok(sum)
+}
+
+async fn idle(home: &Home, rows: &mut Vec<Row>) -> Result<()> {
+    const SECONDS: f64 = 60.0;
+    let (asked, cpu) = (requests(home).await?, cpu()?);
+    tokio::time::sleep(Duration::from_secs_f64(SECONDS)).await;
+    let (asked, cpu) = (requests(home).await? - asked, self::cpu()? - cpu);
+    rows.push(Row::new("requests per second, idle", "", 0.5, asked / SECONDS, "4"));
+    rows.push(Row::new(
+        "CPU of all components, idle",
+        "cores",
+        0.005,
+        cpu / SECONDS,
+        "0.025",
+    ));
+    rows.push(Row::new("RSS of all components, idle", "MiB", 120.0, rss()?, "737"));
+    Ok(())
+}
+
+fn cpu() -> Result<f64> {
+    COMPONENTS
+        .into_iter()
+        .flat_map(process::of_component)
+        .map(process::cpu_seconds)
+        .sum()
+}
+
+/// Create → Running, compared with create → Ready of a bare pod of the launcher's image.
+async fn beyond_a_pod(home: &Home, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
+    let image = launcher_image(home).await?;
+    let (mut bare, mut running) = (vec![], vec![]);
+    for run in 0..runs {
+        let name = format!("bare-{run}");
+        bare.push(pod_ready(home, &name, &image).await?);
+        let name = format!("vmi-{run}");
+        let start = Instant::now();
+        post(home, std::slice::from_ref(&name)).await?;
+        home.wait_phase("default", &name, "Running", Duration::from_secs(60))
+            .await?;
+        running.push(start.elapsed().as_secs_f64());
+        delete(home, &[name]).await?;
+        eprintln!(
+            "bench: bare pod Ready after {:.2} s, VMI Running after {:.2} s",
+            bare[run], running[run]
+        );
+    }
+    let more = median(running) - median(bare.clone());
+    rows.push(Row::new(
+        "bare pod of the launcher's image: create → Ready",
+        "s",
+        f64::NAN,
+        median(bare),
+        "0.60",
+    ));
+    rows.push(Row::new(
+        "VMI Running, later than a bare pod Ready by",
+        "s",
+        1.0,
+        more,
+        "3.3",
+    ));
+    Ok(())
+}
+
+async fn launcher_image(home: &Home) -> Result<String> {
+    let operator = home.deployment("kubevirt", "virt-operator").await?;
+    let env = operator["spec"]["template"]["spec"]["containers"][0]["env"]
+        .as_array()
+        .cloned();
+    let env = env.unwrap_or_default();
+    let entry = env.iter().find(|entry| entry["name"] == "VIRT_LAUNCHER_IMAGE");
+    let image = entry.and_then(|entry| entry["value"].as_str());
+    Ok(image.context("virt-operator has no VIRT_LAUNCHER_IMAGE")?.to_owned())
+}
+
+async fn pod_ready(home: &Home, name: &str, image: &str) -> Result<f64> {
+    let api: Api<Pod> = Api::default_namespaced(home.client());
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "containers": [{
+                "name": "c", "image": image, "command": ["/usr/bin/virt-tail", "--logfile", "/etc/passwd"],
+                "securityContext": {"runAsUser": 107}
+            }]
+        }
+    }))?;
+    let mut events = watcher(
+        api.clone(),
+        watcher::Config::default().fields(&format!("metadata.name={name}")),
+    )
+    .boxed();
+    while !matches!(
+        events.try_next().await?.context("the watch ended")?,
+        watcher::Event::InitDone
+    ) {}
+    let start = Instant::now();
+    api.create(&PostParams::default(), &pod).await?;
+    let ready = |pod: &Pod| {
+        let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+        conditions.is_some_and(|list| list.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+    };
+    let seen = tokio::time::timeout(Duration::from_secs(60), async {
+        loop {
+            if let watcher::Event::Apply(pod) = events.try_next().await?.context("the watch ended")?
+                && ready(&pod)
+            {
+                return anyhow::Ok(());
+            }
+        }
+    });
+    seen.await.with_context(|| format!("pod {name} is not ready"))??;
+    let took = start.elapsed().as_secs_f64();
+    api.delete(name, &Default::default()).await?;
+    home.wait_gone("Pod", "default", name, Duration::from_secs(60)).await?;
+    Ok(took)
+}
+
+async fn ten_running(home: &Home, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
+    let mut took = vec![];
+    for run in 0..runs {
+        let names: Vec<_> = (0..10).map(|i| format!("all-{run}-{i}")).collect();
+        let start = Instant::now();
+        post(home, &names).await?;
+        for name in &names {
+            home.wait_phase("default", name, "Running", Duration::from_secs(120))
+                .await?;
+        }
+        took.push(start.elapsed().as_secs_f64());
+        eprintln!("bench: ten at once: all Running after {:.1} s", took[run]);
+        delete(home, &names).await?;
+    }
+    rows.push(Row::new(
+        "10 VMIs posted at once → all Running",
+        "s",
+        12.0,
+        median(took),
+        "34 (max 43)",
+    ));
+    Ok(())
+}
+
+/// VMIs that fit on no node: what the control plane pays for each.
+async fn many_pending(home: &Home, rows: &mut Vec<Row>) -> Result<()> {
+    let controller = || -> Result<f64> {
+        process::of_component("virt-controller")
+            .into_iter()
+            .map(process::cpu_seconds)
+            .sum()
+    };
+    create_unschedulable(home, 0..PENDING - UNSCHEDULABLE).await?;
+    all_have_pods(home, PENDING - UNSCHEDULABLE).await?;
+    let (start, before) = (Instant::now(), controller()?);
+    create_unschedulable(home, PENDING - UNSCHEDULABLE..PENDING).await?;
+    all_have_pods(home, PENDING).await?;
+    let took = start.elapsed().as_secs_f64();
+    // Until the last of them has its condition.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let each = (controller()? - before) * 1000.0 / UNSCHEDULABLE as f64;
+    eprintln!("bench: {UNSCHEDULABLE} more unschedulable VMIs have pods after {took:.1} s");
+    rows.push(Row::new(
+        "CPU of virt-controller per unschedulable VMI (900)",
+        "ms",
+        5.0,
+        each,
+        "14.4",
+    ));
+    rows.push(Row::new(
+        "RSS of all components with 1 000 pending VMIs",
+        "MiB",
+        250.0,
+        rss()?,
+        "1 014",
+    ));
+    let all = vmis(home);
+    all.delete_collection(&Default::default(), &ListParams::default().labels("bench=pending"))
+        .await?;
+    let gone = async {
+        loop {
+            let left = all
+                .list(&ListParams::default().labels("bench=pending").limit(1))
+                .await?;
+            if left.items.is_empty() {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(300), gone)
+        .await
+        .context("pending VMIs do not go away")?
+}
+
+async fn create_unschedulable(home: &Home, range: std::ops::Range<usize>) -> Result<()> {
+    let api = vmis(home);
+    let objects = range.map(|i| -> DynamicObject {
+        let mut object = vmi(&format!("pending-{i}"));
+        object.metadata.labels = Some(BTreeMap::from([("bench".to_owned(), "pending".to_owned())]));
+        object.data["spec"]["nodeSelector"] = json!({"bench": "nowhere"});
+        object
+    });
+    // As many posters as upstream was measured with.
+    futures::stream::iter(objects.map(Ok))
+        .try_for_each_concurrent(8, |object| {
+            let api = api.clone();
+            async move {
+                api.create(&PostParams::default(), &object).await?;
+                anyhow::Ok(())
+            }
+        })
+        .await
+}
+
+async fn all_have_pods(home: &Home, count: usize) -> Result<()> {
+    let pods: Api<Pod> = Api::default_namespaced(home.client());
+    let labelled = ListParams::default().labels("bench=pending");
+    let there = async {
+        loop {
+            let found = pods.list_metadata(&labelled).await?.items.len();
+            if found >= count {
+                return anyhow::Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(300), there)
+        .await
+        .with_context(|| format!("not all of {count} VMIs have a pod"))?
+}

@@ -1,0 +1,191 @@
+//! `cargo xtask e2e cluster`: the tests with real guests, on a real Kubernetes.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Instant, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+
+/// Where the cluster's registry is, for this machine and for its nodes.
+const REGISTRY: &str = "registry.local:5000/ferrovirt";
+/// How long the operator has to make everything available, the nodes pulling their images meanwhile.
+const AVAILABLE: &str = "--timeout=300s";
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Home {
+    /// A Kubernetes cluster of two nodes
+    Cluster,
+}
+
+/// Options of `cargo xtask e2e`.
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask e2e cluster\n  cargo xtask e2e cluster --keep --install-only\n  \
+                        cargo xtask e2e cluster --keep -- drain killed"
+)]
+pub struct E2e {
+    home: Home,
+    /// Leave the cluster, and what was installed, as they are at the end
+    #[arg(long)]
+    keep: bool,
+    /// Install, and run no test
+    #[arg(long)]
+    install_only: bool,
+    /// Directory of executables that are built already; else debug ones are built
+    #[arg(long, value_name = "DIR", env = "FERROVIRT_BIN")]
+    bin: Option<PathBuf>,
+    /// Which tests, and options of the test executable
+    #[arg(last = true)]
+    tests: Vec<String>,
+}
+
+impl E2e {
+    /// Brings up a cluster, installs Ferrovirt as a user does, and runs the suite. The cluster ends with it if it began
+    /// with it.
+    pub fn run(self) -> Result<()> {
+        let Home::Cluster = self.home;
+        run(
+            self.bin.as_deref(),
+            self.keep,
+            (!self.install_only).then_some(self.tests.as_slice()),
+        )
+    }
+}
+
+/// As [`E2e::run`]; `tests`: `None` runs none.
+pub fn run(bin: Option<&Path>, keep: bool, tests: Option<&[String]>) -> Result<()> {
+    let guests = [
+        ("FERROVIRT_TINY", super::ci::guest("tiny")?),
+        ("FERROVIRT_DEBIAN", super::ci::guest("debian")?),
+    ];
+    with_cluster(bin, keep, |kubeconfig| match tests {
+        Some(tests) => suite(bin, kubeconfig, &guests, tests),
+        None => Ok(()),
+    })
+}
+
+/// Does `work`, which is given a kubeconfig, with Ferrovirt installed on a cluster.
+pub fn with_cluster(bin: Option<&Path>, keep: bool, work: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+    let there = output(&mut xtask(&["cluster", "kubeconfig"])).is_ok();
+    let outcome = install(bin).and_then(|kubeconfig| work(&kubeconfig));
+    if keep || there {
+        println!("e2e: the cluster goes on; cargo xtask cluster down ends it");
+        return outcome;
+    }
+    let down = step("the cluster ends", &mut xtask(&["cluster", "down"]));
+    outcome.and(down)
+}
+
+fn install(bin: Option<&Path>) -> Result<String> {
+    step("a cluster of two nodes", &mut xtask(&["cluster", "up", "--nodes", "2"]))?;
+    let kubeconfig = output(&mut xtask(&["cluster", "kubeconfig"]))?;
+    let tag = new_tag();
+    let mut images = xtask(&["images", "--push", REGISTRY, "--plain-http", "--tag", &tag]);
+    match bin {
+        Some(bin) => images.arg("--bin").arg(bin),
+        None => images.args(["--profile", "dev"]),
+    };
+    step("images into its registry", &mut images)?;
+    let manifests = tempfile::tempdir().context("no temporary directory")?;
+    let mut deploy = xtask(&["deploy", "--registry", REGISTRY, "--tag", &tag]);
+    step("manifests", deploy.arg("--directory").arg(manifests.path()))?;
+    for file in ["ferrovirt-operator.yaml", "kubevirt-cr.yaml"] {
+        let mut apply = kubectl(&kubeconfig, &["apply", "-f"]);
+        step("installation", apply.arg(manifests.path().join(file)))?;
+    }
+    // These machines have no KVM to lend; hostDisk is behind a gate on clusters.
+    let configuration =
+        r#"{"spec":{"configuration":{"developerConfiguration":{"useEmulation":true,"featureGates":["HostDisk"]}}}}"#;
+    let patch = [
+        "patch",
+        "kv/kubevirt",
+        "-n",
+        "kubevirt",
+        "--type=merge",
+        "-p",
+        configuration,
+    ];
+    step("configuration", &mut kubectl(&kubeconfig, &patch))?;
+    let wait = [
+        "wait",
+        "kv/kubevirt",
+        "-n",
+        "kubevirt",
+        "--for=condition=Available",
+        AVAILABLE,
+    ];
+    if let Err(error) = step("everything is available", &mut kubectl(&kubeconfig, &wait)) {
+        for what in [
+            &["get", "pods", "-n", "kubevirt", "-o", "wide"][..],
+            &["describe", "kv,deploy,ds", "-n", "kubevirt"],
+        ] {
+            // Only to tell more; the error is what it is.
+            let _ = kubectl(&kubeconfig, what).status();
+        }
+        return Err(error);
+    }
+    Ok(kubeconfig)
+}
+
+fn suite(bin: Option<&Path>, kubeconfig: &str, guests: &[(&str, String); 2], tests: &[String]) -> Result<()> {
+    let mut suite = Command::new("cargo");
+    // The whole workspace's features, so that no dependency is built twice.
+    suite
+        .args(["test", "--workspace", "--locked", "--test", "e2e", "--"])
+        .args(tests);
+    suite.envs(guests.iter().map(|(name, path)| (*name, path.as_str())));
+    suite.env("FERROVIRT_CLUSTER", kubeconfig);
+    if let Some(bin) = bin {
+        suite.env("FERROVIRT_BIN", bin);
+    }
+    step("tests with real guests on the cluster", &mut suite)
+}
+
+/// Tag of the images, and version that is installed: a new one each time, so that nodes pull what was just built, and
+/// an older installation is upgraded.
+fn new_tag() -> String {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    format!("v{}-e2e.{}", env!("CARGO_PKG_VERSION"), since.as_secs())
+}
+
+fn xtask(args: &[&str]) -> Command {
+    let mut command = Command::new("cargo");
+    command
+        .args(["run", "--quiet", "--locked", "-p", "xtask", "--"])
+        .args(args);
+    command
+}
+
+fn kubectl(kubeconfig: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("kubectl");
+    command.args(args).env("KUBECONFIG", kubeconfig);
+    command
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
+fn step(name: &str, command: &mut Command) -> Result<()> {
+    println!("e2e: {name}");
+    let start = Instant::now();
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot run {command:?}"))?;
+    if !status.success() {
+        bail!("{name} failed: {command:?}");
+    }
+    println!("e2e: {name}: {} s", start.elapsed().as_secs());
+    Ok(())
+}
