@@ -8,6 +8,7 @@ use ferrovirt_standalone::tail;
 
 mod cli;
 mod manifests;
+mod probe;
 
 fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
@@ -16,6 +17,9 @@ fn main() -> ExitCode {
     // These run beside or become containers, with one thread and as little memory as possible.
     if name == "virt-tail" {
         return exit(tail::main(std::env::args_os()));
+    }
+    if name == "virt-probe" {
+        return probe::main();
     }
     if first == init::INIT_SUBCOMMAND {
         return exit(init::main());

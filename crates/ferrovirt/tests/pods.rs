@@ -490,3 +490,72 @@ async fn what_cannot_run_says_why() {
         Some("0/1 nodes are available: 1 Insufficient memory.")
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_in_a_container_decide_whether_it_is_ready_and_alive() {
+    let home = Home::start().await;
+    let ready = |pod: &Pod| {
+        let statuses = status(pod).container_statuses.unwrap_or_default();
+        statuses.first().is_some_and(|status| status.ready)
+    };
+    let with_probe = |name: &str, kind: &str, command: Value, more: Value| {
+        let mut manifest = pod(name, WAIT);
+        let mut probe = json!({"exec": {"command": command}, "periodSeconds": 1, "failureThreshold": 1});
+        for (key, value) in more.as_object().unwrap() {
+            probe[key] = value.clone();
+        }
+        manifest["spec"]["containers"][0][kind] = probe;
+        manifest["spec"]["containers"][0]["env"] = json!([{"name": "PLACE", "value": "/tmp"}]);
+        manifest
+    };
+    let event = async |text: &str| {
+        let begun = Instant::now();
+        while !home.events("Unhealthy").await.iter().any(|event| event.contains(text)) {
+            let seen = home.events("Unhealthy").await;
+            assert!(begun.elapsed() < DEADLINE, "no event {text:?} but {seen:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+
+    // As the container's user, with its environment, until it succeeds.
+    let script = "id -u; ls $PLACE/ready || { touch $PLACE/ready; exit 3; }";
+    home.create(with_probe(
+        "twice",
+        "readinessProbe",
+        json!(["sh", "-c", script]),
+        json!({}),
+    ))
+    .await;
+    let pod = home.until("twice", "ready", ready).await;
+    let conditions = status(&pod).conditions.unwrap();
+    let condition = conditions.iter().find(|condition| condition.type_ == "Ready").unwrap();
+    let said = (condition.status.as_str(), &condition.reason, &condition.message);
+    assert_eq!(said, ("True", &None, &None), "what was missing is forgotten");
+    event("Readiness probe failed: 107\nls: cannot access '/tmp/ready'").await;
+
+    // What outlasts its time is killed, although its child keeps the pipes open; what is noisy does no harm.
+    let script = "echo begun; sleep 1000 & yes | head -c 1000000; sleep 1000";
+    home.create(with_probe(
+        "slow",
+        "readinessProbe",
+        json!(["sh", "-c", script]),
+        json!({"timeoutSeconds": 2}),
+    ))
+    .await;
+    event("Readiness probe failed: command timed out: \"sh -c echo begun;").await;
+    assert!(!ready(&home.pods().get("slow").await.unwrap()));
+
+    // The guest's agent is asked through the launcher, which is not here.
+    let command = json!(["/usr/bin/virt-probe", "--domainName", "default_ask", "--guestAgentPing"]);
+    home.create(with_probe(
+        "ask",
+        "livenessProbe",
+        command,
+        json!({"initialDelaySeconds": 1}),
+    ))
+    .await;
+    event("Liveness probe failed: virt-probe: default_ask: cannot connect to /var/run/kubevirt/sockets/launcher-sock: No such file")
+        .await;
+    let pod = home.until_phase("ask", "Succeeded").await;
+    assert_eq!(exit_code(&pod), 0, "it was asked to end");
+}

@@ -12,8 +12,9 @@ use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_apiserver::{ApiServer, Config, UserInfo};
 use ferrovirt_protocol::launcher::launcher_server::{Launcher, LauncherServer};
 use ferrovirt_protocol::launcher::{
-    ActReply, ActRequest, Action, GuestInfoReply, GuestInfoRequest, GuestState, Lifecycle, Stat, StatsReply,
-    StatsRequest, SyncReply, SyncRequest, WatchRequest, stat,
+    ActReply, ActRequest, Action, AgentExecReply, AgentExecRequest, AgentPingReply, AgentPingRequest, GuestInfoReply,
+    GuestInfoRequest, GuestState, Lifecycle, Stat, StatsReply, StatsRequest, SyncReply, SyncRequest, WatchRequest,
+    stat,
 };
 use ferrovirt_protocol::streams::NodeAgent;
 use futures::{Stream, StreamExt};
@@ -135,6 +136,14 @@ impl Launcher for Script {
         Ok(Response::new(GuestInfoReply {
             json: b"{\"hostname\":\"guest\"}".to_vec(),
         }))
+    }
+
+    async fn agent_ping(&self, _: Request<AgentPingRequest>) -> Result<Response<AgentPingReply>, Status> {
+        Err(Status::failed_precondition("virt-handler does not probe"))
+    }
+
+    async fn agent_exec(&self, _: Request<AgentExecRequest>) -> Result<Response<AgentExecReply>, Status> {
+        Err(Status::failed_precondition("virt-handler does not probe"))
     }
 }
 
@@ -642,7 +651,7 @@ async fn the_node_says_what_it_can_do() {
             let devices = node.status.as_ref().and_then(|status| status.allocatable.as_ref());
             label("kubevirt.io/schedulable") == Some("true")
                 && label("machine-type.node.kubevirt.io/q35") == Some("true")
-                && label("node.ferrovirt.io/kvm") == Some("false")
+                && label("ferrovirt.node.kubevirt.io/kvm") == Some("false")
                 && devices
                     .and_then(|d| d.get("devices.kubevirt.io/kvm"))
                     .is_some_and(|count| count.0 == "0")

@@ -3,8 +3,11 @@
 //! The guest is not trusted: answers are bounded in size and time, and calls are made on a thread of their own, so a
 //! silent agent delays nothing else.
 
+mod exec;
+
 use std::io;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use ferrovirt_api::v1::{
     GuestAgentCommandInfo, VirtualMachineInstanceFileSystem, VirtualMachineInstanceFileSystemInfo,
@@ -14,12 +17,14 @@ use ferrovirt_api::v1::{
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use virt::domain::Domain;
+
+pub use exec::{Command, Ended};
 
 use crate::hypervisor;
 
-/// Seconds the agent may take for one command.
+/// Seconds the agent may take for one command of its own.
 const TIMEOUT: i32 = 5;
 /// Longest answer that is looked at.
 const MAX_ANSWER: usize = 1 << 20;
@@ -36,8 +41,37 @@ pub struct Report {
     pub complete: bool,
 }
 
+/// Why the agent did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AgentError {
+    /// libvirt's words.
+    #[error("{0}")]
+    NoAnswer(String),
+    /// A guest that wants our memory.
+    #[error("the guest agent's answer has {0} bytes, more than the {MAX_ANSWER} that are read")]
+    TooLong(usize),
+    /// Not what the agent's protocol says.
+    #[error("the guest agent's answer is not understood: {0}")]
+    Unreadable(String),
+    /// Not in time; a command may still run in the guest.
+    #[error("the guest did not answer within {}s", .0.as_secs())]
+    TimedOut(Duration),
+    /// Earlier commands hang in the guest.
+    #[error("{0} commands still run in the guest; no other is started before one of them ends")]
+    Busy(usize),
+    /// The launcher ends.
+    #[error("the launcher no longer asks the guest agent")]
+    Gone,
+}
+
 enum Request {
     Collect(Domain, oneshot::Sender<Report>),
+    Command {
+        domain: Domain,
+        text: String,
+        seconds: i32,
+        reply: oneshot::Sender<Result<String, AgentError>>,
+    },
     Shutdown(Domain),
 }
 
@@ -45,6 +79,8 @@ enum Request {
 #[derive(Clone)]
 pub struct Agent {
     requests: mpsc::Sender<Request>,
+    /// One permit per command that may run in the guest.
+    commands: Arc<Semaphore>,
 }
 
 impl Agent {
@@ -55,11 +91,22 @@ impl Agent {
             while let Ok(request) = queue.recv() {
                 match request {
                     Request::Collect(domain, reply) => drop(reply.send(collect(&domain))),
+                    // What nobody waits for any more is not asked: a silent agent takes long for each question.
+                    Request::Command { reply, .. } if reply.is_closed() => {}
+                    Request::Command {
+                        domain,
+                        text,
+                        seconds,
+                        reply,
+                    } => drop(reply.send(say(&domain, &text, seconds))),
                     Request::Shutdown(domain) => shutdown(&domain),
                 }
             }
         })?;
-        Ok(Self { requests })
+        Ok(Self {
+            requests,
+            commands: Arc::new(Semaphore::new(exec::MAX_RUNNING)),
+        })
     }
 
     /// Asks for everything; `None` if the thread is gone.
@@ -67,6 +114,36 @@ impl Agent {
         let (reply, answer) = oneshot::channel();
         self.requests.send(Request::Collect(domain, reply)).ok()?;
         answer.await.ok()
+    }
+
+    /// Asks whether the agent is there.
+    ///
+    /// # Errors
+    /// It does not answer within `timeout`.
+    pub async fn ping(&self, domain: Domain, timeout: Duration) -> Result<(), AgentError> {
+        let ping = json!({ "execute": "guest-ping" });
+        let answer = self.command::<Value>(domain, &ping, timeout);
+        let answered = tokio::time::timeout(timeout, answer).await;
+        answered.map_err(|_| AgentError::TimedOut(timeout))?.map(drop)
+    }
+
+    /// One command of the agent, on its thread; takes [`TIMEOUT`] there at most. Cancelling it before its turn has
+    /// come means that it is not asked.
+    async fn command<T: DeserializeOwned>(
+        &self,
+        domain: Domain,
+        command: &Value,
+        timeout: Duration,
+    ) -> Result<T, AgentError> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Command {
+            domain,
+            text: command.to_string(),
+            seconds: whole_seconds(timeout),
+            reply,
+        };
+        self.requests.send(request).map_err(|_| AgentError::Gone)?;
+        read(&answer.await.map_err(|_| AgentError::Gone)??)
     }
 
     /// Asks the guest to shut down, without waiting.
@@ -84,27 +161,39 @@ fn shutdown(domain: &Domain) {
     }
 }
 
-fn ask<T: DeserializeOwned>(domain: &Domain, command: &str) -> Option<T> {
+/// libvirt counts in whole seconds.
+fn whole_seconds(timeout: Duration) -> i32 {
+    let seconds = timeout.as_secs() + u64::from(timeout.subsec_nanos() > 0);
+    i32::try_from(seconds).unwrap_or(TIMEOUT).clamp(1, TIMEOUT)
+}
+
+/// Sends one command and returns the whole answer.
+fn say(domain: &Domain, command: &str, seconds: i32) -> Result<String, AgentError> {
+    match domain.qemu_agent_command(command, seconds, 0) {
+        Ok(text) if text.len() <= MAX_ANSWER => Ok(text),
+        Ok(text) => Err(AgentError::TooLong(text.len())),
+        Err(error) => Err(AgentError::NoAnswer(error.message().to_owned())),
+    }
+}
+
+/// What an answer returns.
+fn read<T: DeserializeOwned>(answer: &str) -> Result<T, AgentError> {
     #[derive(Deserialize)]
     struct Answer<T> {
         #[serde(rename = "return")]
         value: T,
     }
-    let text = match domain.qemu_agent_command(&json!({ "execute": command }).to_string(), TIMEOUT, 0) {
-        Ok(text) if text.len() <= MAX_ANSWER => text,
-        Ok(text) => {
-            tracing::warn!(command, bytes = text.len(), "the guest agent's answer is too long");
-            return None;
-        }
-        Err(error) => {
-            tracing::debug!(command, error = error.message(), "the guest agent did not answer");
-            return None;
-        }
-    };
-    serde_json::from_str::<Answer<T>>(&text)
-        .inspect_err(|error| tracing::debug!(command, %error, "guest agent"))
+    serde_json::from_str::<Answer<T>>(answer)
+        .map(|answer| answer.value)
+        .map_err(|error| AgentError::Unreadable(error.to_string()))
+}
+
+fn ask<T: DeserializeOwned>(domain: &Domain, command: &str) -> Option<T> {
+    let answer = say(domain, &json!({ "execute": command }).to_string(), TIMEOUT);
+    answer
+        .and_then(|answer| read(&answer))
+        .inspect_err(|error| tracing::debug!(command, %error, "the guest agent was asked in vain"))
         .ok()
-        .map(|a| a.value)
 }
 
 #[derive(Deserialize)]

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use ferrovirt_protocol::launcher::launcher_server::{Launcher, LauncherServer};
 use ferrovirt_protocol::launcher::{
-    ActReply, ActRequest, Action as WireAction, GuestInfoReply, GuestInfoRequest, GuestState, Stat, StatsReply,
-    StatsRequest, SyncReply, SyncRequest, WatchRequest, stat,
+    ActReply, ActRequest, Action as WireAction, AgentExecReply, AgentExecRequest, AgentPingReply, AgentPingRequest,
+    GuestInfoReply, GuestInfoRequest, GuestState, Stat, StatsReply, StatsRequest, SyncReply, SyncRequest, WatchRequest,
+    stat,
 };
 use futures::{Stream, stream};
 use tokio::net::UnixListener;
@@ -17,6 +18,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use crate::agent::{AgentError, Command};
 use crate::driver::{Action, Input, RequestError, is_final};
 use crate::hypervisor::Value;
 
@@ -59,6 +61,9 @@ impl Service {
         answer.await.map_err(|_| ended())?.map_err(|error| match error {
             RequestError::Denied(_) | RequestError::NoAgent => Status::failed_precondition(error.to_string()),
             RequestError::Libvirt(_) => Status::internal(error.to_string()),
+            RequestError::Agent(AgentError::TimedOut(_)) => Status::deadline_exceeded(error.to_string()),
+            RequestError::Agent(AgentError::Busy(_)) => Status::resource_exhausted(error.to_string()),
+            RequestError::Agent(_) => Status::unavailable(error.to_string()),
         })
     }
 }
@@ -123,4 +128,32 @@ impl Launcher for Service {
         let json = self.ask(Input::GuestInfo).await?;
         Ok(Response::new(GuestInfoReply { json }))
     }
+    async fn agent_ping(&self, request: Request<AgentPingRequest>) -> Result<Response<AgentPingReply>, Status> {
+        let timeout = seconds(request.into_inner().timeout_seconds);
+        self.ask(|reply| Input::Ping(timeout, reply)).await?;
+        Ok(Response::new(AgentPingReply {}))
+    }
+
+    async fn agent_exec(&self, request: Request<AgentExecRequest>) -> Result<Response<AgentExecReply>, Status> {
+        let request = request.into_inner();
+        if request.command.is_empty() {
+            return Err(Status::invalid_argument("command is missing"));
+        }
+        let command = Command {
+            program: request.command,
+            arguments: request.args,
+            timeout: seconds(request.timeout_seconds),
+        };
+        let ended = self.ask(|reply| Input::Exec(command, reply)).await?;
+        Ok(Response::new(AgentExecReply {
+            exit_code: ended.exit_code,
+            stdout: ended.stdout,
+            stderr: ended.stderr,
+        }))
+    }
+}
+
+/// Nothing is asked for no time.
+fn seconds(timeout: u32) -> Duration {
+    Duration::from_secs(timeout.max(1).into())
 }

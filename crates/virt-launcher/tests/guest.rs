@@ -8,9 +8,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use ferrovirt_protocol::launcher::{Action, Dhcp, GuestInfoRequest, Lifecycle, Nic};
+use ferrovirt_protocol::launcher::launcher_client::LauncherClient;
+use ferrovirt_protocol::launcher::{
+    Action, AgentExecRequest, AgentPingRequest, Dhcp, GuestInfoRequest, Lifecycle, Nic,
+};
 use serde_json::{Value, json};
 use support::{PATIENCE, Pod, Watcher, act};
+use tonic::Code;
+use tonic::transport::Channel;
 
 const MAC: &str = "52:54:00:aa:bb:cc";
 
@@ -35,6 +40,13 @@ answer() { echo "$1" >&3; }
             *guest-get-host-name*) answer "{\"return\": {\"host-name\": \"$(hostname)\"}}" ;;
             *guest-get-timezone*) answer '{"return": {"zone": "UTC", "offset": 0}}' ;;
             *guest-network-get-interfaces*) answer '{"return": [{"name": "lo", "ip-addresses": [{"ip-address": "127.0.0.1"}]}, {"name": "eth0", "hardware-address": "52:54:00:aa:bb:cc", "ip-addresses": [{"ip-address": "10.0.2.2"}]}]}' ;;
+            *guest-ping*) answer '{"return": {}}' ;;
+            *guest-exec-status*) case $line in
+                *pid*8*) answer '{"return": {"exited": false}}' ;;
+                *) answer '{"return": {"exited": true, "exitcode": 4, "out-data": "aGk=", "err-data": "b2gh"}}' ;;
+                esac ;;
+            *hang*guest-exec*) answer '{"return": {"pid": 8}}' ;;
+            *guest-exec*) echo "the agent runs $line" >/dev/ttyS0; answer '{"return": {"pid": 7}}' ;;
             *guest-shutdown*) echo "the agent was asked to shut down" >/dev/ttyS0 ;;
             *) answer '{"error": {"class": "CommandNotFound", "desc": "not here"}}' ;;
         esac
@@ -136,6 +148,57 @@ async fn console(pod: &Pod, text: &str) {
     }
 }
 
+fn command(program: &str) -> AgentExecRequest {
+    AgentExecRequest {
+        command: program.into(),
+        args: vec!["a b".into()],
+        timeout_seconds: PATIENCE.as_secs().try_into().unwrap(),
+    }
+}
+
+/// Asks the agent what virt-probe asks.
+async fn answers_probes(client: &mut LauncherClient<Channel>, watcher: &mut Watcher) {
+    let ping = AgentPingRequest { timeout_seconds: 20 };
+    client.agent_ping(ping).await.unwrap();
+    let ended = client.agent_exec(command("greet")).await.unwrap().into_inner();
+    assert_eq!(
+        (ended.exit_code, ended.stdout, ended.stderr),
+        (4, b"hi".to_vec(), b"oh!".to_vec())
+    );
+
+    // A command that never ends is given up, and others are not kept waiting.
+    let hang = AgentExecRequest {
+        timeout_seconds: 1,
+        ..command("hang")
+    };
+    let error = client.agent_exec(hang.clone()).await.unwrap_err();
+    assert_eq!(
+        (error.code(), error.message()),
+        (Code::DeadlineExceeded, "the guest did not answer within 1s")
+    );
+    // It counts until it ends, so that a guest is not filled with commands that hang.
+    let more = (0..7).map(|_| {
+        let (mut client, hang) = (client.clone(), hang.clone());
+        async move { client.agent_exec(hang).await.unwrap_err().code() }
+    });
+    let more = futures::future::join_all(more).await;
+    assert!(more.iter().all(|code| *code == Code::DeadlineExceeded), "{more:?}");
+    let error = client.agent_exec(command("greet")).await.unwrap_err();
+    assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+    client.agent_ping(ping).await.unwrap();
+
+    act(client, Action::Pause, 0).await.unwrap();
+    watcher.until(Lifecycle::Paused).await;
+    client.agent_ping(ping).await.expect("a paused guest is well");
+    let error = client.agent_exec(command("greet")).await.unwrap_err();
+    assert_eq!(
+        (error.code(), error.message()),
+        (Code::FailedPrecondition, "the guest is paused")
+    );
+    act(client, Action::Unpause, 0).await.unwrap();
+    watcher.until(Lifecycle::Running).await;
+}
+
 #[tokio::test]
 async fn boots_gets_its_address_talks_through_its_agent_and_powers_off() {
     let mut pod = Pod::start_as(with_disks, |command, root| {
@@ -181,6 +244,8 @@ async fn boots_gets_its_address_talks_through_its_agent_and_powers_off() {
     assert_eq!(info["interfaces"][0]["ipAddress"], "10.0.2.2");
     let reply = client.guest_info(GuestInfoRequest {}).await.unwrap().into_inner();
     assert_eq!(serde_json::from_slice::<Value>(&reply.json).unwrap(), info);
+    answers_probes(&mut client, &mut watcher).await;
+    console(&pod, "the agent runs").await;
     support::print_memory(&pod);
 
     // The agent is silent about the shutdown, so the power button follows.

@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use ferrovirt_protocol::launcher::{Action, GuestInfoRequest, Lifecycle};
+use ferrovirt_protocol::launcher::{Action, AgentPingRequest, GuestInfoRequest, Lifecycle};
 use serde_json::json;
 use support::{PATIENCE, Pod, Watcher, act, signal};
 use tonic::Code;
@@ -19,6 +19,9 @@ async fn starts_pauses_goes_on_and_is_shut_down() {
     assert_eq!(watcher.next().await.lifecycle(), Lifecycle::Waiting);
     let error = act(&mut client, Action::Pause, 0).await.unwrap_err();
     assert_eq!(error, (Code::FailedPrecondition, "the guest is not running".into()));
+    let ping = AgentPingRequest { timeout_seconds: 1 };
+    let error = client.agent_ping(ping).await.unwrap_err();
+    assert_eq!(error.message(), "the guest is not running");
 
     let asked = Instant::now();
     pod.sync(&mut client).await;
@@ -37,6 +40,8 @@ async fn starts_pauses_goes_on_and_is_shut_down() {
     watcher.until(Lifecycle::Running).await;
     act(&mut client, Action::Reset, 0).await.unwrap();
     let error = client.guest_info(GuestInfoRequest {}).await.unwrap_err();
+    assert_eq!(error.message(), "the guest agent is not connected");
+    let error = client.agent_ping(ping).await.unwrap_err();
     assert_eq!(error.message(), "the guest agent is not connected");
 
     // Nothing in this guest listens to its power button, so the grace period runs out.

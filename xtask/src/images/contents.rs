@@ -179,8 +179,8 @@ pub struct OwnLayer {
     pub name: &'static str,
     /// Crate and executable; it becomes `/usr/bin/NAME`.
     pub executable: &'static str,
-    /// Another name for an executable: link and target.
-    pub link: Option<(&'static str, &'static str)>,
+    /// Other names for executables: link and target.
+    pub links: &'static [(&'static str, &'static str)],
     /// Lower layers, where the libraries it needs must be.
     pub upon: &'static [&'static str],
 }
@@ -190,13 +190,13 @@ pub const OWN_LAYERS: &[OwnLayer] = &[
     OwnLayer {
         name: "ferrovirt",
         executable: "ferrovirt",
-        link: None,
+        links: &[],
         upon: &["runtime"],
     },
     OwnLayer {
         name: "virt-launcher",
         executable: "virt-launcher",
-        link: Some(("usr/bin/virt-tail", "ferrovirt")),
+        links: &[("usr/bin/virt-probe", "ferrovirt"), ("usr/bin/virt-tail", "ferrovirt")],
         upon: &["runtime", "virtualization"],
     },
 ];

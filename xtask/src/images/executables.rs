@@ -49,8 +49,8 @@ pub fn layer(own: &OwnLayer, dir: &Path, base: &Base, cache: &Cache) -> Result<(
         );
     }
     fits(own, &executable, base)?;
-    let link = format!("{:?}", own.link);
-    let key = sha256_text(&format!("{}{link}{CODE}", sha256_file(&executable)?))?;
+    let links = format!("{:?}", own.links);
+    let key = sha256_text(&format!("{}{links}{CODE}", sha256_file(&executable)?))?;
     cache.entry(own.name, &key, |dir| make(own, &executable, dir))
 }
 
@@ -70,9 +70,9 @@ fn make(own: &OwnLayer, executable: &Path, dir: &Path) -> Result<Layer> {
             modified: 0,
         },
     )]);
-    if let Some((path, target)) = own.link {
-        let target = target.to_owned();
-        tree.insert(path.to_owned(), Node::Link { target });
+    for (path, target) in own.links {
+        let target = (*target).to_owned();
+        tree.insert((*path).to_owned(), Node::Link { target });
     }
     let layer = store(own.name, &tree, dir)?;
     fs::remove_file(&stripped)?;

@@ -124,10 +124,6 @@ impl Cx<'_> {
             tcp_socket,
             timeout_seconds,
         } = probe;
-        self.causes.none_of(
-            path,
-            &[("exec", exec.is_some()), ("guestAgentPing", guest_agent_ping.is_some())],
-        );
         let handlers = [
             exec.is_some(),
             guest_agent_ping.is_some(),
@@ -135,12 +131,21 @@ impl Cx<'_> {
             tcp_socket.is_some(),
         ];
         match handlers.iter().filter(|h| **h).count() {
-            0 => self.causes.required(path, "a probe needs a handler, such as tcpSocket"),
+            0 => self
+                .causes
+                .required(path, "a probe needs a handler, such as tcpSocket or guestAgentPing"),
             1 => {}
             _ => self.causes.invalid(path, "a probe has one handler"),
         }
         if (http_get.is_some() || tcp_socket.is_some()) && !networks.iter().any(|n| n.pod.is_some()) {
             self.causes.invalid(path, "httpGet and tcpSocket need the pod network");
+        }
+        if let Some(exec) = exec {
+            let field = path.child("exec.command");
+            match exec.command.as_deref().and_then(<[String]>::first) {
+                Some(program) if !program.is_empty() => {}
+                _ => self.causes.required(&field, "a command to run in the guest is needed"),
+            }
         }
         if let Some(get) = http_get {
             self.probe_port(&get.port, &path.child("httpGet.port"));

@@ -17,7 +17,7 @@ pub struct RunnerConfig {
     pub host_ip: IpAddr,
     /// Repository of our image, without a tag.
     pub image: String,
-    /// The multi-call executable; started as `container-init` and mounted as `virt-tail`.
+    /// The multi-call executable; started as `container-init`, and mounted as `virt-tail` and `virt-probe`.
     pub executable: PathBuf,
     /// The launcher's executable.
     pub launcher: PathBuf,
@@ -49,6 +49,7 @@ impl RunnerConfig {
         vec![
             (self.launcher.clone(), "/usr/bin/virt-launcher".into()),
             (self.executable.clone(), "/usr/bin/virt-tail".into()),
+            (self.executable.clone(), "/usr/bin/virt-probe".into()),
         ]
     }
 

@@ -8,6 +8,7 @@ mod cgroup;
 pub mod clean;
 pub mod config;
 mod container;
+mod exec;
 pub mod init;
 mod kubelet;
 pub mod network;

@@ -1,16 +1,27 @@
-//! Readiness and liveness probes: http and tcp, asked from the host at the pod's address.
+//! Readiness and liveness probes: http and tcp, asked from the host at the pod's address, and commands in the container.
+
+mod tls;
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::{Container, HTTPGetAction, Probe};
+use k8s_openapi::api::core::v1::{Container, ExecAction, HTTPGetAction, Probe};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+
+use super::exec::{self, Ran};
+use super::process::{Exit, ProcessId};
+use super::spec::ExecSpec;
+
+/// How much of a command's output is looked at.
+const MAX_OUTPUT: usize = 10 << 10;
 
 /// What a probe decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +38,20 @@ pub(super) struct ProbeResult {
     pub outcome: Result<(), String>,
 }
 
+/// What is probed: one instance of a container.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub container: Container,
+    /// The pod's.
+    pub ip: IpAddr,
+    /// What enters containers.
+    pub executable: PathBuf,
+    /// The container's first process.
+    pub process: ProcessId,
+    /// What its commands are like, but for the command.
+    pub exec: ExecSpec,
+}
+
 /// The probes of one running container; dropping it ends them.
 pub(super) struct Running {
     _tasks: JoinSet<()>,
@@ -41,16 +66,15 @@ impl Running {
 }
 
 /// Starts the probes of a container that has just been started, if it has any.
-pub(super) fn start(container: &Container, ip: IpAddr, results: mpsc::Sender<ProbeResult>) -> Option<Running> {
+pub(super) fn start(target: &Target, results: &mpsc::Sender<ProbeResult>) -> Option<Running> {
     let mut tasks = JoinSet::new();
     let probes = [
-        (Purpose::Readiness, &container.readiness_probe),
-        (Purpose::Liveness, &container.liveness_probe),
+        (Purpose::Readiness, &target.container.readiness_probe),
+        (Purpose::Liveness, &target.container.liveness_probe),
     ];
     for (purpose, probe) in probes {
         if let Some(probe) = probe.clone() {
-            let ports = container.clone();
-            tasks.spawn(run(ports, purpose, probe, ip, results.clone()));
+            tasks.spawn(run(target.clone(), purpose, probe, results.clone()));
         }
     }
     (!tasks.is_empty()).then_some(Running {
@@ -68,7 +92,7 @@ fn seconds(value: Option<i32>, default: u64) -> Duration {
     )
 }
 
-async fn run(container: Container, purpose: Purpose, probe: Probe, ip: IpAddr, results: mpsc::Sender<ProbeResult>) {
+async fn run(target: Target, purpose: Purpose, probe: Probe, results: mpsc::Sender<ProbeResult>) {
     tokio::time::sleep(seconds(probe.initial_delay_seconds, 0)).await;
     let mut verdict = Verdict::new(
         probe
@@ -83,9 +107,7 @@ async fn run(container: Container, purpose: Purpose, probe: Probe, ip: IpAddr, r
             .max(1),
     );
     loop {
-        let timeout = seconds(probe.timeout_seconds, 1);
-        let asked = tokio::time::timeout(timeout, ask(&container, &probe, ip)).await;
-        let outcome = asked.unwrap_or_else(|_| Err(format!("no answer within {}s", timeout.as_secs())));
+        let outcome = ask(&target, &probe).await;
         let says = verdict.take(outcome.is_ok());
         let wanted = match purpose {
             Purpose::Readiness => says.changed,
@@ -94,7 +116,7 @@ async fn run(container: Container, purpose: Purpose, probe: Probe, ip: IpAddr, r
         if wanted
             && results
                 .send(ProbeResult {
-                    container: container.name.clone(),
+                    container: target.container.name.clone(),
                     purpose,
                     outcome,
                 })
@@ -156,52 +178,97 @@ impl Verdict {
     }
 }
 
-async fn ask(container: &Container, probe: &Probe, ip: IpAddr) -> Result<(), String> {
-    if let Some(tcp) = &probe.tcp_socket {
-        let address = SocketAddr::new(host(tcp.host.as_deref(), ip)?, port(container, &tcp.port)?);
-        return TcpStream::connect(address)
-            .await
-            .map(drop)
-            .map_err(|error| format!("dial tcp {address}: {error}"));
+async fn ask(target: &Target, probe: &Probe) -> Result<(), String> {
+    let timeout = seconds(probe.timeout_seconds, 1);
+    if let Some(exec) = &probe.exec {
+        return ask_command(target, exec, timeout).await;
     }
-    match &probe.http_get {
-        Some(get) => ask_http(container, get, ip).await,
-        None => Err("only httpGet and tcpSocket probes are supported on one machine".into()),
+    let (container, ip) = (&target.container, target.ip);
+    let answer = async {
+        match (&probe.tcp_socket, &probe.http_get) {
+            (Some(tcp), _) => {
+                let address = SocketAddr::new(host(tcp.host.as_deref(), ip)?, port(container, &tcp.port)?);
+                let connected = TcpStream::connect(address).await;
+                connected
+                    .map(drop)
+                    .map_err(|error| format!("dial tcp {address}: {error}"))
+            }
+            (None, Some(get)) => ask_http(container, get, ip).await,
+            (None, None) => Err("only exec, httpGet and tcpSocket probes are supported on one machine".into()),
+        }
+    };
+    let answer = tokio::time::timeout(timeout, answer).await;
+    answer.unwrap_or_else(|_| Err(format!("no answer within {}s", timeout.as_secs())))
+}
+
+async fn ask_command(target: &Target, exec: &ExecAction, timeout: Duration) -> Result<(), String> {
+    let command = exec.command.clone().unwrap_or_default();
+    let said = command.join(" ");
+    let spec = ExecSpec {
+        command,
+        ..target.exec.clone()
+    };
+    let ran = exec::run(target.executable.clone(), target.process, spec, timeout, MAX_OUTPUT).await;
+    match ran {
+        Ok((Ran::Ended(Exit::Code(0)), _)) => Ok(()),
+        Ok((Ran::Ended(_), output)) => Err(String::from_utf8_lossy(&output).trim_end().to_owned()),
+        Ok((Ran::TimedOut, _)) => Err(format!(
+            "command timed out: \"{said}\" timed out after {}s",
+            timeout.as_secs()
+        )),
+        Err(error) => Err(format!("cannot run \"{said}\" in the container: {error}")),
     }
 }
 
 async fn ask_http(container: &Container, get: &HTTPGetAction, ip: IpAddr) -> Result<(), String> {
-    if get.scheme.as_deref().is_some_and(|scheme| scheme != "HTTP") {
-        return Err("only probes over plain HTTP are supported on one machine".into());
-    }
+    let secure = match get.scheme.as_deref().filter(|scheme| !scheme.is_empty()) {
+        None | Some("HTTP") => false,
+        Some("HTTPS") => true,
+        Some(other) => return Err(format!("scheme {other} is neither HTTP nor HTTPS")),
+    };
     let address = SocketAddr::new(host(get.host.as_deref(), ip)?, port(container, &get.port)?);
     let path = get.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+    let url = format!("{}://{address}{path}", if secure { "https" } else { "http" });
+    let failed = |error: &dyn std::fmt::Display| format!("Get \"{url}\": {error}");
+    let request = http_request(get, address, path).map_err(|error| failed(&error))?;
+    let stream = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
+    let status = if secure {
+        let stream = tls::connect(stream, address.ip()).await;
+        exchange(stream.map_err(|error| failed(&error))?, request).await
+    } else {
+        exchange(stream, request).await
+    };
+    let status = status.map_err(|error| failed(&error))?;
+    if (200..400).contains(&status) {
+        Ok(())
+    } else {
+        Err(format!("HTTP probe failed with statuscode: {status}"))
+    }
+}
+
+fn http_request(get: &HTTPGetAction, address: SocketAddr, path: &str) -> http::Result<hyper::Request<Empty<Bytes>>> {
     let mut request = hyper::Request::get(path)
         .header("User-Agent", "kube-probe/ferrovirt")
         .header("Connection", "close");
-    let headers = get.http_headers.iter().flatten();
     let mut host_header = address.to_string();
-    for header in headers {
+    for header in get.http_headers.iter().flatten() {
         if header.name.eq_ignore_ascii_case("host") {
             host_header.clone_from(&header.value);
         } else {
             request = request.header(&header.name, &header.value);
         }
     }
-    let request = request.header("Host", host_header).body(Empty::<Bytes>::new());
-    let request = request.map_err(|error| format!("Get \"http://{address}{path}\": {error}"))?;
-    let failed = |error: &dyn std::fmt::Display| format!("Get \"http://{address}{path}\": {error}");
-    let stream = TcpStream::connect(address).await.map_err(|error| failed(&error))?;
-    let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = handshake.map_err(|error| failed(&error))?;
+    request.header("Host", host_header).body(Empty::new())
+}
+
+/// The status code of the answer.
+async fn exchange<S>(stream: S, request: hyper::Request<Empty<Bytes>>) -> hyper::Result<u16>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let exchange = async { tokio::join!(sender.send_request(request), connection).0 };
-    let response = exchange.await.map_err(|error| failed(&error))?;
-    let status = response.status().as_u16();
-    if (200..400).contains(&status) {
-        Ok(())
-    } else {
-        Err(format!("HTTP probe failed with statuscode: {status}"))
-    }
+    Ok(exchange.await?.status().as_u16())
 }
 
 fn host(named: Option<&str>, ip: IpAddr) -> Result<IpAddr, String> {
@@ -228,8 +295,13 @@ fn port(container: &Container, wanted: &IntOrString) -> Result<u16, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::super::spec::User;
+    use super::*;
 
     #[test]
     fn thresholds_count_outcomes_in_a_row() {
@@ -247,29 +319,92 @@ mod tests {
         assert_eq!(says, expected);
     }
 
+    fn target() -> Target {
+        Target {
+            container: Container::default(),
+            ip: "127.0.0.1".parse().unwrap(),
+            executable: "/nowhere".into(),
+            process: ProcessId {
+                pid: i32::MAX,
+                start_time: 0,
+            },
+            exec: ExecSpec {
+                user: User {
+                    uid: 107,
+                    gid: 107,
+                    groups: Vec::new(),
+                    capabilities: Vec::new(),
+                },
+                command: Vec::new(),
+                env: BTreeMap::new(),
+                tty: false,
+            },
+        }
+    }
+
+    async fn answer<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, code: &str) {
+        let mut request = [0; 1024];
+        let read = stream.read(&mut request).await.unwrap();
+        assert!(request[..read].starts_with(b"GET /healthz HTTP/1.1\r\n"));
+        let text = format!("HTTP/1.1 {code}\r\ncontent-length: 0\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let _ = stream.shutdown().await;
+    }
+
     #[tokio::test]
     async fn http_answers_are_judged_by_their_code() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let server = tokio::spawn(async move {
             for code in ["204 No Content", "503 Busy"] {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let mut request = [0; 1024];
-                let read = stream.read(&mut request).await.unwrap();
-                assert!(request[..read].starts_with(b"GET /healthz HTTP/1.1\r\n"));
-                stream
-                    .write_all(format!("HTTP/1.1 {code}\r\ncontent-length: 0\r\n\r\n").as_bytes())
-                    .await
-                    .unwrap();
+                answer(listener.accept().await.unwrap().0, code).await;
             }
         });
-        let probe: Probe =
-            serde_json::from_value(serde_json::json!({"httpGet": {"path": "/healthz", "port": port}})).unwrap();
-        let ip = "127.0.0.1".parse().unwrap();
-        let container = Container::default();
-        ask(&container, &probe, ip).await.unwrap();
-        assert!(ask(&container, &probe, ip).await.unwrap_err().contains("503"));
+        let probe = json!({"httpGet": {"path": "/healthz", "port": port}, "timeoutSeconds": 20});
+        let probe: Probe = serde_json::from_value(probe).unwrap();
+        ask(&target(), &probe).await.unwrap();
+        assert!(ask(&target(), &probe).await.unwrap_err().contains("503"));
         server.await.unwrap();
-        assert!(ask(&container, &probe, ip).await.is_err());
+        assert!(ask(&target(), &probe).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn over_https_any_certificate_will_do() {
+        let key = rcgen::generate_simple_self_signed(["another.example".to_owned()]).unwrap();
+        let secret = key.signing_key.serialize_der();
+        let config = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![key.cert.der().clone()], secret.try_into().unwrap())
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = tokio::spawn(async move {
+            for code in ["200 OK", "404 Not Found"] {
+                let stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+                answer(stream, code).await;
+            }
+            // Speaks no TLS.
+            drop(listener.accept().await.unwrap());
+        });
+        let probe = json!({"httpGet": {"path": "/healthz", "port": port, "scheme": "HTTPS"}, "timeoutSeconds": 20});
+        let probe: Probe = serde_json::from_value(probe).unwrap();
+        ask(&target(), &probe).await.unwrap();
+        assert!(ask(&target(), &probe).await.unwrap_err().contains("404"));
+        let error = ask(&target(), &probe).await.unwrap_err();
+        assert!(
+            error.starts_with(&format!("Get \"https://127.0.0.1:{port}/healthz\": ")),
+            "{error}"
+        );
+        server.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_command_that_cannot_be_run_says_so() {
+        let probe: Probe = serde_json::from_value(json!({"exec": {"command": ["cat", "/x"]}})).unwrap();
+        let error = ask(&target(), &probe).await.unwrap_err();
+        assert!(error.starts_with("cannot run \"cat /x\" in the container: "), "{error}");
     }
 }

@@ -328,6 +328,20 @@ pub(super) fn differs(pod: &Pod, rendered: &PodStatus) -> bool {
     !same_conditions || normal(rest(status)) != normal(rest(rendered))
 }
 
+/// The status as a strategic merge patch: what a condition no longer says is taken back.
+pub(super) fn patch(rendered: &PodStatus) -> serde_json::Value {
+    let mut value = serde_json::to_value(rendered).unwrap_or_default();
+    let conditions = value.get_mut("conditions").and_then(serde_json::Value::as_array_mut);
+    for condition in conditions.into_iter().flatten() {
+        for field in ["reason", "message"] {
+            if condition.get(field).is_none() {
+                condition[field] = serde_json::Value::Null;
+            }
+        }
+    }
+    value
+}
+
 /// Absent and empty lists mean the same.
 fn normal(mut status: PodStatus) -> PodStatus {
     status.init_container_statuses = status.init_container_statuses.filter(|list| !list.is_empty());

@@ -12,9 +12,10 @@ use ferrovirt_core::names;
 use ferrovirt_core::overhead::{PodResources, pod_resources};
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HostPathVolumeSource,
-    ImageVolumeSource, LocalObjectReference, ObjectFieldSelector, Pod, PodReadinessGate, PodSecurityContext, PodSpec,
-    Probe as PodProbe, ResourceRequirements, SecretVolumeSource, SecurityContext, Volume, VolumeMount,
+    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
+    HostPathVolumeSource, ImageVolumeSource, LocalObjectReference, ObjectFieldSelector, Pod, PodReadinessGate,
+    PodSecurityContext, PodSpec, Probe as PodProbe, ResourceRequirements, SecretVolumeSource, SecurityContext, Volume,
+    VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -32,6 +33,8 @@ pub const GRACE_MARGIN: i64 = 15;
 const DEFAULT_GRACE: i64 = 30;
 /// Seconds that probes wait beyond what the VMI asks for: QEMU has to start first.
 const PROBE_DELAY: i32 = 10;
+/// Seconds that the command which asks the guest agent has beyond what the guest has.
+const PROBE_MARGIN: i32 = 1;
 /// Names of pods end in letters and digits that spell no words.
 const SUFFIX_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 /// What Kubernetes leaves of a `generateName`.
@@ -49,9 +52,6 @@ pub enum RenderError {
     /// The spec cannot be read. Admission refuses such VMIs, but a cluster's configuration may have changed since.
     #[error("the VMI's spec is not valid: {}", cause::summary(.0))]
     Invalid(Vec<Cause>),
-    /// A probe that only runs inside the guest.
-    #[error("spec.{0}: exec and guestAgentPing are not supported yet; use httpGet or tcpSocket")]
-    Probe(&'static str),
 }
 
 /// Seconds between asking a VMI's guest to stop and the end of its pod.
@@ -99,7 +99,7 @@ pub fn render(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &Op
         spec: Some(PodSpec {
             affinity: spec.affinity.clone(),
             automount_service_account_token: Some(spec.service_account_name.is_some()),
-            containers: vec![compute(vmi, &machine, config, options, &resources, &storage)?],
+            containers: vec![compute(vmi, &machine, config, options, &resources, &storage)],
             dns_config: spec.dns_config.clone(),
             dns_policy: spec.dns_policy.clone(),
             enable_service_links: Some(false),
@@ -206,7 +206,7 @@ fn compute(
     options: &Options,
     resources: &PodResources,
     storage: &Storage,
-) -> Result<Container, RenderError> {
+) -> Container {
     let meta = &vmi.metadata;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let command = [
@@ -225,15 +225,15 @@ fn compute(
         requests.extend(wire(&resources.devices));
         limits.extend(wire(&resources.devices));
     }
-    Ok(Container {
+    Container {
         command: Some(command.to_vec()),
         env: Some(environment(vmi)),
         image: Some(options.launcher_image.clone()),
         image_pull_policy: Some(config.image_pull_policy.clone()),
-        liveness_probe: probe(vmi.spec.liveness_probe.as_ref(), "livenessProbe")?,
+        liveness_probe: vmi.spec.liveness_probe.as_ref().map(|p| probe(p, meta)),
         name: "compute".to_owned(),
         ports: ports(machine),
-        readiness_probe: probe(vmi.spec.readiness_probe.as_ref(), "readinessProbe")?,
+        readiness_probe: vmi.spec.readiness_probe.as_ref().map(|p| probe(p, meta)),
         resources: Some(ResourceRequirements {
             claims: None,
             limits: (!limits.is_empty()).then_some(limits),
@@ -242,7 +242,7 @@ fn compute(
         security_context: Some(security(&["NET_BIND_SERVICE"])),
         volume_mounts: Some(storage.mounts.clone()),
         ..Container::default()
-    })
+    }
 }
 
 fn wire(quantities: &BTreeMap<String, Quantity>) -> BTreeMap<String, K8sQuantity> {
@@ -314,21 +314,48 @@ fn ports(machine: &Machine) -> Option<Vec<ContainerPort>> {
     (!ports.is_empty()).then_some(ports)
 }
 
-fn probe(probe: Option<&Probe>, field: &'static str) -> Result<Option<PodProbe>, RenderError> {
-    let Some(probe) = probe else { return Ok(None) };
-    if probe.exec.is_some() || probe.guest_agent_ping.is_some() {
-        return Err(RenderError::Probe(field));
-    }
-    Ok(Some(PodProbe {
+fn probe(probe: &Probe, meta: &ObjectMeta) -> PodProbe {
+    let inside = in_guest(probe, meta);
+    let timeout = match &inside {
+        Some(_) => Some(timeout(probe).saturating_add(PROBE_MARGIN)),
+        None => probe.timeout_seconds,
+    };
+    PodProbe {
+        exec: inside.map(|command| ExecAction { command: Some(command) }),
         failure_threshold: probe.failure_threshold,
         http_get: probe.http_get.clone(),
         initial_delay_seconds: Some(probe.initial_delay_seconds.unwrap_or(0).saturating_add(PROBE_DELAY)),
         period_seconds: probe.period_seconds,
         success_threshold: probe.success_threshold,
         tcp_socket: probe.tcp_socket.clone(),
-        timeout_seconds: probe.timeout_seconds,
+        timeout_seconds: timeout,
         ..PodProbe::default()
-    }))
+    }
+}
+
+/// Seconds that a check inside the guest may take.
+fn timeout(probe: &Probe) -> i32 {
+    probe.timeout_seconds.filter(|seconds| *seconds > 0).unwrap_or(1)
+}
+
+/// The command that asks the guest agent, for probes that do.
+fn in_guest(probe: &Probe, meta: &ObjectMeta) -> Option<Vec<String>> {
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let mut command = vec![
+        "/usr/bin/virt-probe".to_owned(),
+        "--domainName".to_owned(),
+        format!("{}_{}", text(&meta.namespace), text(&meta.name)),
+        "--timeoutSeconds".to_owned(),
+        timeout(probe).to_string(),
+    ];
+    if probe.guest_agent_ping.is_some() {
+        command.push("--guestAgentPing".to_owned());
+        return Some(command);
+    }
+    let (program, arguments) = probe.exec.as_ref()?.command.as_deref()?.split_first()?;
+    command.extend(["--command".to_owned(), program.clone(), "--".to_owned()]);
+    command.extend_from_slice(arguments);
+    Some(command)
 }
 
 /// The sidecar whose output is the guest's serial console, for `kubectl logs`.

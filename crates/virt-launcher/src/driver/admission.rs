@@ -98,6 +98,36 @@ pub fn admit(phase: Phase, action: Action) -> Result<Step, Denied> {
     }
 }
 
+/// What a probe wants to know of the guest agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Does it answer?
+    Ping,
+    /// What does a command in the guest say?
+    Exec,
+}
+
+/// Who answers a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Respondent {
+    /// The agent in the guest.
+    Agent,
+    /// Nobody has to be asked: the guest is well.
+    Nobody,
+}
+
+/// Decides a question. A guest that stands still cannot answer, which is no illness of it; but it can run nothing.
+pub fn admit_question(phase: Phase, question: Question) -> Result<Respondent, Denied> {
+    match (phase, question) {
+        (Phase::Running | Phase::ShuttingDown, Question::Ping | Question::Exec) => Ok(Respondent::Agent),
+        (Phase::Paused, Question::Ping) => Ok(Respondent::Nobody),
+        (Phase::Paused, Question::Exec) => Err(Denied::Paused),
+        (Phase::Waiting, Question::Ping | Question::Exec) => Err(Denied::NotRunning),
+        (Phase::Preparing, Question::Ping | Question::Exec) => Err(Denied::Starting),
+        (Phase::Ended, Question::Ping | Question::Exec) => Err(Denied::Ended),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -21,6 +21,7 @@
 
 mod admission;
 mod publisher;
+mod questions;
 mod start;
 
 use std::time::Duration;
@@ -34,7 +35,7 @@ use tokio::time::Instant;
 pub use admission::{Action, Denied};
 pub use publisher::is_final;
 
-use crate::agent::{Agent, Report};
+use crate::agent::{Agent, AgentError, Command, Ended, Report};
 use crate::children::Children;
 use crate::hypervisor::{self, Activity, Event, Hypervisor, Stats, Verb};
 use crate::layout::Layout;
@@ -63,6 +64,9 @@ pub enum RequestError {
     /// The guest agent is not there.
     #[error("the guest agent is not connected")]
     NoAgent,
+    /// It is, and does not do what it is asked.
+    #[error("{0}")]
+    Agent(#[from] AgentError),
 }
 
 type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
@@ -75,6 +79,10 @@ pub enum Input {
     Act(Action, Duration, Reply<()>),
     /// What does the agent say now?
     GuestInfo(Reply<Vec<u8>>),
+    /// Does the agent answer within this time?
+    Ping(Duration, Reply<()>),
+    /// Run this in the guest.
+    Exec(Command, Reply<Ended>),
     /// What does the guest use?
     Stats(Reply<Stats>),
     /// The pod is being stopped.
@@ -278,6 +286,8 @@ impl Driver {
                 let _ = reply.send(done);
             }
             Input::GuestInfo(reply) => self.guest_info(reply).await,
+            Input::Ping(timeout, reply) => self.ping(timeout, reply).await,
+            Input::Exec(command, reply) => self.exec(command, reply).await,
             Input::Stats(reply) => self.stats(reply),
             Input::Terminate => {
                 tracing::info!("asked to end");
@@ -499,22 +509,6 @@ impl Driver {
                 Ok(Stats::new())
             };
             let _ = reply.send(stats.map_err(RequestError::from));
-        });
-    }
-
-    async fn guest_info(&self, reply: Reply<Vec<u8>>) {
-        if !self.agent_connected {
-            drop(reply.send(Err(RequestError::NoAgent)));
-            return;
-        }
-        let domain = match self.parts.hypervisor.domain().await {
-            Ok(domain) => domain,
-            Err(error) => return drop(reply.send(Err(error.into()))),
-        };
-        let agent = self.parts.agent.clone();
-        tokio::spawn(async move {
-            let report = agent.collect(domain).await.filter(|report| !report.json.is_empty());
-            let _ = reply.send(report.map(|report| report.json).ok_or(RequestError::NoAgent));
         });
     }
 }

@@ -1,34 +1,20 @@
-//! `pods/exec`: one more process in a container that runs.
-//!
-//! The process is made like a container's first one: a thread enters the container's PID namespace and starts
-//! `container-exec`, which enters the other namespaces, gives up privileges and executes the command.
+//! `pods/exec`: one more process in a container that runs, for a client.
 
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
-use std::process::Stdio;
 use std::sync::Arc;
 
 use axum::body::Body;
 use http::{Request, Response};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use nix::sched::{CloneFlags, setns};
-use rustix::fs::OFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
-use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
+use rustix::process::Signal;
 use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::super::container::{environment, user};
-use super::super::init::EXEC_SUBCOMMAND;
+use super::super::exec::{self, Started, read_some};
 use super::super::pod::Context;
-use super::super::process::{Exit, Process, ProcessId};
-use super::super::spec::{ExecSpec, User};
+use super::super::process::Exit;
+use super::super::spec::ExecSpec;
 use super::super::state::PodRecord;
 use super::channels::{Channels, FromClient, STDERR, STDOUT, accept};
 use super::{Failure, choose};
@@ -83,25 +69,17 @@ pub(super) async fn answer(
             container.name
         )));
     };
-    let refused = |refusal: super::super::container::Refusal| Failure::bad_request(refusal.message);
-    let spec = pod
-        .spec
-        .as_ref()
-        .ok_or_else(|| Failure::internal("the pod has no spec"))?;
-    let mut env = environment(pod, container, &[]).map_err(refused)?;
-    env.entry("PATH".into())
-        .or_insert_with(|| super::super::container::DEFAULT_PATH.into());
+    let mut exec = exec::describe(pod, container, &[]).map_err(|refusal| Failure::bad_request(refusal.message))?;
     if query.tty {
-        env.insert("TERM".into(), "xterm".into());
+        exec.env.insert("TERM".into(), "xterm".into());
     }
     let exec = ExecSpec {
-        user: user(spec, container).map_err(refused)?,
         command: query.command.clone(),
-        env,
         tty: query.tty,
+        ..exec
     };
     let (response, upgrade) = accept(&mut request)?;
-    let started = start(context.config.executable.clone(), record.process, &exec, query.stdin).await;
+    let started = exec::start(&context.config.executable, record.process, &exec, query.stdin).await;
     let started =
         started.map_err(|error| Failure::internal(format!("cannot start a process in the container: {error}")))?;
     tokio::spawn(async move {
@@ -114,103 +92,6 @@ pub(super) async fn answer(
         }
     });
     Ok(response)
-}
-
-type Reader = Box<dyn AsyncRead + Send + Unpin>;
-type Writer = Box<dyn AsyncWrite + Send + Unpin>;
-
-/// A process in a container, and its ends.
-struct Started {
-    process: Process,
-    stdin: Option<Writer>,
-    stdout: Reader,
-    stderr: Option<Reader>,
-    terminal: Option<OwnedFd>,
-}
-
-async fn start(executable: PathBuf, container: ProcessId, spec: &ExecSpec, stdin: bool) -> io::Result<Started> {
-    // Proves that the pid still means the container, and keeps it so.
-    let alive = Process::adopt(container)?;
-    let text = serde_json::to_string(spec)?;
-    let terminal = spec.tty.then(|| open_terminal(container, &spec.user)).transpose()?;
-    let (mine, theirs) = terminal.map_or((None, None), |(mine, theirs)| (Some(mine), Some(theirs)));
-    let stdio = match &theirs {
-        Some(slave) => [stdio(slave)?, stdio(slave)?, stdio(slave)?],
-        None => [
-            if stdin { Stdio::piped() } else { Stdio::null() },
-            Stdio::piped(),
-            Stdio::piped(),
-        ],
-    };
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    std::thread::Builder::new()
-        .name("container-exec".into())
-        .spawn(move || {
-            let child = (|| {
-                let pid = Pid::from_raw(container.pid).ok_or(io::ErrorKind::InvalidInput)?;
-                setns(pidfd_open(pid, PidfdFlags::empty())?, CloneFlags::CLONE_NEWPID)?;
-                let [stdin, stdout, stderr] = stdio;
-                std::process::Command::new(executable)
-                    .arg0("ferrovirt")
-                    .arg(EXEC_SUBCOMMAND)
-                    .arg(text)
-                    .env_clear()
-                    .current_dir("/")
-                    .stdin(stdin)
-                    .stdout(stdout)
-                    .stderr(stderr)
-                    .spawn()
-            })();
-            let _ = sender.send(child);
-        })?;
-    let mut child = receiver.await.map_err(io::Error::other)??;
-    drop((theirs, alive));
-    let process = Process::of_child(&child)?;
-    if let Some(master) = mine {
-        let reader = tokio::fs::File::from_std(File::from(master.try_clone()?));
-        let writer = tokio::fs::File::from_std(File::from(master.try_clone()?));
-        return Ok(Started {
-            process,
-            stdin: stdin.then(|| Box::new(writer) as Writer),
-            stdout: Box::new(reader),
-            stderr: None,
-            terminal: Some(master),
-        });
-    }
-    let missing = || io::Error::other("the process has no pipes");
-    let stdout = tokio::process::ChildStdout::from_std(child.stdout.take().ok_or_else(missing)?)?;
-    let stderr = tokio::process::ChildStderr::from_std(child.stderr.take().ok_or_else(missing)?)?;
-    let stdin = child
-        .stdin
-        .take()
-        .map(tokio::process::ChildStdin::from_std)
-        .transpose()?;
-    Ok(Started {
-        process,
-        stdin: stdin.map(|stdin| Box::new(stdin) as Writer),
-        stdout: Box::new(stdout),
-        stderr: Some(Box::new(stderr)),
-        terminal: None,
-    })
-}
-
-/// A terminal of the container's own `/dev/pts`, so that it has a name there: our end, and the process's.
-fn open_terminal(container: ProcessId, user: &User) -> io::Result<(OwnedFd, OwnedFd)> {
-    let multiplexer = format!("/proc/{}/root/dev/pts/ptmx", container.pid);
-    let flags = i32::try_from(OFlags::NOCTTY.bits()).map_err(io::Error::other)?;
-    let mine = File::options()
-        .read(true)
-        .write(true)
-        .custom_flags(flags)
-        .open(multiplexer)?;
-    unlockpt(&mine)?;
-    let theirs = ioctl_tiocgptpeer(&mine, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-    std::os::unix::fs::fchown(&theirs, Some(user.uid), None)?;
-    Ok((mine.into(), theirs))
-}
-
-fn stdio(fd: &OwnedFd) -> io::Result<Stdio> {
-    Ok(fd.as_fd().try_clone_to_owned()?.into())
 }
 
 impl Started {
@@ -273,13 +154,6 @@ impl Started {
             }
             FromClient::StdinClosed | FromClient::Other => {}
         }
-    }
-}
-
-async fn read_some(reader: &mut Option<Reader>, buffer: &mut [u8]) -> io::Result<usize> {
-    match reader {
-        Some(reader) => reader.read(buffer).await,
-        None => std::future::pending().await,
     }
 }
 

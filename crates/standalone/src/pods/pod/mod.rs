@@ -47,7 +47,7 @@ use super::network::{Attachment, PortMapping, Sandbox};
 use super::probes::{self, ProbeResult};
 use super::process::{Exit, Process};
 use super::state::{Ended, LogDir, PodRecord};
-use super::status::{View, Waiting, differs, render};
+use super::status::{self, View, Waiting, differs, render};
 use super::volumes::Volumes;
 use crate::events::Events;
 use crate::images::ImageStore;
@@ -301,7 +301,7 @@ impl PodTask {
         if !differs(&self.pod, &status) {
             return;
         }
-        let patch = Patch::Strategic(json!({ "metadata": { "uid": self.uid }, "status": status }));
+        let patch = Patch::Strategic(json!({ "metadata": { "uid": self.uid }, "status": status::patch(&status) }));
         match self
             .api()
             .patch_status(&self.name, &PatchParams::default(), &patch)

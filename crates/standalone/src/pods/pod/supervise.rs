@@ -13,7 +13,8 @@ use tracing::{debug, info};
 
 use super::super::cgroup::{self, Cgroup, Limits};
 use super::super::container::{Role, Surroundings, describe, host_resolv_conf, in_start_order};
-use super::super::probes::{self, ProbeResult, Purpose};
+use super::super::exec;
+use super::super::probes::{self, ProbeResult, Purpose, Target};
 use super::super::process::{Exit, Process};
 use super::super::state::{ContainerRecord, Ended};
 use super::super::status::Waiting;
@@ -304,7 +305,20 @@ impl PodTask {
         let (Some((_, container)), Some(ip)) = (container, self.view.ips.first()) else {
             return;
         };
-        if let Some(running) = probes::start(container, *ip, self.probe_results.0.clone()) {
+        let process = self.processes.get(name).map(Process::id);
+        // The container was started, so commands in it can be described, too.
+        let exec = exec::describe(&self.pod, container, &self.view.ips);
+        let (Some(process), Ok(exec)) = (process, exec) else {
+            return;
+        };
+        let target = Target {
+            container: container.clone(),
+            ip: *ip,
+            executable: self.context.config.executable.clone(),
+            process,
+            exec,
+        };
+        if let Some(running) = probes::start(&target, &self.probe_results.0) {
             self.probes.insert(name.to_owned(), running);
         }
     }
