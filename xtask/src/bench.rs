@@ -66,8 +66,13 @@ impl Bench {
         let env = [("FERROVIRT_TINY", tiny.as_str()), ("FERROVIRT_BIN", "target/release")];
         match self.home {
             Home::Standalone => cargo(&args, &env),
-            Home::Cluster => super::e2e::with_cluster(Some(Path::new("target/release")), false, |kubeconfig| {
-                cargo(&args, &[env[0], env[1], ("FERROVIRT_CLUSTER", kubeconfig)])
+            Home::Cluster => super::e2e::with_cluster(Some(Path::new("target/release")), false, |installed| {
+                let manifests = installed.manifests.path().to_str().context("a path of UTF-8")?;
+                let cluster = [
+                    ("FERROVIRT_CLUSTER", installed.kubeconfig.as_str()),
+                    ("FERROVIRT_MANIFESTS", manifests),
+                ];
+                cargo(&args, &[env.as_slice(), &cluster].concat())
             }),
         }
     }

@@ -59,16 +59,24 @@ pub fn run(bin: Option<&Path>, keep: bool, tests: Option<&[String]>) -> Result<(
         ("FERROVIRT_TINY", super::ci::guest("tiny")?),
         ("FERROVIRT_DEBIAN", super::ci::guest("debian")?),
     ];
-    with_cluster(bin, keep, |kubeconfig| match tests {
-        Some(tests) => suite(bin, kubeconfig, &guests, tests),
+    with_cluster(bin, keep, |installed| match tests {
+        Some(tests) => suite(bin, &installed.kubeconfig, &guests, tests),
         None => Ok(()),
     })
 }
 
-/// Does `work`, which is given a kubeconfig, with Ferrovirt installed on a cluster.
-pub fn with_cluster(bin: Option<&Path>, keep: bool, work: impl FnOnce(&str) -> Result<()>) -> Result<()> {
+/// Ferrovirt on a cluster.
+pub struct Installed {
+    /// The administrator's.
+    pub kubeconfig: String,
+    /// What was applied: `ferrovirt-operator.yaml` and `kubevirt-cr.yaml`.
+    pub manifests: tempfile::TempDir,
+}
+
+/// Does `work` with Ferrovirt installed on a cluster.
+pub fn with_cluster(bin: Option<&Path>, keep: bool, work: impl FnOnce(&Installed) -> Result<()>) -> Result<()> {
     let there = output(&mut xtask(&["cluster", "kubeconfig"])).is_ok();
-    let outcome = install(bin).and_then(|kubeconfig| work(&kubeconfig));
+    let outcome = install(bin).and_then(|installed| work(&installed));
     if keep || there {
         println!("e2e: the cluster goes on; cargo xtask cluster down ends it");
         return outcome;
@@ -77,7 +85,7 @@ pub fn with_cluster(bin: Option<&Path>, keep: bool, work: impl FnOnce(&str) -> R
     outcome.and(down)
 }
 
-fn install(bin: Option<&Path>) -> Result<String> {
+fn install(bin: Option<&Path>) -> Result<Installed> {
     step("a cluster of two nodes", &mut xtask(&["cluster", "up", "--nodes", "2"]))?;
     let kubeconfig = output(&mut xtask(&["cluster", "kubeconfig"]))?;
     let tag = new_tag();
@@ -125,7 +133,7 @@ fn install(bin: Option<&Path>) -> Result<String> {
         }
         return Err(error);
     }
-    Ok(kubeconfig)
+    Ok(Installed { kubeconfig, manifests })
 }
 
 fn suite(bin: Option<&Path>, kubeconfig: &str, guests: &[(&str, String); 2], tests: &[String]) -> Result<()> {

@@ -52,6 +52,8 @@ impl Row {
 }
 
 const PORT: u16 = 16444;
+/// Memory of every guest.
+const GUEST_MIB: u64 = 128;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
@@ -77,7 +79,7 @@ async fn standalone(tiny: &str, runs: usize) -> Result<Vec<Row>> {
     start_and_idle(runs, &mut rows).await?;
     let home = Home::start(Options::new(PORT)?).await?;
     home.import(tiny, "bench/tiny:1")?;
-    one_by_one(&home, runs, &mut rows).await?;
+    one_by_one(&home, runs, [0.7, 1.0], &mut rows).await?;
     ten_beside_each_other(&home, runs, &mut rows).await?;
     twenty_at_once(&home, &mut rows).await?;
     Ok(rows)
@@ -140,7 +142,8 @@ async fn start_and_idle(runs: usize, rows: &mut Vec<Row>) -> Result<()> {
     Ok(())
 }
 
-async fn one_by_one(home: &Home, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
+/// `budgets`: seconds until QEMU runs, and until the phase says so.
+async fn one_by_one(home: &Home, runs: usize, budgets: [f64; 2], rows: &mut Vec<Row>) -> Result<()> {
     let (mut qemu, mut running, mut vmi_writes, mut pod_writes, mut gone) = (vec![], vec![], vec![], vec![], vec![]);
     // One run more than is counted: the first fills caches of the file system.
     for run in 0..=runs {
@@ -165,14 +168,14 @@ async fn one_by_one(home: &Home, runs: usize, rows: &mut Vec<Row>) -> Result<()>
     rows.push(Row {
         what: "POST of a VMI → QEMU running",
         unit: "s",
-        budget: 0.7,
+        budget: budgets[0],
         measured: median(qemu),
         upstream: "3.60",
     });
     rows.push(Row {
         what: "POST of a VMI → phase Running",
         unit: "s",
-        budget: 1.0,
+        budget: budgets[1],
         measured: median(running),
         upstream: "3.94",
     });
@@ -262,7 +265,7 @@ async fn start_one(home: &Home, name: &str) -> Result<OneStart> {
 }
 
 async fn ten_beside_each_other(home: &Home, runs: usize, rows: &mut Vec<Row>) -> Result<()> {
-    let (mut started, mut pss, mut rss) = (vec![], vec![], vec![]);
+    let (mut started, mut pss, mut rss, mut qemu) = (vec![], vec![], vec![], vec![]);
     for run in 0..runs {
         let names: Vec<_> = (0..10).map(|i| format!("ten-{run}-{i}")).collect();
         let start = Instant::now();
@@ -292,12 +295,18 @@ async fn ten_beside_each_other(home: &Home, runs: usize, rows: &mut Vec<Row>) ->
             .collect::<Result<Vec<_>>>()?;
         pss.push(beside.iter().map(|m| m.pss).sum::<f64>() / 10.0);
         rss.push(beside.iter().map(|m| m.rss).sum::<f64>() / 10.0);
+        let themselves = names
+            .iter()
+            .map(|n| process::qemu_itself(&format!("default_{n}"), GUEST_MIB))
+            .collect::<Result<Vec<_>>>()?;
+        qemu.push(themselves.iter().sum::<f64>() / 10.0);
         eprintln!(
-            "bench: ten at once {}/{runs}: QEMU after {:.2} s, PSS {:.1}, RSS {:.1} MiB",
+            "bench: ten at once {}/{runs}: QEMU after {:.2} s, PSS {:.1}, RSS {:.1}, QEMU itself {:.1} MiB",
             run + 1,
             started[run],
             pss[run],
-            rss[run]
+            rss[run],
+            qemu[run]
         );
         if run == 0 {
             for line in process::list_beside(&format!("default_{}", names[0]))? {
@@ -326,6 +335,13 @@ async fn ten_beside_each_other(home: &Home, runs: usize, rows: &mut Vec<Row>) ->
         budget: 60.0,
         measured: median(rss),
         upstream: "131",
+    });
+    rows.push(Row {
+        what: "QEMU without its guest's memory, per VM with 10 VMs, PSS",
+        unit: "MiB",
+        budget: f64::NAN,
+        measured: median(qemu),
+        upstream: "",
     });
     Ok(())
 }
@@ -400,7 +416,7 @@ fn vmi(name: &str) -> DynamicObject {
         "terminationGracePeriodSeconds": 0,
         "domain": {
             "cpu": {"cores": 1},
-            "memory": {"guest": "128Mi"},
+            "memory": {"guest": format!("{GUEST_MIB}Mi")},
             "devices": {
                 "disks": [{"name": "root", "disk": {"bus": "virtio"}}],
                 "interfaces": [{"name": "default", "masquerade": {}}],

@@ -97,6 +97,30 @@ pub fn beside_qemu(domain: &str) -> Result<Memory> {
     Ok(sum)
 }
 
+/// Memory (PSS, MiB) of a domain's QEMU but for its guest's memory, which is the mapping of exactly that size.
+pub fn qemu_itself(domain: &str, guest_mib: u64) -> Result<f64> {
+    let pid = qemu_of(domain).with_context(|| format!("domain {domain} has no QEMU"))?;
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).with_context(|| format!("process {pid}"))?;
+    let (mut guest, mut sum, mut guests) = (false, 0, 0);
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (name, value) = (words.next(), words.next().and_then(|v| v.parse::<u64>().ok()));
+        match (name, value) {
+            (Some("Size:"), Some(kib)) => {
+                guest = kib == guest_mib * 1024;
+                guests += u32::from(guest);
+            }
+            (Some("Pss:"), Some(kib)) if !guest => sum += kib,
+            _ => {}
+        }
+    }
+    anyhow::ensure!(
+        guests == 1,
+        "QEMU {pid} has {guests} mappings of {guest_mib} MiB, not one"
+    );
+    Ok(sum as f64 / 1024.0)
+}
+
 /// One line for each process beside QEMU.
 pub fn list_beside(domain: &str) -> Result<Vec<String>> {
     Ok(pod_of(domain)?
