@@ -339,7 +339,10 @@ impl Operator {
                     return Ok((progress, Some(next.min(due))));
                 }
                 Next::Done => {
-                    self.rendered = None;
+                    if self.rendered.take().is_some() {
+                        // The CRDs are most of what this process ever holds.
+                        ferrovirt_runtime::memory::give_back();
+                    }
                     self.drop_orphans().await?;
                     return Ok((Progress::Deployed, Some(due)));
                 }

@@ -45,7 +45,9 @@ fn set_conditions(
     now: Timestamp,
 ) {
     let list = &mut status.conditions;
-    conditions::set(list, &rules::ready(&observed.vmi, phase, pod), now);
+    if let Some(desired) = rules::ready(&observed.vmi, phase, pod) {
+        conditions::set(list, &desired, now);
+    }
     match rules::pod_scheduled(pod).filter(|_| !phase.is_final()) {
         Some(desired) => conditions::set(list, &desired, now),
         None => conditions::remove(list, rules::POD_SCHEDULED),

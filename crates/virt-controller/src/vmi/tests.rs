@@ -185,6 +185,19 @@ fn a_pod_that_is_starting_is_looked_at_again() {
 }
 
 #[test]
+fn a_cluster_has_more_time_before_a_start_is_told_of() {
+    for (home, age, phase) in [
+        (Home::Standalone, 299, "Pending"),
+        (Home::Standalone, 300, "Scheduling"),
+        (Home::Cluster, 1499, "Pending"),
+        (Home::Cluster, 1500, "Scheduling"),
+    ] {
+        let plan = plan(&observed(vmi("Pending"), Some(pod(json!({}))), ago(age), home), now());
+        assert_eq!(plan.status.phase.as_deref(), Some(phase), "{home:?} {age}");
+    }
+}
+
+#[test]
 fn scheduled_hands_over_all_that_the_node_needs() {
     let mut vmi = vmi("Pending");
     vmi.metadata.annotations = Some([("kubevirt.io/vm-generation".to_owned(), "3".to_owned())].into());
