@@ -10,6 +10,7 @@ use serde_json::Value;
 
 /// Crate → the crates of ours that it may use. What is not listed is refused.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("container-disk", &[]),
     ("ferrovirt-api", &[]),
     ("ferrovirt-apiserver", &[]),
     ("ferrovirt-core", &["ferrovirt-api"]),

@@ -10,6 +10,9 @@ use crate::machine::{Architecture, Binding, Smbios};
 /// Gate that admits `hostDisk` volumes.
 pub const GATE_HOST_DISK: &str = "HostDisk";
 
+/// Gate of containerDisks as image volumes; on unless it is disabled.
+pub const GATE_IMAGE_VOLUME: &str = "ImageVolume";
+
 /// Cluster-wide settings that defaults and validation depend on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClusterConfig {
@@ -59,6 +62,10 @@ pub struct ClusterConfig {
     pub node_selectors: BTreeMap<String, String>,
     /// `configuration.imagePullPolicy`, of our own images.
     pub image_pull_policy: String,
+    /// File on the nodes with the seccomp profile of launcher pods; `None`: the container runtime's.
+    pub seccomp_profile: Option<String>,
+    /// containerDisks are image volumes where the cluster has them: the gate `ImageVolume`, which is on by default.
+    pub image_volumes: bool,
 }
 
 /// Machine types of one architecture.
@@ -153,6 +160,8 @@ impl Default for ClusterConfig {
             overhead_ratio: None,
             node_selectors: BTreeMap::new(),
             image_pull_policy: "IfNotPresent".to_owned(),
+            seccomp_profile: None,
+            image_volumes: true,
         }
     }
 }
@@ -246,6 +255,11 @@ impl ClusterConfig {
         if let Some(policy) = text(&c.image_pull_policy) {
             self.image_pull_policy = policy;
         }
+        let seccomp = c.seccomp_configuration.as_ref();
+        let own = seccomp.and_then(|s| s.virtual_machine_instance_profile.as_ref()?.custom_profile.as_ref());
+        if let Some(own) = own {
+            self.seccomp_profile = text(&own.localhost_profile);
+        }
         if let Some(options) = &c.virtual_machine_options {
             self.disable_serial_console_log = options.disable_serial_console_log.is_some();
         }
@@ -273,6 +287,9 @@ impl ClusterConfig {
         self.feature_gates.extend(developer.feature_gates.iter().cloned());
         for gate in &developer.disabled_feature_gates {
             self.feature_gates.remove(gate);
+            if gate == GATE_IMAGE_VOLUME {
+                self.image_volumes = false;
+            }
         }
         if let Some(use_emulation) = developer.use_emulation {
             self.use_emulation = use_emulation;
@@ -352,12 +369,13 @@ mod tests {
             "cpuRequest": "250m",
             "developerConfiguration": {
                 "featureGates": ["HostDisk", "Sidecar"],
-                "disabledFeatureGates": ["Sidecar"],
+                "disabledFeatureGates": ["Sidecar", "ImageVolume"],
                 "useEmulation": true,
                 "cpuAllocationRatio": 4,
                 "memoryOvercommit": -3
             },
             "network": {"defaultNetworkInterface": "masquerade", "permitBridgeInterfaceOnPodNetwork": false},
+            "seccompConfiguration": {"virtualMachineInstanceProfile": {"customProfile": {"localhostProfile": "vm.json"}}},
             "vmRolloutStrategy": "Stage",
             "virtualMachineOptions": {"disableSerialConsoleLog": {}}
         }))
@@ -370,6 +388,7 @@ mod tests {
         assert!(config.use_emulation && !config.live_update && config.disable_serial_console_log);
         assert_eq!((config.cpu_allocation_ratio, config.memory_overcommit), (4, 100));
         assert_eq!(config.default_network_interface, Binding::Masquerade);
-        assert!(!config.permit_bridge_on_pod_network);
+        assert!(!config.permit_bridge_on_pod_network && !config.image_volumes);
+        assert_eq!(config.seccomp_profile.as_deref(), Some("vm.json"));
     }
 }

@@ -32,6 +32,12 @@ pub mod paths {
     pub const VNC_SOCKET: &str = "virt-vnc";
     /// containerDisk image volumes are mounted at `disk_<index of the volume in spec.volumes>` below this.
     pub const IMAGE_VOLUME_DIR: &str = "/var/run/kubevirt-image-volume";
+    /// Where a cluster has no image volumes: the volume whose `disk_<index>` virt-handler mounts the containerDisks
+    /// on, and in which the containers that hold them listen on `disk_<index>.sock`. The launcher has it, read-only, as
+    /// [`IMAGE_VOLUME_DIR`].
+    pub const CONTAINER_DISKS_VOLUME: &str = "container-disks";
+    /// Mount path of [`CONTAINER_DISKS_VOLUME`] in those containers.
+    pub const CONTAINER_DISKS_DIR: &str = "/var/run/kubevirt/container-disks";
     /// Volume `ephemeral-disks`.
     pub const EPHEMERAL_DIR: &str = "/var/run/kubevirt-ephemeral-disks";
     /// Volume `libvirt-runtime`.

@@ -6,11 +6,12 @@ use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
 use ferrovirt_core::ClusterConfig;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::Options;
 use crate::cache::Cache;
 use crate::events::Recorder;
+use crate::image_volumes::ContainerDisks;
 use crate::node::Nodes;
 use crate::queue::Sender;
 use crate::vm::Revisions;
@@ -37,6 +38,10 @@ pub struct Context {
     pub events: Recorder,
     /// The cluster's configuration.
     pub config: watch::Receiver<Arc<ClusterConfig>>,
+    /// How containerDisks come into pods; nothing is reconciled before it is known.
+    pub container_disks: watch::Receiver<Option<ContainerDisks>>,
+    /// Notified when the API server refuses what that says.
+    pub doubt: Arc<Notify>,
     /// How this controller was started.
     pub options: Arc<Options>,
 }

@@ -17,6 +17,7 @@
 mod cache;
 mod context;
 mod events;
+pub mod image_volumes;
 mod metrics;
 mod node;
 pub mod operator;
@@ -35,12 +36,13 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::Api;
 use kube::runtime::watcher;
 use kube::{Client, Resource};
-use tokio::sync::{oneshot, watch as latest};
+use tokio::sync::{Notify, oneshot, watch as latest};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use cache::{Caches, Key, owner_uid};
 use context::Context;
+use image_volumes::ContainerDisks;
 
 /// How many objects of a kind are reconciled at a time.
 const CONCURRENCY: usize = 8;
@@ -101,6 +103,12 @@ async fn run_with(
     let (vm_queue, vms_due) = queue::queue();
     let (vmi_queue, vmis_due) = queue::queue();
     let (recorder, event_writer) = events::recorder();
+    // The pod runner of one machine has image volumes.
+    let (decision, container_disks) = latest::channel(match options.home {
+        Home::Standalone => Some(ContainerDisks::ImageVolumes),
+        Home::Cluster => None,
+    });
+    let doubt = Arc::new(Notify::new());
     let context = Arc::new(Context {
         client: client.clone(),
         vms: caches.vms,
@@ -112,10 +120,19 @@ async fn run_with(
         vmi_queue,
         events: recorder,
         config,
+        container_disks,
+        doubt: Arc::clone(&doubt),
         options: Arc::new(options),
     });
     let mut tasks: JoinSet<&'static str> = JoinSet::new();
     let synced = watches(&context, &mut tasks, &shutdown);
+    if context.options.home == Home::Cluster {
+        let decide = image_volumes::follow(client.clone(), decision, doubt, shutdown.clone());
+        tasks.spawn(async move {
+            decide.await;
+            "image volumes"
+        });
+    }
     let stop = shutdown.clone();
     tasks.spawn(async move {
         event_writer.run(client, stop).await;
@@ -134,6 +151,12 @@ async fn run_with(
                 () = stop.cancelled() => return "reconcilers",
                 _ = ready => {}
             }
+        }
+        let mut decided = shared.container_disks.clone();
+        tokio::select! {
+            () = stop.cancelled() => return "reconcilers",
+            // The sender of one machine is gone, and its value is there.
+            _ = decided.wait_for(Option::is_some) => {}
         }
         tracing::debug!("virt-controller has seen everything and begins");
         let other = Arc::clone(&shared);

@@ -3,6 +3,7 @@
 //! [`run`] is the whole node agent. Other processes reach the guests of its node through an [`Agent`].
 
 mod capabilities;
+mod containerdisk;
 mod devices;
 mod events;
 mod hostdisk;

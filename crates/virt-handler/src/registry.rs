@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::names::{APP_LABEL, CREATED_BY_LABEL, DOMAIN_ANNOTATION, NODE_NAME_LABEL, VIRT_LAUNCHER};
+use ferrovirt_protocol::paths::CONTAINER_DISKS_VOLUME;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -39,6 +40,8 @@ pub(crate) struct PodFacts {
     pub(crate) vmi_uid: String,
     pub(crate) vmi_name: String,
     pub(crate) ended: Option<Reported>,
+    /// Its containerDisks are held by containers, to be mounted.
+    pub(crate) holds_container_disks: bool,
     created: Option<Time>,
 }
 
@@ -57,6 +60,11 @@ impl PodFacts {
         if pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true)) {
             return None;
         }
+        let volumes = pod.spec.iter().flat_map(|spec| &spec.volumes).flatten();
+        // A disk of the VMI may have that name, too, but is no such directory.
+        let holds_container_disks = volumes
+            .into_iter()
+            .any(|volume| volume.name == CONTAINER_DISKS_VOLUME && volume.empty_dir.is_some());
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         Some(Self {
             uid: pod.uid()?,
@@ -68,6 +76,7 @@ impl PodFacts {
                 Some("Failed") => Some(Reported::Failed),
                 _ => None,
             },
+            holds_container_disks,
             created: pod.creation_timestamp(),
         })
     }

@@ -1,5 +1,8 @@
 //! The system calls that no safe wrapper offers.
-#![expect(unsafe_code, reason = "tap ioctls and SO_PEERPIDFD have no safe wrapper")]
+#![expect(
+    unsafe_code,
+    reason = "tap ioctls, SO_PEERPIDFD and mounts by descriptor have no safe wrapper"
+)]
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -69,6 +72,51 @@ pub(crate) fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
 pub(crate) fn await_process(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is open, stays the same descriptor, and nobody else closes it.
     Ok(unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?)
+}
+
+/// The directory behind `root` as a mount that is nowhere yet: what is mounted below it is not part of it, nothing in it
+/// can be written, run or used as a device. The calling thread must be in the mount namespace of `root`.
+pub(crate) fn detached_copy(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH.cast_unsigned();
+    // SAFETY: root is open, and the path is an empty string that lives longer than the call.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, root.as_raw_fd(), c"".as_ptr(), flags) };
+    let tree = libc::c_int::try_from(tree).map_err(|_| io::ErrorKind::InvalidData)?;
+    check(tree)?;
+    // SAFETY: the call succeeded, so it is a new descriptor that nobody else owns.
+    let tree = unsafe { OwnedFd::from_raw_fd(tree) };
+    // SAFETY: mount_attr is plain data for which all-zero is a valid value.
+    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attributes.attr_set =
+        libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    // SAFETY: tree is open, the path is an empty string, and attributes is as large as said; both outlive the call.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw mut attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(libc::c_int::try_from(set).map_err(|_| io::ErrorKind::InvalidData)?)?;
+    Ok(tree)
+}
+
+/// Mounts what [`detached_copy`] returned on the directory `target`. The calling thread must be in its mount namespace.
+pub(crate) fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both descriptors are open, and the paths are empty strings that live longer than the call.
+    let moved = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    };
+    check(libc::c_int::try_from(moved).map_err(|_| io::ErrorKind::InvalidData)?)
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

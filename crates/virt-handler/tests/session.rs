@@ -39,6 +39,13 @@ const PLAY: &str = "VIRT_HANDLER_TEST_LAUNCHER";
 /// The pod's volume is mounted where launchers have it.
 const MOUNT_SOCKETS: &str =
     "mount -t tmpfs none /run && mkdir -p /run/kubevirt/sockets && mount --bind \"$0\" /run/kubevirt/sockets";
+/// As launchers have the volume of a pod whose containerDisks are held by containers.
+const MOUNT_CONTAINER_DISKS: &str = "mkdir /run/kubevirt-image-volume && \
+    mount --bind \"$0/../container-disks\" /run/kubevirt-image-volume && \
+    mount -o remount,bind,ro /run/kubevirt-image-volume";
+/// Set in the process that plays a containerDisk's container: its root directory.
+const PLAY_DISK: &str = "VIRT_HANDLER_TEST_CONTAINER_DISK";
+const DISKS_DIR: &str = "var/run/kubevirt/container-disks";
 /// What CNI plugins do.
 const MAKE_NETWORK: &str = "ip link add eth0 type veth peer name v0 && ip addr add 10.88.0.7/24 dev eth0 && \
     ip link set lo up && ip link set v0 up && ip link set eth0 up";
@@ -95,7 +102,11 @@ impl Launcher for Script {
             .iter()
             .map(|nic| json!({"tap": nic.tap, "mac": nic.mac, "client": nic.dhcp.as_ref().unwrap().client_ip}))
             .collect();
-        self.log(&json!({"sync": {"kvm": node.kvm, "emulation": node.allow_emulation, "nics": nics}}));
+        let mut entry = json!({"sync": {"kvm": node.kvm, "emulation": node.allow_emulation, "nics": nics}});
+        if let Some(disk) = look_at_disk(Path::new("/var/run/kubevirt-image-volume/disk_0")) {
+            entry["disk"] = disk;
+        }
+        self.log(&entry);
         if self.state.borrow().lifecycle() == Lifecycle::Waiting {
             self.enter(Lifecycle::Running, "Booted");
         }
@@ -147,6 +158,31 @@ impl Launcher for Script {
     }
 }
 
+/// What a launcher finds where containerDisks are mounted.
+fn look_at_disk(root: &Path) -> Option<Value> {
+    let image = std::fs::read_to_string(root.join("disk/disk.img")).ok()?;
+    let write = std::fs::write(root.join("disk/new"), "").unwrap_err();
+    let below = std::fs::read_dir(root.join(DISKS_DIR)).unwrap().count();
+    Some(json!({"image": image, "write": write.raw_os_error(), "below": below}))
+}
+
+/// Not a test of its own: does nothing unless it was started to play a containerDisk's container.
+#[test]
+fn plays_the_container_disk() {
+    let Some(root) = std::env::var_os(PLAY_DISK) else {
+        return;
+    };
+    std::os::unix::fs::chroot(root).unwrap();
+    std::env::set_current_dir("/").unwrap();
+    let directory = Path::new("/").join(DISKS_DIR);
+    let _listener = std::os::unix::net::UnixListener::bind(directory.join("disk_0.sock")).unwrap();
+    // Until the test is over.
+    for line in std::io::stdin().lock().lines() {
+        line.unwrap();
+    }
+    std::process::exit(0);
+}
+
 /// Not a test of its own: does nothing unless it was started to play the launcher.
 #[test]
 fn plays_the_launcher() {
@@ -194,6 +230,7 @@ struct World {
     agent: Agent,
     shutdown: CancellationToken,
     launcher: Option<Child>,
+    container_disk: Option<Child>,
     pod_uid: String,
 }
 
@@ -201,12 +238,18 @@ impl Drop for World {
     fn drop(&mut self) {
         self.shutdown.cancel();
         self.kill_launcher();
+        self.kill_container_disk();
     }
 }
 
 impl World {
     /// An API server with a node, a VMI and its bound pod; nobody acts yet.
     async fn new() -> Self {
+        Self::with_volumes(json!([]), json!([])).await
+    }
+
+    /// As [`Self::new`]; the VMI and its pod have volumes.
+    async fn with_volumes(of_vmi: Value, of_pod: Value) -> Self {
         let crds = ferrovirt_api::crds()
             .iter()
             .map(|crd| serde_json::to_value(crd).unwrap())
@@ -232,13 +275,14 @@ impl World {
             directory,
             shutdown: CancellationToken::new(),
             launcher: None,
+            container_disk: None,
             pod_uid: String::new(),
         };
-        world.create_objects().await;
+        world.create_objects(of_vmi, of_pod).await;
         world
     }
 
-    async fn create_objects(&mut self) {
+    async fn create_objects(&mut self, vmi_volumes: Value, pod_volumes: Value) {
         let vmi: VirtualMachineInstance = serde_json::from_value(json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
             "metadata": {"name": "vm", "finalizers": ["kubevirt.io/foregroundDeleteVirtualMachine"]},
@@ -250,6 +294,7 @@ impl World {
                         {"name": "default", "masquerade": {}, "macAddress": "52:54:00:aa:bb:cc"}]},
                 },
                 "networks": [{"name": "default", "pod": {}}],
+                "volumes": vmi_volumes,
             },
         }))
         .unwrap();
@@ -265,7 +310,7 @@ impl World {
                 "ownerReferences": [{"apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "name": "vm",
                     "uid": uid, "controller": true}],
             },
-            "spec": {"nodeName": "node-a", "containers": [{"name": "compute", "image": "x"}]},
+            "spec": {"nodeName": "node-a", "containers": [{"name": "compute", "image": "x"}], "volumes": pod_volumes},
         }))
         .unwrap();
         let pod = self.pods().create(&PostParams::default(), &pod).await.unwrap();
@@ -331,6 +376,44 @@ impl World {
             .spawn()
             .unwrap();
         self.launcher = Some(child);
+    }
+
+    /// Starts what plays a containerDisk's container, in namespaces of its own.
+    fn start_container_disk(&mut self) {
+        let root = self.directory.path().join("image");
+        let volume = self.container_disks();
+        let mounted = root.join(DISKS_DIR);
+        for directory in [&root.join("disk"), &root.join("etc"), &mounted] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        std::fs::write(root.join("disk/disk.img"), "the image").unwrap();
+        let child = Command::new("unshare")
+            .args([
+                "--mount",
+                "sh",
+                "-c",
+                "mount --bind \"$0\" \"$1\" && shift && exec \"$@\"",
+            ])
+            .args([&volume, &mounted])
+            .arg(std::env::current_exe().unwrap())
+            .args(["plays_the_container_disk", "--exact", "--nocapture"])
+            .env(PLAY_DISK, &root)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.container_disk = Some(child);
+    }
+
+    fn container_disks(&self) -> PathBuf {
+        self.sockets().with_file_name("container-disks")
+    }
+
+    fn kill_container_disk(&mut self) {
+        if let Some(mut child) = self.container_disk.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 
     fn order(&mut self, order: &str) {
@@ -572,6 +655,71 @@ async fn the_next_agent_adopts_and_writes_nothing() {
         world.agent.guest_info("default", "vm").await.unwrap(),
         json!({"hostname": "guest"})
     );
+}
+
+#[tokio::test]
+async fn a_container_disk_without_image_volumes_is_mounted_from_its_container() {
+    let mut world = World::with_volumes(
+        json!([{"name": "root", "containerDisk": {"image": "x"}}]),
+        json!([{"name": "container-disks", "emptyDir": {}}]),
+    )
+    .await;
+    std::fs::create_dir_all(world.container_disks()).unwrap();
+    world.start_agent(world.options());
+    let prepare = format!("{MOUNT_SOCKETS} && {MOUNT_CONTAINER_DISKS} && {MAKE_NETWORK}");
+    world.start_process(&["--net", "--mount"], &prepare);
+    world.start_container_disk();
+    world.schedule().await;
+    world.vmi_when("Running", |vmi| phase(vmi) == "Running").await;
+    let disk = |request: &Value| request["disk"].clone();
+    // EROFS; and of what is mounted in the container nothing is seen.
+    let found = json!({"image": "the image", "write": 30, "below": 0});
+    assert_eq!(disk(&world.requests()[0]), found);
+    let nowhere_else = std::fs::read_dir(world.container_disks().join("disk_0"))
+        .unwrap()
+        .count();
+    assert_eq!(nowhere_else, 0, "only the launcher sees it");
+
+    // The next agent finds it as it is, whatever has become of the container.
+    world.kill_container_disk();
+    world.shutdown.cancel();
+    world.agent = Agent::new(world.directory.path().join("pods"));
+    world.start_agent(world.options());
+    world
+        .until("it is synced again", async || world.requests().len() == 2)
+        .await;
+    assert_eq!(disk(&world.requests()[1]), found);
+}
+
+#[tokio::test]
+async fn nothing_is_mounted_for_a_process_that_is_not_in_the_container() {
+    let mut world = World::with_volumes(
+        json!([{"name": "root", "containerDisk": {"image": "x"}}]),
+        json!([{"name": "container-disks", "emptyDir": {}}]),
+    )
+    .await;
+    std::fs::create_dir_all(world.container_disks()).unwrap();
+    // This process: it has no such volume.
+    // By a descriptor: the path is too long for a socket's.
+    let volume = std::fs::File::open(world.container_disks()).unwrap();
+    let path = format!("/proc/self/fd/{}/disk_0.sock", std::os::fd::AsRawFd::as_raw_fd(&volume));
+    let _listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    world.start_agent(world.options());
+    let prepare = format!("{MOUNT_SOCKETS} && {MOUNT_CONTAINER_DISKS} && {MAKE_NETWORK}");
+    world.start_process(&["--net", "--mount"], &prepare);
+    world.schedule().await;
+    let vmi = world
+        .vmi_when("told what is wrong", |vmi| {
+            let conditions = vmi.status.iter().flat_map(|status| &status.conditions);
+            conditions.into_iter().any(|c| c.r#type == "Synchronized")
+        })
+        .await;
+    let text = format!("{:?}", vmi.status.unwrap().conditions);
+    assert!(
+        text.contains("does not have the pod's volume `container-disks` mounted"),
+        "{text}"
+    );
+    assert!(world.requests().is_empty());
 }
 
 /// The VMI fails, and says why; whoever listened on the launcher's socket was told nothing.

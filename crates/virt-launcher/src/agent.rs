@@ -1,9 +1,11 @@
 //! The guest agent: what the guest says about itself.
 //!
 //! The guest is not trusted: answers are bounded in size and time, and calls are made on a thread of their own, so a
-//! silent agent delays nothing else.
+//! silent agent delays nothing else. libvirtd itself gives up an agent that says more than ten megabytes at a time.
 
 mod exec;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -28,9 +30,11 @@ use crate::hypervisor;
 const TIMEOUT: i32 = 5;
 /// Longest answer that is looked at.
 const MAX_ANSWER: usize = 1 << 20;
-/// Longest list and string that is passed on.
-const MAX_ITEMS: usize = 256;
-const MAX_TEXT: usize = 1024;
+/// Longest lists and string that are passed on: all together they are half of what virt-handler listens to.
+const MAX_ITEMS: usize = 128;
+const MAX_INTERFACES: usize = 64;
+const MAX_ADDRESSES: usize = 16;
+const MAX_TEXT: usize = 256;
 
 /// What the agent said, and whether it said all we asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,7 +176,8 @@ fn say(domain: &Domain, command: &str, seconds: i32) -> Result<String, AgentErro
     match domain.qemu_agent_command(command, seconds, 0) {
         Ok(text) if text.len() <= MAX_ANSWER => Ok(text),
         Ok(text) => Err(AgentError::TooLong(text.len())),
-        Err(error) => Err(AgentError::NoAnswer(error.message().to_owned())),
+        // The guest's words are among libvirt's.
+        Err(error) => Err(AgentError::NoAnswer(text(error.message().to_owned()))),
     }
 }
 
@@ -185,12 +190,12 @@ fn read<T: DeserializeOwned>(answer: &str) -> Result<T, AgentError> {
     }
     serde_json::from_str::<Answer<T>>(answer)
         .map(|answer| answer.value)
-        .map_err(|error| AgentError::Unreadable(error.to_string()))
+        .map_err(|error| AgentError::Unreadable(text(error.to_string())))
 }
 
-fn ask<T: DeserializeOwned>(domain: &Domain, command: &str) -> Option<T> {
-    let answer = say(domain, &json!({ "execute": command }).to_string(), TIMEOUT);
-    answer
+/// Asks by `say`, which is given the whole command and returns the whole answer.
+fn ask<T: DeserializeOwned>(say: impl Fn(&str) -> Result<String, AgentError>, command: &str) -> Option<T> {
+    say(&json!({ "execute": command }).to_string())
         .and_then(|answer| read(&answer))
         .inspect_err(|error| tracing::debug!(command, %error, "the guest agent was asked in vain"))
         .ok()
@@ -262,21 +267,26 @@ struct IpAddress {
 }
 
 fn collect(domain: &Domain) -> Report {
+    report(|command| say(domain, command, TIMEOUT))
+}
+
+fn report(say: impl Fn(&str) -> Result<String, AgentError>) -> Report {
+    let say = &say;
     // A silent agent is given up at the first command, not asked seven times.
-    let Some(info) = ask::<Info>(domain, "guest-info") else {
+    let Some(info) = ask::<Info>(say, "guest-info") else {
         return Report {
             json: Vec::new(),
             complete: false,
         };
     };
     let (os, host_name) = (
-        ask::<Os>(domain, "guest-get-osinfo"),
-        ask::<HostName>(domain, "guest-get-host-name"),
+        ask::<Os>(say, "guest-get-osinfo"),
+        ask::<HostName>(say, "guest-get-host-name"),
     );
-    let timezone = ask::<Timezone>(domain, "guest-get-timezone");
-    let users = ask::<Vec<User>>(domain, "guest-get-users");
-    let file_systems = ask::<Vec<FileSystem>>(domain, "guest-get-fsinfo");
-    let interfaces = ask::<Vec<Interface>>(domain, "guest-network-get-interfaces");
+    let timezone = ask::<Timezone>(say, "guest-get-timezone");
+    let users = ask::<Vec<User>>(say, "guest-get-users");
+    let file_systems = ask::<Vec<FileSystem>>(say, "guest-get-fsinfo");
+    let interfaces = ask::<Vec<Interface>>(say, "guest-network-get-interfaces");
     let complete = os.is_some()
         && host_name.is_some()
         && timezone.is_some()
@@ -285,7 +295,15 @@ fn collect(domain: &Domain) -> Report {
         && interfaces.is_some();
     let report = VirtualMachineInstanceGuestAgentInfo {
         guest_agent_version: Some(text(info.version)),
-        supported_commands: info.supported_commands.into_iter().take(MAX_ITEMS).collect(),
+        supported_commands: info
+            .supported_commands
+            .into_iter()
+            .take(MAX_ITEMS)
+            .map(|command| GuestAgentCommandInfo {
+                name: text(command.name),
+                ..command
+            })
+            .collect(),
         hostname: host_name.map(|host| text(host.host_name)),
         os: os.map(os_info),
         timezone: timezone.map(timezone_text),
@@ -311,7 +329,7 @@ fn to_json(report: &VirtualMachineInstanceGuestAgentInfo, interfaces: Vec<Interf
     let interfaces: Vec<_> = interfaces
         .into_iter()
         .filter(|interface| !is_loopback(interface))
-        .take(MAX_ITEMS)
+        .take(MAX_INTERFACES)
         .map(network)
         .collect();
     if let (Value::Object(fields), Ok(list)) = (&mut value, serde_json::to_value(interfaces)) {
@@ -334,11 +352,11 @@ fn is_loopback(interface: &Interface) -> bool {
             }))
 }
 
-/// Strings of the guest, cut where they get absurd.
+/// Strings of the guest, on one line and cut where they get absurd.
 fn text(mut value: String) -> String {
-    if value.len() > MAX_TEXT {
-        let cut = (0..=MAX_TEXT).rev().find(|at| value.is_char_boundary(*at)).unwrap_or(0);
-        value.truncate(cut);
+    value.truncate(value.floor_char_boundary(MAX_TEXT));
+    if value.contains(char::is_control) {
+        value = value.replace(char::is_control, " ");
     }
     value
 }
@@ -388,8 +406,9 @@ fn network(interface: Interface) -> VirtualMachineInstanceNetworkInterface {
     let addresses: Vec<String> = interface
         .ip_addresses
         .into_iter()
-        .take(MAX_ITEMS)
-        .map(|address| text(address.ip_address))
+        .map(|address| address.ip_address)
+        .filter(|address| address.parse::<std::net::IpAddr>().is_ok())
+        .take(MAX_ADDRESSES)
         .collect();
     VirtualMachineInstanceNetworkInterface {
         interface_name: Some(text(interface.name)),

@@ -110,6 +110,10 @@ fn apiserver(layout: &Layout, programs: &Programs) -> Command {
              --enable-aggregator-routing=true"
                 .split_whitespace(),
         );
+    if !layout.has_image_volumes() {
+        // From 1.36 they can no longer be turned off; kubelets do what the API server lets through.
+        command.args(["--emulated-version=kube=1.35", "--feature-gates=kube:ImageVolume=false"]);
+    }
     command
 }
 

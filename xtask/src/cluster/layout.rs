@@ -87,6 +87,16 @@ impl Layout {
         write(&self.dir.join("nodes"), &count.to_string())
     }
 
+    /// Whether its API server knows image volumes; kept for those who repair the cluster.
+    pub fn has_image_volumes(&self) -> bool {
+        !self.without_image_volumes().exists()
+    }
+
+    /// Its presence says so.
+    pub fn without_image_volumes(&self) -> PathBuf {
+        self.dir.join("without-image-volumes")
+    }
+
     /// The directory of a node.
     pub fn node(&self, node: Node) -> PathBuf {
         self.dir.join(node.name())

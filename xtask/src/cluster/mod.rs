@@ -53,6 +53,9 @@ enum Action {
         /// How many nodes; as many as there are, or one
         #[arg(long, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_NODES)))]
         nodes: Option<u8>,
+        /// Have an API server that knows no image volumes, as those before Kubernetes 1.35
+        #[arg(long)]
+        without_image_volumes: bool,
     },
     /// Build and download only
     Fetch,
@@ -80,7 +83,10 @@ impl Cluster {
             cache: std::path::absolute(self.cache)?,
         };
         match self.action {
-            Action::Up { nodes } => up::up(&layout, nodes),
+            Action::Up {
+                nodes,
+                without_image_volumes,
+            } => up::up(&layout, nodes, without_image_volumes),
             Action::Fetch => fetch::all(&layout.cache).map(drop),
             Action::Down => up::down(&layout),
             Action::Status => {

@@ -22,7 +22,7 @@ const OBJECTS: &str = include_str!("../../cluster/cluster.yaml");
 ///
 /// # Errors
 /// Not root; another cluster runs; something does not become ready: then with the end of its log.
-pub fn up(layout: &Layout, wanted: Option<u8>) -> Result<()> {
+pub fn up(layout: &Layout, wanted: Option<u8>, without_image_volumes: bool) -> Result<()> {
     let start = Instant::now();
     let _lock = lock()?;
     let there = layout.nodes()?;
@@ -35,6 +35,9 @@ pub fn up(layout: &Layout, wanted: Option<u8>) -> Result<()> {
             there.len()
         );
     }
+    if without_image_volumes && layout.has_image_volumes() && !there.is_empty() {
+        bail!("the cluster has image volumes; for one without, end it first: cargo xtask cluster down");
+    }
     if nodes == there && status::look(layout, &nodes).iter().all(|line| line.problem.is_none()) {
         println!("cluster: runs already, {} nodes are ready", nodes.len());
         return done(layout);
@@ -42,6 +45,9 @@ pub fn up(layout: &Layout, wanted: Option<u8>) -> Result<()> {
     claim(layout, &there)?;
     let programs = fetch::all(&layout.cache)?;
     layout.set_nodes(nodes.len())?;
+    if without_image_volumes {
+        write(&layout.without_image_volumes(), "")?;
+    }
     step("certificates and network", || {
         pki::create(layout, &nodes)?;
         cgroup::create(&nodes)?;

@@ -181,7 +181,7 @@ pub struct OwnLayer {
     pub executable: &'static str,
     /// Other names for executables: link and target.
     pub links: &'static [(&'static str, &'static str)],
-    /// Lower layers, where the libraries it needs must be.
+    /// Lower layers, where the libraries it needs must be; none for one that is linked statically, and built here.
     pub upon: &'static [&'static str],
 }
 
@@ -198,6 +198,13 @@ pub const OWN_LAYERS: &[OwnLayer] = &[
         executable: "virt-launcher",
         links: &[("usr/bin/virt-probe", "ferrovirt"), ("usr/bin/virt-tail", "ferrovirt")],
         upon: &["runtime", "virtualization"],
+    },
+    // Runs in images of disks, which have nothing else.
+    OwnLayer {
+        name: "container-disk",
+        executable: "container-disk",
+        links: &[],
+        upon: &[],
     },
 ];
 
@@ -230,7 +237,13 @@ pub const IMAGES: &[Image] = &[
     Image {
         name: "virt-launcher",
         title: "Ferrovirt's pod around one virtual machine: QEMU, libvirt, firmware",
-        layers: &["runtime", "virtualization", "ferrovirt", "virt-launcher"],
+        layers: &[
+            "runtime",
+            "virtualization",
+            "ferrovirt",
+            "virt-launcher",
+            "container-disk",
+        ],
         user: "107:107",
         entrypoint: &["/usr/bin/virt-launcher"],
     },

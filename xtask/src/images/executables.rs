@@ -39,9 +39,24 @@ pub fn build(profile: Profile, target: &Path) -> Result<PathBuf> {
     Ok(target.join(dir))
 }
 
-/// Stores the executable of `own`, found in `dir`, as a layer, without its symbols.
-pub fn layer(own: &OwnLayer, dir: &Path, base: &Base, cache: &Cache) -> Result<(Layer, PathBuf)> {
-    let executable = dir.join(own.executable);
+/// Builds an executable that needs no library, and returns the directory it is in. It has a target directory of its
+/// own, because what it is built from is built otherwise there.
+fn build_static(name: &str, target: &Path) -> Result<PathBuf> {
+    let target = target.join("static");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["rustc", "--quiet", "--locked", "--release", "-p", name, "--bin", name]);
+    cargo.arg("--target-dir").arg(&target);
+    run(cargo.args(["--", "-C", "target-feature=+crt-static"]))?;
+    Ok(target.join("release"))
+}
+
+/// Stores the executable of `own`, found in `dir` or built below `target`, as a layer, without its symbols.
+pub fn layer(own: &OwnLayer, dir: &Path, target: &Path, base: &Base, cache: &Cache) -> Result<(Layer, PathBuf)> {
+    let executable = if own.upon.is_empty() {
+        build_static(own.executable, target)?.join(own.executable)
+    } else {
+        dir.join(own.executable)
+    };
     if !executable.exists() {
         bail!(
             "there is no {}; build it, or name another directory by --bin",

@@ -37,7 +37,7 @@ use tree::{Layer, Tree, made};
 /// How many builds of the executables the cache keeps.
 const KEEP: usize = 6;
 /// Directories of the cache that have entries.
-const KINDS: [&str; 4] = ["base", "ferrovirt", "sbom", "virt-launcher"];
+const KINDS: [&str; 5] = ["base", "container-disk", "ferrovirt", "sbom", "virt-launcher"];
 /// How the directory of an entry begins that is not whole.
 const NEW: &str = "new-";
 
@@ -96,7 +96,7 @@ impl Images {
         let mut own = BTreeMap::new();
         for layer in OWN_LAYERS {
             if wanted.iter().any(|image| image.layers.contains(&layer.name)) {
-                let packed = executables::layer(layer, &bin, &base, &cache)?;
+                let packed = executables::layer(layer, &bin, Path::new(workspace.target()), &base, &cache)?;
                 own.insert(layer.name, (packed, workspace.crates_of(layer.executable)?));
             }
         }

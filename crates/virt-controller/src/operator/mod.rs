@@ -11,7 +11,6 @@
 //! again. Everything is decided again from what is there, so the process may be killed at any time.
 
 mod authority;
-mod cdi;
 pub mod certificates;
 pub mod inputs;
 pub mod manifests;

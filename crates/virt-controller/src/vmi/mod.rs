@@ -20,8 +20,9 @@ use serde_json::json;
 
 use crate::Home;
 use crate::cache::{Key, owner_uid};
-use crate::context::{Context, Trouble, conflict, gone};
+use crate::context::{Context, Trouble, conflict, gone, outdated};
 use crate::events::Notice;
+use crate::image_volumes::ContainerDisks;
 use crate::patch::{self, Written};
 use crate::queue::Outcome;
 use plan::{Effect, Observed};
@@ -67,10 +68,17 @@ fn gather(context: &Context, key: &Key) -> Option<Observed> {
         let owned = context.vms.get(key);
         owned.is_some_and(|vm| vm.metadata.uid.as_deref() == Some(owner))
     });
+    let config = Arc::clone(&context.config.borrow());
+    let possible = context.container_disks.borrow().unwrap_or(ContainerDisks::Helper);
     Some(Observed {
+        container_disks: if config.image_volumes {
+            possible
+        } else {
+            ContainerDisks::Helper
+        },
         pods: context.pods.owned_by(uid),
         owner_exists,
-        config: Arc::clone(&context.config.borrow()),
+        config,
         node_unresponsive: node_unresponsive(context, &vmi),
         options: Arc::clone(&context.options),
         vmi,
@@ -91,7 +99,7 @@ async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Resul
             name,
             uid,
             grace_seconds,
-        } => delete_pod(context, vmi, namespace, (name, uid), *grace_seconds).await,
+        } => delete_pod(context, namespace, (name, uid), *grace_seconds).await,
         Effect::LabelNode(node) => {
             let change = json!({"metadata": {"labels": {ferrovirt_core::names::NODE_NAME_LABEL: node}}});
             patch_vmi(context, vmi, &Patch::Merge(change)).await
@@ -141,13 +149,18 @@ async fn create_pod(
             context.vmi_queue.send(Key::of(vmi));
             Ok(())
         }
-        Err(error) => Err(Trouble::failed(rules::FAILED_CREATE, "Error creating pod", &error)),
+        Err(error) => {
+            if outdated(&error) {
+                // Perhaps the API server's gate for image volumes was turned off.
+                context.doubt.notify_one();
+            }
+            Err(Trouble::failed(rules::FAILED_CREATE, "Error creating pod", &error))
+        }
     }
 }
 
 async fn delete_pod(
     context: &Context,
-    vmi: &VirtualMachineInstance,
     namespace: &str,
     (name, uid): (&str, &str),
     grace_seconds: i64,
@@ -166,10 +179,7 @@ async fn delete_pod(
             if let Some(deleting) = answer.left().filter(|pod| pod.metadata.deletion_timestamp.is_some()) {
                 context.pods.observe(deleting, Timestamp::now());
             }
-            context.events.tell(
-                vmi,
-                Notice::normal("SuccessfulDelete", format!("Deleted virtual machine pod {name}")),
-            );
+            // virt-handler tells that the guest is asked to end, and how it did.
             Ok(())
         }
         Err(error) if gone(&error) || conflict(&error) => Ok(()),

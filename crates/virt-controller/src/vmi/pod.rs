@@ -1,29 +1,32 @@
 //! The launcher pod of a VMI. Pure: the same VMI, configuration and options always give the same pod, its name
 //! included, so that creating it twice is impossible.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{Probe, VirtualMachineInstance, VirtualMachineInstanceSpec};
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::cause::{self, Cause};
-use ferrovirt_core::machine::{CloudInitData, CpuModel, Disk, Machine, Source};
+use ferrovirt_core::machine::{CpuModel, Machine};
 use ferrovirt_core::names;
 use ferrovirt_core::overhead::{PodResources, pod_resources};
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, ExecAction,
-    HostPathVolumeSource, ImageVolumeSource, LocalObjectReference, ObjectFieldSelector, Pod, PodReadinessGate,
-    PodSecurityContext, PodSpec, Probe as PodProbe, ResourceRequirements, SecretVolumeSource, SecurityContext, Volume,
-    VolumeMount,
+    Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, ObjectFieldSelector, Pod,
+    PodReadinessGate, PodSecurityContext, PodSpec, Probe as PodProbe, ResourceRequirements, SeccompProfile,
+    SecurityContext,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
 use sha1::{Digest, Sha1};
 
+use crate::image_volumes::ContainerDisks;
 use crate::{Home, Options};
+use storage::{Storage, mount};
 
+mod container_disk;
+mod storage;
 #[cfg(test)]
 mod tests;
 
@@ -84,16 +87,24 @@ fn name_base(vmi: &VirtualMachineInstance) -> String {
     format!("virt-launcher-{}-", vmi.metadata.name.as_deref().unwrap_or_default())
 }
 
-/// The pod of a VMI.
+/// The pod of a VMI, with its containerDisks by one way or the other.
 ///
 /// # Errors
 /// The VMI asks for something that no pod can give.
-pub fn render(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &Options) -> Result<Pod, RenderError> {
+pub fn render(
+    vmi: &VirtualMachineInstance,
+    config: &ClusterConfig,
+    options: &Options,
+    container_disks: ContainerDisks,
+) -> Result<Pod, RenderError> {
     let machine = Machine::parse(vmi, config).map_err(RenderError::Invalid)?;
     let resources = pod_resources(&machine, &vmi.spec, config);
-    let storage = Storage::of(vmi, &machine);
+    let storage = Storage::of(vmi, &machine, container_disks);
     let spec = &vmi.spec;
-    let logging = machine.serial_console && machine.log_serial_console;
+    let mut helpers = container_disk::containers(&storage.held, config, options);
+    if machine.serial_console && machine.log_serial_console {
+        helpers.push(console_log(vmi, config, options));
+    }
     Ok(Pod {
         metadata: metadata(vmi, &machine, &resources),
         spec: Some(PodSpec {
@@ -105,7 +116,7 @@ pub fn render(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &Op
             enable_service_links: Some(false),
             hostname: Some(machine.hostname.clone()),
             image_pull_secrets: storage.pull_secrets,
-            init_containers: logging.then(|| vec![console_log(vmi, config, options)]),
+            init_containers: (!helpers.is_empty()).then_some(helpers),
             node_selector: Some(node_selector(vmi, &machine, config, options)),
             priority_class_name: spec.priority_class_name.clone(),
             readiness_gates: (options.home == Home::Cluster).then(|| {
@@ -120,6 +131,7 @@ pub fn render(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &Op
                 run_as_group: Some(names::RUNTIME_USER),
                 run_as_non_root: Some(true),
                 run_as_user: Some(names::RUNTIME_USER),
+                seccomp_profile: Some(seccomp(config)),
                 ..PodSecurityContext::default()
             }),
             service_account_name: spec.service_account_name.clone(),
@@ -252,6 +264,16 @@ fn wire(quantities: &BTreeMap<String, Quantity>) -> BTreeMap<String, K8sQuantity
         .collect()
 }
 
+/// The administrator's own profile, or the container runtime's.
+fn seccomp(config: &ClusterConfig) -> SeccompProfile {
+    let own = config.seccomp_profile.clone();
+    SeccompProfile {
+        type_: if own.is_some() { "Localhost" } else { "RuntimeDefault" }.to_owned(),
+        localhost_profile: own,
+    }
+}
+
+/// Nothing but the volumes can be written.
 fn security(capabilities: &[&str]) -> SecurityContext {
     let add: Vec<String> = capabilities.iter().map(|&c| c.to_owned()).collect();
     SecurityContext {
@@ -260,6 +282,7 @@ fn security(capabilities: &[&str]) -> SecurityContext {
             add: (!add.is_empty()).then_some(add),
             drop: Some(vec!["ALL".to_owned()]),
         }),
+        read_only_root_filesystem: Some(true),
         run_as_group: Some(names::RUNTIME_USER),
         run_as_non_root: Some(true),
         run_as_user: Some(names::RUNTIME_USER),
@@ -362,15 +385,7 @@ fn in_guest(probe: &Probe, meta: &ObjectMeta) -> Option<Vec<String>> {
 fn console_log(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &Options) -> Container {
     let uid = vmi.metadata.uid.as_deref().unwrap_or_default();
     let log = format!("{}/{uid}/{}", paths::PRIVATE_DIR, paths::SERIAL_LOG);
-    let quantities = |cpu: &str, memory: &str| {
-        let pairs = [("cpu", cpu), ("memory", memory)];
-        Some(
-            pairs
-                .into_iter()
-                .map(|(k, v)| (k.to_owned(), K8sQuantity(v.to_owned())))
-                .collect(),
-        )
-    };
+    let quantities = |cpu, memory| Some(quantities(&[("cpu", cpu), ("memory", memory)]));
     Container {
         command: Some(vec!["/usr/bin/virt-tail".to_owned(), "--logfile".to_owned(), log]),
         image: Some(options.launcher_image.clone()),
@@ -382,7 +397,7 @@ fn console_log(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &O
             // On one machine it costs what it uses: 20 guests of a tenth of a CPU fit on two CPUs.
             requests: match options.home {
                 Home::Standalone => quantities("0", "8M"),
-                Home::Cluster => quantities("5m", "10M"),
+                Home::Cluster => quantities("5m", "35M"),
             },
         }),
         restart_policy: Some("Always".to_owned()),
@@ -391,6 +406,13 @@ fn console_log(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &O
         volume_mounts: Some(vec![mount(paths::PRIVATE_VOLUME, paths::PRIVATE_DIR)]),
         ..Container::default()
     }
+}
+
+fn quantities(pairs: &[(&str, &str)]) -> BTreeMap<String, K8sQuantity> {
+    pairs
+        .iter()
+        .map(|&(name, value)| (name.to_owned(), K8sQuantity(value.to_owned())))
+        .collect()
 }
 
 fn node_selector(
@@ -418,151 +440,4 @@ fn node_selector(
     all.extend(config.node_selectors.clone());
     all.extend(vmi.spec.node_selector.clone());
     all
-}
-
-/// Volumes of the pod, and where its compute container finds them.
-struct Storage {
-    volumes: Vec<Volume>,
-    mounts: Vec<VolumeMount>,
-    pull_secrets: Option<Vec<LocalObjectReference>>,
-}
-
-fn mount(volume: &str, path: &str) -> VolumeMount {
-    VolumeMount {
-        name: volume.to_owned(),
-        mount_path: path.to_owned(),
-        ..VolumeMount::default()
-    }
-}
-
-fn volume(name: &str) -> Volume {
-    Volume {
-        name: name.to_owned(),
-        ..Volume::default()
-    }
-}
-
-impl Storage {
-    fn of(vmi: &VirtualMachineInstance, machine: &Machine) -> Self {
-        let mut storage = Self {
-            volumes: Vec::new(),
-            mounts: Vec::new(),
-            pull_secrets: None,
-        };
-        // Parents come before what is mounted below them.
-        for (name, path) in [
-            (paths::PRIVATE_VOLUME, paths::PRIVATE_DIR),
-            ("public", "/var/run/kubevirt"),
-            (paths::SOCKETS_VOLUME, paths::SOCKETS_DIR),
-            ("libvirt-runtime", paths::LIBVIRT_RUNTIME_DIR),
-            ("ephemeral-disks", paths::EPHEMERAL_DIR),
-        ] {
-            let empty_dir = Some(EmptyDirVolumeSource::default());
-            storage.add(
-                Volume {
-                    empty_dir,
-                    ..volume(name)
-                },
-                path.to_owned(),
-                false,
-            );
-        }
-        let mut secrets = BTreeSet::new();
-        for disk in &machine.disks {
-            let source = vmi
-                .spec
-                .volumes
-                .get(disk.volume_index)
-                .and_then(|v| v.container_disk.as_ref());
-            secrets.extend(
-                source
-                    .and_then(|s| s.image_pull_secret.clone())
-                    .filter(|s| !s.is_empty()),
-            );
-            let policy = source.and_then(|s| s.image_pull_policy.clone());
-            storage.add_disk(disk, policy);
-        }
-        if !secrets.is_empty() {
-            storage.pull_secrets = Some(secrets.into_iter().map(|name| LocalObjectReference { name }).collect());
-        }
-        storage
-    }
-
-    fn add(&mut self, volume: Volume, path: String, read_only: bool) {
-        let read_only = read_only.then_some(true);
-        self.mounts.push(VolumeMount {
-            read_only,
-            ..mount(&volume.name, &path)
-        });
-        self.volumes.push(volume);
-    }
-
-    fn add_disk(&mut self, disk: &Disk, pull_policy: Option<String>) {
-        match &disk.source {
-            Source::ContainerDisk { image, path: _ } => {
-                let image = Some(ImageVolumeSource {
-                    pull_policy,
-                    reference: Some(image.clone()),
-                });
-                let path = format!("{}/disk_{}", paths::IMAGE_VOLUME_DIR, disk.volume_index);
-                self.add(
-                    Volume {
-                        image,
-                        ..volume(&disk.name)
-                    },
-                    path,
-                    true,
-                );
-            }
-            Source::HostDisk { path, create } => {
-                let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-                let kind = if create.is_some() {
-                    "DirectoryOrCreate"
-                } else {
-                    "Directory"
-                };
-                let host_path = Some(HostPathVolumeSource {
-                    path: if directory.is_empty() {
-                        "/".to_owned()
-                    } else {
-                        directory.to_owned()
-                    },
-                    type_: Some(kind.to_owned()),
-                });
-                let path = format!("{}/{}", paths::HOST_DISK_DIR, disk.name);
-                self.add(
-                    Volume {
-                        host_path,
-                        ..volume(&disk.name)
-                    },
-                    path,
-                    false,
-                );
-            }
-            Source::CloudInit(init) => {
-                for (data, suffix) in [(&init.user_data, "udata"), (&init.network_data, "ndata")] {
-                    if let Some(CloudInitData::Secret(secret)) = data {
-                        self.add_secret(&format!("{}-{suffix}", disk.name), secret);
-                    }
-                }
-            }
-            Source::EmptyDisk { .. } => {}
-        }
-    }
-
-    fn add_secret(&mut self, name: &str, secret: &str) {
-        let source = SecretVolumeSource {
-            secret_name: Some(secret.to_owned()),
-            ..SecretVolumeSource::default()
-        };
-        let path = format!("{}/{name}", paths::SECRET_DIR);
-        self.add(
-            Volume {
-                secret: Some(source),
-                ..volume(name)
-            },
-            path,
-            true,
-        );
-    }
 }

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::plan::{Effect, Observed, Plan, plan};
 use super::pod;
 use crate::cache::Entry;
+use crate::image_volumes::ContainerDisks;
 use crate::{Home, Options};
 
 fn now() -> Timestamp {
@@ -77,6 +78,7 @@ fn observed(vmi: VirtualMachineInstance, pod: Option<Pod>, seen: Timestamp, home
             .collect(),
         owner_exists: false,
         config: Arc::new(ClusterConfig::standalone()),
+        container_disks: ContainerDisks::ImageVolumes,
         node_unresponsive: false,
         options: Arc::new(Options {
             launcher_image: "launcher:1".to_owned(),
@@ -113,11 +115,11 @@ fn the_way_to_scheduled() {
     for (phase, status, age, want_effects, want_phase, want_conditions) in [
         ("", None, 0, "create", "", ""),
         ("Pending", None, 0, "create", "Pending", ""),
-        ("Pending", Some(json!({})), 100, "label(node1)", "Pending", ""),
+        ("Pending", Some(json!({})), 1999, "label(node1)", "Pending", ""),
         (
             "Pending",
             Some(json!({})),
-            300,
+            2000,
             "label(node1)",
             "Scheduling",
             not_running,
@@ -181,20 +183,7 @@ fn a_pod_that_is_starting_is_looked_at_again() {
         &observed(vmi("Pending"), Some(pod(json!({}))), ago(100), Home::Standalone),
         now(),
     );
-    assert_eq!(plan.requeue, Some(std::time::Duration::from_millis(200)));
-}
-
-#[test]
-fn a_cluster_has_more_time_before_a_start_is_told_of() {
-    for (home, age, phase) in [
-        (Home::Standalone, 299, "Pending"),
-        (Home::Standalone, 300, "Scheduling"),
-        (Home::Cluster, 1499, "Pending"),
-        (Home::Cluster, 1500, "Scheduling"),
-    ] {
-        let plan = plan(&observed(vmi("Pending"), Some(pod(json!({}))), ago(age), home), now());
-        assert_eq!(plan.status.phase.as_deref(), Some(phase), "{home:?} {age}");
-    }
+    assert_eq!(plan.requeue, Some(std::time::Duration::from_millis(1900)));
 }
 
 #[test]
@@ -384,4 +373,49 @@ fn pods_of_vmis_have_the_name_that_the_plan_creates() {
         created.metadata.name.as_deref(),
         Some(pod::name(&observed.vmi).as_str())
     );
+}
+
+#[test]
+fn a_pod_whose_gate_the_kubelet_has_not_seen_open_costs_no_write() {
+    let waiting = |reason: &str| {
+        let mut status = up();
+        status["conditions"] = json!([{"type": "Ready", "status": "False", "reason": reason}]);
+        status
+    };
+    for (reason, old, want) in [
+        (
+            "ReadinessGatesNotReady",
+            Some(("False", "GuestNotRunning")),
+            "Ready=False/GuestNotRunning",
+        ),
+        (
+            "ReadinessGatesNotReady",
+            Some(("True", "")),
+            "Ready=False/ReadinessGatesNotReady",
+        ),
+        ("ReadinessGatesNotReady", None, "Ready=False/ReadinessGatesNotReady"),
+        (
+            "ContainersNotReady",
+            Some(("False", "GuestNotRunning")),
+            "Ready=False/ContainersNotReady",
+        ),
+    ] {
+        let mut vmi = vmi("Running");
+        let old: Vec<_> = old
+            .map(|(status, reason)| json!({"type": "Ready", "status": status, "reason": reason}))
+            .into_iter()
+            .collect();
+        vmi.status.as_mut().unwrap().conditions = serde_json::from_value(json!(old)).unwrap();
+        let observed = observed(vmi, Some(pod(waiting(reason))), ago(100), Home::Cluster);
+        assert_eq!(conditions(&plan(&observed, now())), want, "{reason}");
+    }
+}
+
+#[test]
+fn what_is_let_go_gets_no_status() {
+    let mut vmi = vmi("Succeeded");
+    vmi.metadata.deletion_timestamp = Some(ferrovirt_core::conditions::wire_time(now()));
+    let before = vmi.status.clone();
+    let plan = plan(&observed(vmi, None, now(), Home::Cluster), now());
+    assert_eq!((effects(&plan).as_str(), Some(plan.status)), ("finalizers()", before));
 }

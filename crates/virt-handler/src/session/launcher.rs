@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,18 +10,22 @@ use ferrovirt_protocol::launcher::launcher_client::LauncherClient;
 use ferrovirt_protocol::paths;
 use hyper_util::rt::TokioIo;
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, fstat};
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use super::peer::{self, Peer, PeerError, Place};
 use crate::network::{Dns, NetworkNamespace};
 use crate::{sockets, syscall};
 
 /// Longest answer of a launcher that is listened to; the longest honest one holds a guest agent's report.
 const MAX_ANSWER: usize = 1 << 20;
+/// How much of what it says waits to be listened to, per call and in all.
+const WINDOWS: (u32, u32) = (256 << 10, 1 << 20);
+/// Longest headers of an answer, with the words of a refusal among them.
+const MAX_HEADERS: u32 = 16 << 10;
 
 /// A launcher that was found to be its pod's.
 #[derive(Clone, Debug)]
@@ -80,13 +84,13 @@ impl Launcher {
     }
 
     /// The root directory of its container. Keep it no longer than needed: it holds the container's file systems.
-    pub(crate) fn root(&self) -> io::Result<File> {
-        let root = File::open(Path::new("/proc").join(self.pid.to_string()).join("root"))?;
-        // It was opened while this very process was alive, so it is not another's.
-        if has_exited(self.process.get_ref())? {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(root)
+    pub(crate) fn root(&self) -> Result<File, PeerError> {
+        peer::look(self.pid, self.process.get_ref(), |proc| File::open(proc.join("root")))
+    }
+
+    /// The mount namespace of its container.
+    pub(crate) fn mount_namespace(&self) -> Result<File, PeerError> {
+        peer::look(self.pid, self.process.get_ref(), |proc| File::open(proc.join("ns/mnt")))
     }
 
     /// Returns when the process is gone.
@@ -111,61 +115,39 @@ fn is_nodes(namespace: &NetworkNamespace) -> io::Result<bool> {
     Ok(nodes || namespace.id() == NetworkNamespace::own()?.id())
 }
 
+impl From<PeerError> for ConnectError {
+    fn from(error: PeerError) -> Self {
+        match error {
+            PeerError::Impostor(why) => Self::Impostor(why),
+            PeerError::Gone => Self::Refused,
+            PeerError::Io(source) => Self::Io(source),
+        }
+    }
+}
+
 /// Looks at the process behind a connected socket.
 fn inspect(stream: &UnixStream, pods_dir: &Path, pod_uid: &str, user: u32) -> Result<Seen, ConnectError> {
-    let impostor = |why: &str| ConnectError::Impostor(why.to_owned());
-    let credentials = stream.peer_cred().map_err(ConnectError::Io)?;
-    if credentials.uid() != user {
-        return Err(ConnectError::Impostor(format!(
-            "it runs as user {}, not {user}",
-            credentials.uid()
-        )));
-    }
-    let pid = credentials
-        .pid()
-        .filter(|pid| *pid > 0)
-        .ok_or_else(|| impostor("it is not on this node"))?;
-    let process = match syscall::peer_pidfd(stream.as_fd()) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => syscall::pidfd_open(pid),
-        result => result,
-    }
-    .map_err(ConnectError::Io)?;
-    let proc = Path::new("/proc").join(pid.to_string());
-    let namespace = NetworkNamespace::open(&proc.join("ns/net")).map_err(ConnectError::Io)?;
-    let root = File::open(proc.join("root")).map_err(ConnectError::Io)?;
-    let mounted = sockets::open_in_root(&root, paths::SOCKETS_DIR, OFlag::O_PATH | OFlag::O_DIRECTORY);
-    let volume = sockets::open_beneath(pods_dir, &sockets::volume(pod_uid, paths::SOCKETS_VOLUME));
-    let volume = volume.map_err(ConnectError::Io)?;
-    let mounted = match mounted {
-        Ok(mounted) => mounted,
-        // What the process itself decides by its root directory; anything else says nothing about it.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {
-            return Err(impostor("it does not have the pod's volume `sockets` mounted"));
-        }
-        Err(error) => return Err(ConnectError::Io(error)),
+    let place = Place {
+        pods_dir,
+        pod_uid,
+        volume: paths::SOCKETS_VOLUME,
+        path: paths::SOCKETS_DIR,
     };
-    if !sockets::same_file(&mounted, &volume).map_err(ConnectError::Io)? {
-        return Err(impostor("it does not have the pod's volume `sockets` mounted"));
-    }
+    let peer = Peer::of(stream, place, user)?;
+    let (namespace, dns) = peer.look(|proc| {
+        let namespace = NetworkNamespace::open(&proc.join("ns/net"))?;
+        Ok((namespace, resolver(&File::open(proc.join("root"))?)))
+    })?;
     if is_nodes(&namespace).map_err(ConnectError::Io)? {
-        return Err(impostor("it is in the network namespace of the node"));
-    }
-    let dns = resolver(&root);
-    // All of /proc/PID was read while this very process was alive, so none of it was another's.
-    if has_exited(&process).map_err(ConnectError::Io)? {
-        return Err(ConnectError::Refused);
+        let why = "it is in the network namespace of the node";
+        return Err(ConnectError::Impostor(why.to_owned()));
     }
     Ok(Seen {
-        pid,
-        process,
+        pid: peer.pid,
+        process: peer.process,
         namespace,
         dns,
     })
-}
-
-fn has_exited(process: &OwnedFd) -> io::Result<bool> {
-    let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
-    Ok(poll(&mut fds, PollTimeout::ZERO)? > 0)
 }
 
 /// The resolver settings that the pod was given. The file is the launcher's to forge, which harms only its guest.
@@ -192,6 +174,9 @@ async fn channel(stream: UnixStream) -> Result<Channel, tonic::transport::Error>
         async move { stream }
     });
     Endpoint::from_static("http://launcher")
+        .initial_stream_window_size(WINDOWS.0)
+        .initial_connection_window_size(WINDOWS.1)
+        .http2_max_header_list_size(MAX_HEADERS)
         .connect_with_connector(connector)
         .await
 }

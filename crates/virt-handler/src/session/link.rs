@@ -15,15 +15,19 @@ use std::time::Duration;
 
 use ferrovirt_protocol::launcher::{GuestState, Lifecycle, WatchRequest};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::launcher::{ConnectError, Launcher};
+use super::report;
 use crate::sockets;
 
 /// Between binding and listening a socket refuses; longer than this means that its owner is dead.
 const REFUSED_FOR: Duration = Duration::from_secs(2);
 /// Least time between reports that are no news.
 const CHATTER: Duration = Duration::from_millis(20);
+/// An honest guest changes its course less often than so many times, each of which takes no longer than this.
+const COURSES: u32 = 20;
+const COURSE: Duration = Duration::from_secs(1);
 /// How long a process may outlive its connection before it counts as alive.
 const EXIT_GRACE: Duration = Duration::from_secs(2);
 
@@ -118,16 +122,74 @@ async fn follow(launcher: &Launcher, view: &watch::Sender<LinkView>) {
             return;
         }
     };
-    while let Ok(Some(state)) = states.message().await {
-        let news = view
-            .borrow()
-            .guest
-            .as_ref()
-            .is_none_or(|old| old.lifecycle != state.lifecycle);
-        view.send_modify(|view| view.guest = Some(state));
-        if !news {
-            // A launcher that talks without end is not listened to without end.
-            sleep(CHATTER).await;
+    let mut patience = Patience::new(Instant::now());
+    let ended = loop {
+        match states.message().await {
+            Ok(Some(state)) => {
+                let state = report::bounded(state);
+                let news = view
+                    .borrow()
+                    .guest
+                    .as_ref()
+                    .is_none_or(|old| old.lifecycle != state.lifecycle);
+                view.send_modify(|view| view.guest = Some(state));
+                // A launcher that talks without end is not listened to without end.
+                sleep(patience.pause(news, Instant::now())).await;
+            }
+            Ok(None) => return,
+            Err(status) => break status,
         }
+    };
+    if matches!(ended.code(), tonic::Code::OutOfRange | tonic::Code::ResourceExhausted) {
+        tracing::warn!(status = ended.message(), "a launcher said more than is listened to");
+    }
+}
+
+/// How long a launcher is left alone after a report.
+struct Patience {
+    /// Changes of course that cost nothing.
+    left: u32,
+    since: Instant,
+}
+
+impl Patience {
+    fn new(now: Instant) -> Self {
+        Self {
+            left: COURSES,
+            since: now,
+        }
+    }
+
+    fn pause(&mut self, news: bool, now: Instant) -> Duration {
+        if !news {
+            return CHATTER;
+        }
+        if now.duration_since(self.since) >= COURSE * COURSES {
+            *self = Self::new(now);
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Duration::ZERO
+            }
+            None => COURSE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_ends_and_comes_back() {
+        let start = Instant::now();
+        let mut patience = Patience::new(start);
+        assert_eq!(patience.pause(false, start), CHATTER);
+        for _ in 0..COURSES {
+            assert_eq!(patience.pause(true, start), Duration::ZERO);
+        }
+        assert_eq!(patience.pause(true, start), COURSE);
+        assert_eq!(patience.pause(true, start + COURSE * COURSES), Duration::ZERO);
     }
 }

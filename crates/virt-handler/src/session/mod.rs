@@ -7,7 +7,9 @@
 pub(crate) mod container;
 pub(crate) mod launcher;
 pub(crate) mod link;
+pub(crate) mod peer;
 pub(crate) mod plan;
+pub(crate) mod report;
 pub(crate) mod status;
 
 use std::sync::Arc;
@@ -24,12 +26,12 @@ use tokio::task::JoinHandle;
 
 use crate::capabilities::Capabilities;
 use crate::events::{self, Note};
-use crate::hostdisk;
 use crate::kvm::Verdict;
 use crate::network::{self, Wanted};
 use crate::registry::Inputs;
 use crate::streams::Guests;
 use crate::{Options, Reported};
+use crate::{containerdisk, hostdisk};
 use link::LinkView;
 use plan::{Network, Observed, Pending, Step};
 use status::{Change, Gone, Guard, View};
@@ -71,6 +73,8 @@ enum StepError {
     Contended(Box<kube::core::Status>),
     #[error("cannot give the launcher its devices")]
     Devices(#[source] container::Error),
+    #[error(transparent)]
+    ContainerDisk(#[from] containerdisk::Error),
     #[error("cannot encode the VirtualMachineInstance")]
     Encode(#[from] serde_json::Error),
 }
@@ -151,7 +155,12 @@ impl Session {
         loop {
             self.gather();
             let Some(vmi) = self.vmi.clone() else {
-                let again = self.fetch().await;
+                // The watch brings it as soon as it is labelled; who has a launcher before that need not wait.
+                let again = if self.link.borrow().launcher.is_some() {
+                    self.fetch().await
+                } else {
+                    None
+                };
                 self.wait(again).await;
                 continue;
             };
@@ -170,7 +179,7 @@ impl Session {
         }
     }
 
-    /// Reads the VMI of a pod that came before the VMI was labelled. Returns when to try again, if ever.
+    /// Reads the VMI of a launcher that came before the VMI was labelled. Returns when to try again, if ever.
     async fn fetch(&mut self) -> Option<Instant> {
         let pod = self.inputs.borrow().pod.clone()?;
         let vmis: Api<VirtualMachineInstance> = Api::namespaced(self.context.client.clone(), &pod.namespace);
@@ -370,6 +379,12 @@ impl Session {
             tracing::warn!(error = chain(&error), "hostDisk");
         }
         drop(root);
+        let pod = self.inputs.borrow().pod.clone();
+        if let Some(pod) = pod.filter(|pod| pod.holds_container_disks && self.linked_pod.as_ref() == Some(&pod.uid)) {
+            let pods_dir = &self.context.options.pods_dir;
+            let uid = &pod.uid;
+            containerdisk::mount(vmi, containerdisk::Pod { pods_dir, uid, user }, &launcher).await?;
+        }
         let request = SyncRequest {
             vmi: serde_json::to_vec(vmi)?,
             node: Some(NodeFacts {
@@ -386,9 +401,12 @@ impl Session {
     async fn stop(&mut self, vmi: &VirtualMachineInstance, grace: u64) -> Result<(), StepError> {
         let mut launcher = self.link.borrow().launcher.clone().ok_or(StepError::Disconnected)?;
         let action = if grace == 0 { Action::Kill } else { Action::Shutdown };
-        // Of a guest that is stopped at once, only its end is told.
-        if self.asked.is_none() && grace > 0 {
-            let message = format!("The guest was asked to shut down; it is stopped after {grace} s.");
+        if self.asked.is_none() {
+            let message = if grace == 0 {
+                "The guest is stopped at once (its grace period is 0).".to_owned()
+            } else {
+                format!("The guest was asked to shut down; it is stopped after {grace} s.")
+            };
             self.tell(vmi, Note::normal(events::SHUTTING_DOWN, message));
         }
         call(launcher.client.act(ActRequest {
@@ -451,7 +469,8 @@ impl Session {
         };
         *failures += 1;
         *at = Some(Instant::now() + Duration::from_millis(200) * 2u32.saturating_pow((*failures).min(7)));
-        let text = chain(&error);
+        // It may hold a launcher's words.
+        let text = report::text(chain(&error), report::MAX_MESSAGE);
         tracing::warn!(vmi = %label(vmi), ?step, failures = *failures, "{text}");
         match error {
             StepError::Disconnected | StepError::Api(_) | StepError::Contended(_) => {}
@@ -461,6 +480,7 @@ impl Session {
             | StepError::Launcher(_)
             | StepError::Timeout
             | StepError::Devices(_)
+            | StepError::ContainerDisk(_)
             | StepError::Encode(_) => {
                 self.tell(vmi, Note::warning(events::SYNC_FAILED, text.clone()));
                 self.trouble = Some(text);

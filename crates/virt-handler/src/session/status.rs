@@ -13,9 +13,9 @@ use ferrovirt_core::vmi::phase::{GuestView, Seen, next_phase};
 use ferrovirt_core::vmi::{Phase, phase::Owner};
 use ferrovirt_protocol::launcher::{GuestState, Lifecycle, Nic};
 use jiff::Timestamp;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::report::{self, GuestInfo, Interface};
 use crate::events::{self, Note};
 
 /// Condition type: the guest runs without KVM.
@@ -24,8 +24,8 @@ pub(crate) const SOFTWARE_EMULATION: &str = "SoftwareEmulation";
 const NO_KVM: &str = "NoUsableKVM";
 /// Reason of `Synchronized=False`, as users know it.
 const SYNC_FAILED_REASON: &str = "Synchronizing with the Domain failed.";
-/// More interfaces than this are not believed.
-const MAX_INTERFACES: usize = 64;
+/// More addresses of a NIC than this are not told.
+const MAX_ADDRESSES: usize = 16;
 
 /// What the node knows of one VMI's guest.
 #[derive(Clone, Copy, Debug, Default)]
@@ -248,30 +248,13 @@ fn pause(guest: Option<&GuestState>) -> Desired {
     Desired::new(PAUSED, true, reason, message)
 }
 
-/// What the guest agent's report holds for us.
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct GuestInfo {
-    os: Option<ferrovirt_api::v1::VirtualMachineInstanceGuestOSInfo>,
-    fs_freeze_status: Option<String>,
-    interfaces: Vec<VirtualMachineInstanceNetworkInterface>,
-}
-
-#[derive(Deserialize)]
-struct ReportedVolume {
-    name: String,
-    #[serde(default)]
-    target: String,
-    size: Option<i64>,
-}
-
 fn describe_guest(
     status: &mut VirtualMachineInstanceStatus,
     vmi: &VirtualMachineInstance,
     guest: &GuestState,
     nics: Option<&[Nic]>,
 ) {
-    let info: GuestInfo = serde_json::from_slice(&guest.guest_info).unwrap_or_default();
+    let info = GuestInfo::of(guest);
     if let Some(nics) = nics {
         status.interfaces = interfaces(nics, &info.interfaces);
     }
@@ -284,8 +267,7 @@ fn describe_guest(
         });
     }
     status.migration_method = Some(live_migratable(vmi).1.as_str().to_owned());
-    let volumes: Vec<ReportedVolume> = serde_json::from_slice(&guest.volumes).unwrap_or_default();
-    for volume in volumes
+    for volume in report::volumes(guest)
         .into_iter()
         .filter(|volume| vmi.spec.volumes.iter().any(|v| v.name == volume.name))
     {
@@ -306,10 +288,7 @@ fn describe_guest(
 
 /// The VMI's NICs, with what the agent says of them, then the guest's own interfaces. Which address a NIC is reached by
 /// is never taken from the guest: port-forward connects to it.
-fn interfaces(
-    nics: &[Nic],
-    reported: &[VirtualMachineInstanceNetworkInterface],
-) -> Vec<VirtualMachineInstanceNetworkInterface> {
+fn interfaces(nics: &[Nic], reported: &[Interface]) -> Vec<VirtualMachineInstanceNetworkInterface> {
     let same = |nic: &Nic, mac: Option<&str>| mac.is_some_and(|mac| mac.eq_ignore_ascii_case(&nic.mac));
     let mut list = Vec::new();
     for nic in nics {
@@ -322,7 +301,7 @@ fn interfaces(
         let mut seen: BTreeSet<&str> = nic.pod_ips.iter().map(String::as_str).collect();
         let mut addresses = nic.pod_ips.clone();
         for ip in agent.iter().flat_map(|agent| &agent.ip_addresses) {
-            if ip != inner && !ip.starts_with("fe80:") && seen.insert(ip) && addresses.len() < MAX_INTERFACES {
+            if ip != inner && !ip.starts_with("fe80:") && seen.insert(ip) && addresses.len() < MAX_ADDRESSES {
                 addresses.push(ip.clone());
             }
         }
@@ -348,16 +327,7 @@ fn interfaces(
     let own = reported.iter().filter(|interface| {
         interface.interface_name.as_deref() != Some("lo") && !nics.iter().any(|nic| same(nic, interface.mac.as_deref()))
     });
-    list.extend(
-        own.take(MAX_INTERFACES)
-            .map(|interface| VirtualMachineInstanceNetworkInterface {
-                name: None,
-                pod_interface_name: None,
-                queue_count: None,
-                info_source: Some("guest-agent".to_owned()),
-                ..interface.clone()
-            }),
-    );
+    list.extend(own.map(Interface::to_status));
     list
 }
 

@@ -11,6 +11,8 @@ use nix::sys::stat::Mode;
 
 /// Directory that holds the image when no path is given.
 const DEFAULT_DIR: &str = "disk";
+/// More files than this are not counted.
+const MAX_COUNT: usize = 100;
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +71,8 @@ fn only_file(base: &OwnedFd) -> Result<PathBuf, Error> {
     };
     let dir = open_inside(base, &path, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(fail)?;
     let mut names = Vec::new();
-    for entry in fs::read_dir(format!("/proc/self/fd/{}", dir.as_raw_fd())).map_err(fail)? {
+    let entries = fs::read_dir(format!("/proc/self/fd/{}", dir.as_raw_fd())).map_err(fail)?;
+    for entry in entries.take(MAX_COUNT) {
         names.push(entry.map_err(fail)?.file_name());
     }
     match names.as_slice() {
@@ -95,6 +98,9 @@ fn open_inside(base: &OwnedFd, path: &Path, flags: OFlag) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use nix::unistd::mkfifo;
 
     use super::*;
 
@@ -140,6 +146,88 @@ mod tests {
             image(volume(&["disk/a/b"]).path(), None),
             Err(Error::NotAFile { .. })
         ));
+    }
+
+    /// What a hostile image may have: how it is made in the volume, and the file that is opened, if any is.
+    #[test]
+    fn a_hostile_image_reaches_nothing_beyond_itself() {
+        let link = |target: &'static str| move |at: &Path| symlink(target, at.join("disk/disk.img")).unwrap();
+        let none: Option<&str> = None;
+        let own_shadow = Some("etc/shadow");
+        type Make<'a> = Box<dyn Fn(&Path) + 'a>;
+        let cases: Vec<(&str, Make<'_>, Option<&str>)> = vec![
+            ("an absolute link", Box::new(link("/etc/shadow")), own_shadow),
+            (
+                "a link that climbs",
+                Box::new(link("../../../../etc/shadow")),
+                own_shadow,
+            ),
+            (
+                "a link to what only the node has",
+                Box::new(link("/etc/hostname")),
+                none,
+            ),
+            ("a link to itself", Box::new(link("disk.img")), none),
+            ("a link to a descriptor", Box::new(link("/proc/self/fd/0")), none),
+            (
+                "a link by way of /proc to the node's root",
+                Box::new(|at: &Path| {
+                    symlink("/proc/1/root", at.join("proc")).unwrap();
+                    symlink("/proc/etc/hostname", at.join("disk/disk.img")).unwrap();
+                }),
+                none,
+            ),
+            (
+                "a FIFO",
+                Box::new(|at: &Path| mkfifo(&at.join("disk/disk.img"), Mode::S_IRWXU).unwrap()),
+                none,
+            ),
+            (
+                "a socket",
+                Box::new(|at: &Path| drop(UnixListener::bind(at.join("disk/disk.img")).unwrap())),
+                none,
+            ),
+            (
+                "a directory",
+                Box::new(|at: &Path| fs::create_dir(at.join("disk/disk.img")).unwrap()),
+                none,
+            ),
+            (
+                "two files",
+                Box::new(|at: &Path| {
+                    for name in ["a", "b"] {
+                        fs::write(at.join("disk").join(name), name).unwrap();
+                    }
+                }),
+                none,
+            ),
+            (
+                "no end of files",
+                Box::new(|at: &Path| {
+                    for number in 0..2 * MAX_COUNT {
+                        fs::write(at.join(format!("disk/{number}")), "").unwrap();
+                    }
+                }),
+                none,
+            ),
+            ("no file", Box::new(|_: &Path| {}), none),
+            (
+                "a link for the directory",
+                Box::new(|at: &Path| {
+                    fs::remove_dir(at.join("disk")).unwrap();
+                    symlink("/", at.join("disk")).unwrap();
+                }),
+                none,
+            ),
+        ];
+        for (what, make, opened) in cases {
+            let dir = volume(&["etc/shadow"]);
+            fs::create_dir(dir.path().join("disk")).unwrap();
+            make(dir.path());
+            let found = image(dir.path(), None).map(|(_, path)| path);
+            let wanted = opened.map(|path| dir.path().canonicalize().unwrap().join(path));
+            assert_eq!(found.as_ref().ok(), wanted.as_ref(), "{what}: {found:?}");
+        }
     }
 
     #[test]

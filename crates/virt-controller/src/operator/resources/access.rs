@@ -292,8 +292,6 @@ const OPERATOR: &[Rule] = &[
         &["virtualmachines", "virtualmachineinstances"],
         &["delete", "deletecollection"],
     ),
-    rule(&["cdi.kubevirt.io"], &["cdis"], &["get", "list", "watch"]),
-    rule(&["cdi.kubevirt.io"], &["cdis/status"], &["patch"]),
     rule(&[""], &["nodes"], &["get", "list", "watch", "patch"]),
 ];
 

@@ -1,6 +1,8 @@
-//! Pods of the VMIs in `testdata/pods`, compared with the checked-in ones beside them. Inputs that end in `-cluster`
-//! are rendered for a Kubernetes cluster with KVM, the others for one machine that may emulate.
+//! Pods of the VMIs in `testdata/pods`, compared with the checked-in ones beside them. Inputs that end in `-cluster` or
+//! `-helper` are rendered for a Kubernetes cluster with KVM, the latter for one without image volumes; the others for one
+//! machine that may emulate.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::*;
@@ -33,16 +35,22 @@ fn pods_are_as_checked_in() {
     let inputs = inputs();
     assert!(inputs.len() >= 15);
     for (name, vmi) in inputs {
-        let (config, home) = if name.ends_with("-cluster") {
+        let (config, home) = if name.ends_with("-cluster") || name.ends_with("-helper") {
             (ClusterConfig::default(), Home::Cluster)
         } else {
             (ClusterConfig::standalone(), Home::Standalone)
         };
-        let pod = render(&vmi, &config, &options(home)).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let way = if name.ends_with("-helper") {
+            ContainerDisks::Helper
+        } else {
+            ContainerDisks::ImageVolumes
+        };
+        let render = || render(&vmi, &config, &options(home), way);
+        let pod = render().unwrap_or_else(|e| panic!("{name}: {e}"));
         insta::with_settings!({snapshot_path => "../../../testdata/pods", prepend_module_to_snapshot => false}, {
             insta::assert_yaml_snapshot!(name.as_str(), pod);
         });
-        assert_eq!(render(&vmi, &config, &options(home)).unwrap(), pod);
+        assert_eq!(render().unwrap(), pod);
         let names: Vec<String> = pod
             .spec
             .unwrap()
@@ -60,7 +68,8 @@ fn pods_are_as_checked_in() {
 fn what_cannot_be_rendered_says_why() {
     let (_, mut vmi) = inputs().into_iter().find(|(name, _)| name == "tiny").unwrap();
     vmi.spec.domain.memory = None;
-    let error = render(&vmi, &ClusterConfig::standalone(), &options(Home::Standalone)).unwrap_err();
+    let (config, options) = (ClusterConfig::standalone(), options(Home::Standalone));
+    let error = render(&vmi, &config, &options, ContainerDisks::ImageVolumes).unwrap_err();
     assert!(error.to_string().contains("memory"), "{error}");
 }
 
@@ -71,4 +80,19 @@ fn names_are_short_enough_and_differ_by_uid() {
     assert_eq!(first.len(), 63);
     vmi.metadata.uid = Some("another".to_owned());
     assert_ne!(name(&vmi), first);
+}
+
+#[test]
+fn the_administrators_seccomp_profile_is_used() {
+    let (_, vmi) = inputs().into_iter().find(|(name, _)| name == "tiny").unwrap();
+    let mut config = ClusterConfig::default();
+    for (own, kind) in [(None, "RuntimeDefault"), (Some("profiles/vm.json"), "Localhost")] {
+        config.seccomp_profile = own.map(str::to_owned);
+        let pod = render(&vmi, &config, &options(Home::Cluster), ContainerDisks::ImageVolumes).unwrap();
+        let profile = pod.spec.unwrap().security_context.unwrap().seccomp_profile.unwrap();
+        assert_eq!(
+            (profile.type_.as_str(), profile.localhost_profile.as_deref()),
+            (kind, own)
+        );
+    }
 }

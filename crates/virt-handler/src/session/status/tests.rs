@@ -313,3 +313,37 @@ fn a_patch_tests_what_two_programs_write() {
         (Some("/metadata/resourceVersion"), Some("/status"))
     );
 }
+
+#[test]
+fn the_status_of_the_worst_launcher_is_small() {
+    let long = "\"".repeat(100_000);
+    let addresses: Vec<String> = (0..1000)
+        .map(|n| format!("2001:db8:1111:2222:3333:4444:5555:{n:x}"))
+        .collect();
+    let interfaces: Vec<_> = (0..1000)
+        .map(|_| json!({"interfaceName": long, "mac": "aa:".repeat(19), "ipAddresses": addresses}))
+        .collect();
+    let os = json!({"id": long, "name": long, "prettyName": long, "version": long, "versionId": long,
+        "kernelRelease": long, "kernelVersion": long, "machine": long});
+    let worst = report::bounded(GuestState {
+        agent_connected: true,
+        reason: long.clone(),
+        message: long.clone(),
+        domain_type: long.clone(),
+        machine_type: long.clone(),
+        guest_info: serde_json::to_vec(&json!({"os": os, "fsFreezeStatus": long, "interfaces": interfaces})).unwrap(),
+        volumes: serde_json::to_vec(&json!([{"name": "root", "target": long}])).unwrap(),
+        ..guest(Lifecycle::Paused, "")
+    });
+    let nics = [nic()];
+    let trouble = report::text(long, report::MAX_MESSAGE);
+    let view = View {
+        guest: Some(&worst),
+        nics: Some(&nics),
+        trouble: Some(&trouble),
+        ..View::default()
+    };
+    let change = change(&vmi("Running"), &view, now()).unwrap();
+    let size = serde_json::to_vec(&change.status).unwrap().len();
+    assert!(size > 8 << 10 && size < 48 << 10, "{size}");
+}

@@ -1,8 +1,4 @@
-//! Wire types of `cdi.kubevirt.io/v1beta1`: the object CDI, and what templates of DataVolumes are made of.
-
-mod installation;
-
-pub use installation::*;
+//! Wire types: cdi.
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaimSpec;
 use k8s_openapi::api::core::v1::TypedLocalObjectReference;
