@@ -98,7 +98,12 @@ wire_types! {
         DataVolumeBlankImage DataVolumeCheckpoint DataVolumeSource DataVolumeSourceGCS DataVolumeSourceHTTP DataVolumeSourceImageIO
         DataVolumeSourcePVC DataVolumeSourceRef DataVolumeSourceRegistry DataVolumeSourceS3 DataVolumeSourceSnapshot DataVolumeSourceUpload
         DataVolumeSourceVDDK DataVolumeSpec PlatformOptions StorageSpec
+        CDI CDICertConfig CDIConfigSpec CDISpec CDIStatus ComponentConfig CustomTLSProfile CustomizeComponents
+        FilesystemOverhead Flags ImportProxy IntermediateTLSProfile ModernTLSProfile OldTLSProfile TLSSecurityProfile
     }
+    "v1beta1" v1 { CertConfig CustomizeComponentsPatch }
+    "v1" cdi { Condition }
+    "api" v1 { NodePlacement }
 }
 
 /// Compares the wire types and CRD schemas with `reference`.
@@ -137,18 +142,20 @@ pub fn coverage(
     let wire = wire_types();
     let mut in_crds = BTreeMap::new();
     for crd in crds {
-        let name = format!("v1.{}", crd.spec.names.kind);
-        let schema = crd
-            .spec
-            .versions
-            .first()
-            .and_then(|v| v.schema.as_ref()?.open_api_v3_schema.as_ref());
+        let version = crd.spec.versions.first();
+        let name = format!(
+            "{}.{}",
+            version.map_or("", |version| version.name.as_str()),
+            crd.spec.names.kind
+        );
+        let schema = version.and_then(|v| v.schema.as_ref()?.open_api_v3_schema.as_ref());
         let schema = schema.and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default();
         if definitions.contains_key(&name) {
             walk(definitions, &name, &schema, &mut in_crds);
         }
     }
     let mut result = Coverage::default();
+    wanted.retain(|name| !is_kubernetes(name, &definitions[*name]));
     for name in wanted {
         for (field, kind) in fields(&definitions[name]) {
             result.total += 1;
@@ -174,6 +181,44 @@ fn fields(definition: &Value) -> impl Iterator<Item = (&str, &Value)> {
         .into_iter()
         .flatten()
         .map(|(k, v)| (k.as_str(), v))
+}
+
+/// What a definition without fields of its own stands for, such as a duration for a string.
+fn scalar<'a>(definitions: &'a serde_json::Map<String, Value>, kind: &str) -> Option<&'a Value> {
+    let definition = definitions.get(kind)?;
+    let plain = definition.get("fields").is_none() && definition.get("enum").is_none();
+    definition
+        .get("type")
+        .filter(|kind| plain && kind.as_str() != Some("object"))
+}
+
+/// Definitions that are Kubernetes' own and come with its types. KubeVirt has another definition of one of these names.
+fn is_kubernetes(name: &str, definition: &Value) -> bool {
+    const NAMES: &[&str] = &[
+        "resource.Quantity",
+        "v1.Affinity",
+        "v1.Duration",
+        "v1.FieldsV1",
+        "v1.LabelSelector",
+        "v1.LabelSelectorRequirement",
+        "v1.LocalObjectReference",
+        "v1.ManagedFieldsEntry",
+        "v1.NodeAffinity",
+        "v1.NodeSelector",
+        "v1.NodeSelectorRequirement",
+        "v1.NodeSelectorTerm",
+        "v1.ObjectMeta",
+        "v1.OwnerReference",
+        "v1.PodAffinity",
+        "v1.PodAffinityTerm",
+        "v1.PodAntiAffinity",
+        "v1.PreferredSchedulingTerm",
+        "v1.ResourceClaim",
+        "v1.Time",
+        "v1.Toleration",
+        "v1.WeightedPodAffinityTerm",
+    ];
+    NAMES.contains(&name) || (name == "v1.ResourceRequirements" && !definition["fields"]["claims"].is_null())
 }
 
 /// The innermost type of lists and maps.
@@ -300,6 +345,9 @@ fn compare_named(
         let ok = found["x-kubernetes-int-or-string"] == true;
         return if ok { None } else { wrong("a quantity (int-or-string)") };
     }
+    if let Some(scalar) = scalar(definitions, kind) {
+        return compare(definitions, scalar, Some(found), &Value::Null);
+    }
     if kind.ends_with("meta.v1.Time") || kind.ends_with("meta.v1.MicroTime") {
         let ok = is("string") && found["format"] == "date-time";
         return if ok { None } else { wrong("string (date-time)") };
@@ -374,6 +422,27 @@ mod tests {
         );
         let all = coverage(&reference, None, &crate::crds()).expect("the reference is well-formed");
         assert_eq!(all.gaps.len(), 3);
+    }
+
+    #[test]
+    fn definitions_of_kubernetes_are_not_ours_to_cover() {
+        let reference = json!({"definitions": {
+            "v1beta1.CDI": {"fields": {"spec": "v1beta1.CDISpec"}},
+            "v1beta1.CDISpec": {"fields": {"workload": "api.NodePlacement", "certConfig": "v1beta1.CDICertConfig"}},
+            "v1beta1.CDICertConfig": {"fields": {"ca": "v1beta1.CertConfig"}},
+            "v1beta1.CertConfig": {"fields": {"duration": "v1.Duration", "renewBefore": "v1.Time"}},
+            "api.NodePlacement": {"fields": {"tolerations": "[]v1.Toleration"}},
+            "v1.Duration": {"type": "string"},
+            "v1.Time": {"type": "string(date-time)"},
+            "v1.Toleration": {"fields": {"key": "string"}},
+        }});
+        let found = coverage(&reference, None, &[crate::cdi_crd()]).expect("the reference is well-formed");
+        assert_eq!((found.covered, found.total), (6, 7));
+        assert!(
+            found.gaps[0].starts_with("v1beta1.CertConfig.renewBefore: has format"),
+            "{:?}",
+            found.gaps
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The CustomResourceDefinitions of the six kinds, made from the wire types.
+//! The CustomResourceDefinitions of our kinds, made from the wire types.
 //!
 //! Names, versions, columns and subresources are KubeVirt's, with one deliberate difference:
 //! VirtualMachineInstance has `/status`, so that a status write never touches the spec and runs no webhook.
@@ -10,19 +10,30 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::v1;
+use crate::{cdi, v1};
 
-/// All CRDs, ready to be applied. Structural, as `apiextensions.k8s.io/v1` demands.
+/// All CRDs of `kubevirt.io`, ready to be applied. Structural, as `apiextensions.k8s.io/v1` demands.
 #[must_use]
 pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![
-        finish(v1::VirtualMachine::crd(), &Shape::VM),
-        finish(v1::VirtualMachineInstance::crd(), &Shape::VMI),
-        finish(v1::VirtualMachineInstanceMigration::crd(), &Shape::VMIM),
-        finish(v1::VirtualMachineInstancePreset::crd(), &Shape::PRESET),
-        finish(v1::VirtualMachineInstanceReplicaSet::crd(), &Shape::VMIRS),
-        finish(v1::KubeVirt::crd(), &Shape::KUBEVIRT),
+        with_v1alpha3(v1::VirtualMachine::crd(), &Shape::VM),
+        with_v1alpha3(v1::VirtualMachineInstance::crd(), &Shape::VMI),
+        with_v1alpha3(v1::VirtualMachineInstanceMigration::crd(), &Shape::VMIM),
+        with_v1alpha3(v1::VirtualMachineInstancePreset::crd(), &Shape::PRESET),
+        with_v1alpha3(v1::VirtualMachineInstanceReplicaSet::crd(), &Shape::VMIRS),
+        with_v1alpha3(v1::KubeVirt::crd(), &Shape::KUBEVIRT),
     ]
+}
+
+/// The CRD of `cdi.kubevirt.io` CDI. Only virt-operator answers its objects, so it belongs to clusters.
+#[must_use]
+pub fn cdi_crd() -> CustomResourceDefinition {
+    let mut crd = cdi::CDI::crd();
+    crd.spec
+        .versions
+        .iter_mut()
+        .for_each(|version| finish(version, &Shape::CDI));
+    crd
 }
 
 /// What the types do not say about a kind.
@@ -99,10 +110,16 @@ impl Shape {
         storage: "v1",
         columns: &[AGE, ("Phase", "string", ".status.phase", 0)],
     };
+    const CDI: Self = Self {
+        status: true,
+        scale: false,
+        storage: "v1beta1",
+        columns: &[AGE, ("Phase", "string", ".status.phase", 0)],
+    };
 }
 
-fn finish(mut crd: CustomResourceDefinition, shape: &Shape) -> CustomResourceDefinition {
-    let mut version = crd.spec.versions.remove(0);
+/// The only version of a kind, with what the types do not say.
+fn finish(version: &mut CustomResourceDefinitionVersion, shape: &Shape) {
     version.additional_printer_columns = (!shape.columns.is_empty()).then(|| {
         shape
             .columns
@@ -133,6 +150,12 @@ fn finish(mut crd: CustomResourceDefinition, shape: &Shape) -> CustomResourceDef
         properties.insert("kind".to_owned(), of_type("string"));
         properties.insert("metadata".to_owned(), of_type("object"));
     }
+}
+
+/// A kind that is also served in its old version.
+fn with_v1alpha3(mut crd: CustomResourceDefinition, shape: &Shape) -> CustomResourceDefinition {
+    let mut version = crd.spec.versions.remove(0);
+    finish(&mut version, shape);
     let old = CustomResourceDefinitionVersion {
         name: "v1alpha3".to_owned(),
         storage: shape.storage == "v1alpha3",
@@ -232,5 +255,17 @@ mod tests {
             );
             assert_eq!(crd.spec.names.categories.as_deref(), Some(&["all".to_owned()][..]));
         }
+        let cdi = serde_json::to_value(cdi_crd()).unwrap();
+        assert_eq!(cdi["metadata"]["name"], "cdis.cdi.kubevirt.io");
+        assert_eq!(cdi["spec"]["scope"], "Cluster");
+        assert_eq!(cdi["spec"]["names"]["shortNames"], serde_json::json!(["cdi", "cdis"]));
+        let version = &cdi["spec"]["versions"][0];
+        assert_eq!(
+            (&version["name"], &version["storage"]),
+            (&"v1beta1".into(), &true.into())
+        );
+        assert!(version["subresources"]["status"].is_object());
+        let columns = version["additionalPrinterColumns"].as_array().unwrap();
+        assert_eq!(columns.iter().map(|c| &c["name"]).collect::<Vec<_>>(), ["Age", "Phase"]);
     }
 }

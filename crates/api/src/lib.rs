@@ -10,7 +10,7 @@ mod crds;
 mod quantity;
 pub mod v1;
 
-pub use crds::crds;
+pub use crds::{cdi_crd, crds};
 pub use quantity::{ParseQuantityError, Quantity};
 
 /// A `metav1.Duration`: Go's notation, such as `1h30m0s`.

@@ -1,14 +1,16 @@
 //! Hypervisor features.
 
 use ferrovirt_core::machine::{Architecture, Machine};
+use ferrovirt_core::overhead::TRANSLATIONS;
 
+use crate::Facts;
 use crate::xml::{Element, el};
 
 fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
-pub(crate) fn features(machine: &Machine) -> Element {
+pub(crate) fn features(machine: &Machine, facts: &Facts) -> Element {
     let mut features = el("features");
     if machine.acpi {
         features = features.child(el("acpi"));
@@ -24,6 +26,13 @@ pub(crate) fn features(machine: &Machine) -> Element {
     }
     if machine.smm {
         features = features.child(el("smm").attr("state", "on"));
+    }
+    if !facts.kvm {
+        // QEMU would keep up to a gibibyte of translated code, beyond what the pod may have.
+        let cache = el("tb-cache")
+            .attr("unit", "MiB")
+            .text((TRANSLATIONS >> 20).to_string());
+        features = features.child(el("tcg").child(cache));
     }
     features
 }

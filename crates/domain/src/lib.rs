@@ -46,7 +46,7 @@ pub fn domain_xml(machine: &Machine, facts: &Facts) -> Result<String, MissingFac
         .children(cpu::vcpus(machine))
         .children(sysinfo::sysinfo(machine))
         .child(boot::os(machine, facts)?)
-        .child(features::features(machine))
+        .child(features::features(machine, facts))
         .child(cpu::cpu(machine, facts))
         .child(clock::clock(machine))
         .children(lifecycle::actions(machine))

@@ -92,7 +92,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn crds() -> anyhow::Result<()> {
-    for crd in ferrovirt_api::crds() {
+    for crd in ferrovirt_api::crds().iter().chain([&ferrovirt_api::cdi_crd()]) {
         print!("---\n{}", serde_yaml_ng::to_string(&crd)?);
     }
     Ok(())
@@ -103,7 +103,9 @@ fn api_coverage(reference: &std::path::Path, roots: Option<&[String]>) -> anyhow
     let text = std::fs::read(reference).with_context(|| format!("cannot read {}", reference.display()))?;
     let reference: Value =
         serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", reference.display()))?;
-    let coverage = ferrovirt_api::coverage::coverage(&reference, roots, &ferrovirt_api::crds())?;
+    let mut crds = ferrovirt_api::crds();
+    crds.push(ferrovirt_api::cdi_crd());
+    let coverage = ferrovirt_api::coverage::coverage(&reference, roots, &crds)?;
     for gap in &coverage.gaps {
         println!("{gap}");
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use virt_controller::operator::manifests::{self, Source};
+use virt_controller::operator::resources::{dashboard, prometheus_rules};
 
 /// Where images are, and where files go.
 #[derive(Debug, clap::Args)]
@@ -59,7 +60,8 @@ fn files(registry: &str, tag: &str) -> anyhow::Result<Vec<(&'static str, String)
         namespace: "{{ .Release.Namespace }}".to_owned(),
         pull_policy: "{{ .Values.image.pullPolicy }}".to_owned(),
     };
-    let mut all = vec![manifests::namespace(&plain), manifests::definition()];
+    let [kubevirt_crd, cdi_crd] = manifests::definitions();
+    let mut all = vec![manifests::namespace(&plain), kubevirt_crd.clone(), cdi_crd.clone()];
     all.extend(manifests::operator(&plain));
     let kubevirt = manifests::kubevirt(&plain.namespace);
     let version = tag.strip_prefix('v').unwrap_or(tag);
@@ -67,26 +69,32 @@ fn files(registry: &str, tag: &str) -> anyhow::Result<Vec<(&'static str, String)
         "apiVersion": "v2", "name": "ferrovirt", "type": "application",
         "description": "Virtual machines through the Kubernetes API: the operator of Ferrovirt",
         "version": env!("CARGO_PKG_VERSION"), "appVersion": version, "kubeVersion": ">=1.32.0-0",
-        "home": env!("CARGO_PKG_REPOSITORY"),
     });
     let values = json!({
         "image": {"registry": registry, "tag": tag, "pullPolicy": "IfNotPresent"},
         "kubevirt": {"create": true, "spec": kubevirt["spec"]},
+        "grafana": {"dashboard": {"create": true, "labels": {"grafana_dashboard": "1"}, "annotations": {}}},
     });
+    let dashboard = json(&dashboard())?;
     Ok(vec![
         ("ferrovirt-operator.yaml", documents(&all)?),
         ("kubevirt-cr.yaml", documents(std::slice::from_ref(&kubevirt))?),
         ("helm/ferrovirt/Chart.yaml", format!("{MADE}{}", yaml(&chart)?)),
         ("helm/ferrovirt/values.yaml", format!("{MADE}{}", yaml(&values)?)),
-        (
-            "helm/ferrovirt/crds/kubevirt.yaml",
-            documents(&[manifests::definition()])?,
-        ),
+        ("helm/ferrovirt/crds/kubevirt.yaml", documents(&[kubevirt_crd])?),
+        ("helm/ferrovirt/crds/cdi.yaml", documents(&[cdi_crd])?),
         (
             "helm/ferrovirt/templates/operator.yaml",
             documents(&manifests::operator(&template))?,
         ),
         ("helm/ferrovirt/templates/kubevirt.yaml", CHART_KUBEVIRT.to_owned()),
+        ("helm/ferrovirt/templates/dashboard.yaml", CHART_DASHBOARD.to_owned()),
+        ("helm/ferrovirt/dashboards/ferrovirt.json", dashboard.clone()),
+        ("grafana/ferrovirt.json", dashboard),
+        (
+            "prometheus/ferrovirt-rules.yaml",
+            format!("{MADE}{}", yaml(&prometheus_rules(&plain.namespace, 2))?),
+        ),
     ])
 }
 
@@ -104,6 +112,34 @@ spec:
   {{- toYaml .Values.kubevirt.spec | nindent 2 }}
 {{- end }}
 ";
+
+/// Grafana's sidecar looks for the label. The dashboard is a file of its own, as its templates are Grafana's and not Helm's.
+const CHART_DASHBOARD: &str = "\
+{{- with .Values.grafana.dashboard }}
+{{- if .create }}
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: ferrovirt-dashboard
+  namespace: '{{ $.Release.Namespace }}'
+  labels:
+    {{- toYaml .labels | nindent 4 }}
+  {{- with .annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+data:
+  ferrovirt.json: |-
+    {{- $.Files.Get \"dashboards/ferrovirt.json\" | trim | nindent 4 }}
+{{- end }}
+{{- end }}
+";
+
+fn json(value: &Value) -> anyhow::Result<String> {
+    let mut text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
+    text.push('\n');
+    Ok(text)
+}
 
 fn yaml(value: &Value) -> anyhow::Result<String> {
     serde_yaml_ng::to_string(value).context("cannot write YAML")
@@ -138,7 +174,8 @@ mod tests {
             documents.map(|text| serde_yaml_ng::from_str(text).unwrap()).collect()
         };
         let plain = parse(text("ferrovirt-operator.yaml"));
-        assert_eq!(parse(&filled), plain[2..]);
+        assert_eq!(parse(&filled), plain[3..]);
         assert_eq!(parse(text("helm/ferrovirt/crds/kubevirt.yaml")), plain[1..2]);
+        assert_eq!(parse(text("helm/ferrovirt/crds/cdi.yaml")), plain[2..3]);
     }
 }

@@ -8,6 +8,7 @@
 //! | [`signals`] | SIGTERM and SIGINT as a future |
 //! | [`supervisor`] | owns the tasks that a process cannot live without |
 //! | [`process`] | a tokio runtime that takes little memory |
+//! | [`memory`] | gives back what only the start needed |
 //! | [`client`] | the client of the Kubernetes API: `--kubeconfig` or the pod's service account |
 //! | [`kubevirt`] | follows the `KubeVirt` object's configuration |
 //! | [`lease`] | lets one of several lead |
@@ -22,6 +23,7 @@ pub mod http;
 pub mod kubevirt;
 pub mod lease;
 pub mod logs;
+pub mod memory;
 pub mod metrics;
 pub mod process;
 pub mod signals;

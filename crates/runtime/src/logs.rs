@@ -1,6 +1,7 @@
 //! Log lines: one event per line on standard error, beginning with an RFC 3339 time.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
 
@@ -24,19 +25,39 @@ fn filter(verbosity: u8) -> &'static str {
     }
 }
 
+/// Replaces the filter of a process that has one to replace.
+static RELOAD: OnceLock<Box<dyn Fn(u8) + Send + Sync>> = OnceLock::new();
+
 /// Starts logging for this process. Further calls change nothing, so tests may call it freely.
 pub fn init(args: LogArgs) {
-    let filter = std::env::var(FILTER_VARIABLE)
+    let fixed = std::env::var(FILTER_VARIABLE)
         .ok()
-        .and_then(|directives| EnvFilter::try_new(directives).ok())
-        .unwrap_or_else(|| EnvFilter::new(filter(args.verbosity)));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .and_then(|directives| EnvFilter::try_new(directives).ok());
+    let is_fixed = fixed.is_some();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(fixed.unwrap_or_else(|| EnvFilter::new(filter(args.verbosity))))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .finish();
+        .with_filter_reloading();
+    let handle = builder.reload_handle();
     // Only fails when a subscriber is set already, which is what a second call wants.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+    let first = tracing::subscriber::set_global_default(builder.finish()).is_ok();
+    if first && !is_fixed {
+        let set = move |verbosity| {
+            if let Err(error) = handle.reload(EnvFilter::new(filter(verbosity))) {
+                tracing::warn!(%error, "the log verbosity cannot be changed");
+            }
+        };
+        // Nobody was first before.
+        let _ = RELOAD.set(Box::new(set));
+    }
+}
+
+/// Changes how much is logged from now on, unless [`FILTER_VARIABLE`] says it. Needs [`init`].
+pub fn set_verbosity(verbosity: u8) {
+    if let Some(set) = RELOAD.get() {
+        set(verbosity);
+    }
 }
 
 /// An error with all its sources on one line, for a log or a status message.

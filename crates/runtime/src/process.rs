@@ -7,7 +7,8 @@ use std::time::Duration;
 const BLOCKING_THREADS: usize = 2;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
-/// Runs a future on this thread: one thread means one malloc arena and no stacks of idle workers.
+/// Runs a future on this thread: one thread means one malloc arena and no stacks of idle workers. What only the start
+/// needed is given back to the system meanwhile.
 ///
 /// # Errors
 /// The runtime cannot be made.
@@ -17,5 +18,6 @@ pub fn block_on<F: Future>(future: F) -> std::io::Result<F::Output> {
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(KEEP_ALIVE)
         .build()?;
+    runtime.spawn(crate::memory::keep_small());
     Ok(runtime.block_on(future))
 }

@@ -8,10 +8,11 @@ use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
+use ferrovirt_api::v1::{KubeVirt, VirtualMachine, VirtualMachineInstance};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::Resource;
+use kube::core::DynamicObject;
 use kube::runtime::watcher::Event;
 
 /// Namespace and name of an object.
@@ -37,6 +38,44 @@ impl Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// What is kept of a kind: decisions need little of most objects, and there may be many.
+pub trait Kept: Resource {
+    /// Drops what nobody here asks for. Half of an object is `managedFields`, and nothing is decided on them.
+    fn trim(&mut self) {
+        self.meta_mut().managed_fields = None;
+    }
+}
+
+impl Kept for VirtualMachine {}
+
+impl Kept for VirtualMachineInstance {}
+
+impl Kept for KubeVirt {}
+
+impl Kept for DynamicObject {}
+
+impl Kept for Pod {
+    /// What a pod was made of is in its VMI; what became of it is in its metadata, node and status.
+    fn trim(&mut self) {
+        self.metadata.managed_fields = None;
+        self.metadata.annotations = None;
+        if let Some(spec) = &mut self.spec {
+            *spec = PodSpec {
+                node_name: spec.node_name.take(),
+                ..PodSpec::default()
+            };
+        }
+        let Some(status) = &mut self.status else { return };
+        let lists = [&mut status.container_statuses, &mut status.init_container_statuses];
+        for container in lists.into_iter().flatten().flatten() {
+            container.allocated_resources = None;
+            container.allocated_resources_status = None;
+            container.resources = None;
+            container.volume_mounts = None;
+        }
     }
 }
 
@@ -123,8 +162,8 @@ fn version<K: Resource>(object: &K) -> u64 {
     text.parse().unwrap_or_default()
 }
 
-impl<K: Resource> Inner<K> {
-    fn put(&mut self, object: K, now: Timestamp) -> Option<Change<K>> {
+impl<K: Kept> Inner<K> {
+    fn put(&mut self, mut object: K, now: Timestamp) -> Option<Change<K>> {
         let key = Key::of(&object);
         let uid = object.meta().uid.clone().unwrap_or_default();
         if self.tombstones.contains(&uid) {
@@ -156,6 +195,7 @@ impl<K: Resource> Inner<K> {
         if let Some(owner) = owner_uid(&object) {
             self.by_owner.entry(owner.to_owned()).or_default().insert(key.clone());
         }
+        object.trim();
         let object = Arc::new(object);
         let new = Some(Arc::clone(&object));
         self.entries.insert(key, Entry { object, seen });
@@ -184,7 +224,7 @@ impl<K: Resource> Inner<K> {
     }
 }
 
-impl<K: Resource> Cache<K> {
+impl<K: Kept> Cache<K> {
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Inner<K>> {
         self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -307,6 +347,28 @@ mod tests {
         cache.observe(pod("a", "2", 8), t(6));
         assert!(cache.apply(Event::Delete(pod("a", "1", 7)), t(7)).is_empty());
         expect(&cache, &[("a", 8)]);
+    }
+
+    #[test]
+    fn of_a_pod_remains_what_is_decided_on() {
+        let cache = Cache::default();
+        let mut whole = pod("a", "1", 1);
+        whole.spec = serde_json::from_value(json!({"nodeName": "n1", "containers": [{"name": "compute"}]})).unwrap();
+        whole.status = serde_json::from_value(json!({"phase": "Running", "containerStatuses": [{
+            "name": "compute", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+            "state": {"running": {}}, "resources": {"requests": {"cpu": "1"}}}]}))
+        .unwrap();
+        whole.metadata.managed_fields = Some(vec![]);
+        cache.observe(whole, Timestamp::UNIX_EPOCH);
+        let kept = serde_json::to_value(&*cache.owned_by("owner")[0].object).unwrap();
+        assert_eq!(kept["spec"], json!({"containers": [], "nodeName": "n1"}));
+        assert_eq!(
+            kept["status"],
+            json!({"phase": "Running", "containerStatuses": [{
+                "name": "compute", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+                "state": {"running": {}}}]})
+        );
+        assert_eq!(kept["metadata"].get("managedFields"), None);
     }
 
     #[test]

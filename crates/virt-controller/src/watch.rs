@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::cache::{Cache, Change};
+use crate::cache::{Cache, Change, Kept};
 
 /// Feeds `cache` from a watch of `api` until `shutdown`, and tells `changed` of each change. `ready` is answered when
 /// the cache is complete for the first time. An object that cannot be read is reported and left out: it never stops
@@ -28,7 +28,7 @@ pub async fn feed<K>(
     shutdown: CancellationToken,
     changed: impl Fn(&Change<K>),
 ) where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K: Kept + Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let mut ready = Some(ready);
     let mut events = pin!(watch(api, config).default_backoff());
@@ -59,11 +59,7 @@ pub async fn feed<K>(
 
 fn readable<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> Option<Event<K>> {
     let read = |guard: DeserializeGuard<K>| match guard.0 {
-        Ok(mut object) => {
-            // Half of an object, and nothing is decided on it.
-            object.meta_mut().managed_fields = None;
-            Some(object)
-        }
+        Ok(object) => Some(object),
         Err(invalid) => {
             let (namespace, name) = (invalid.metadata.namespace.unwrap_or_default(), invalid.metadata.name);
             let name = name.unwrap_or_default();

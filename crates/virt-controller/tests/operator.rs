@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
+use ferrovirt_api::cdi::{CDI, CDISpec};
 use ferrovirt_api::v1::KubeVirt;
 use ferrovirt_apiserver::{ApiServer, Config, UserInfo};
 use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Secret};
 use k8s_openapi::api::rbac::v1::ClusterRole;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Client, ResourceExt};
@@ -69,7 +71,7 @@ struct World {
 impl World {
     async fn new() -> Self {
         let mut crds = foreign_kinds();
-        crds.push(manifests::definition());
+        crds.extend(manifests::definitions());
         let server = ApiServer::open(Config {
             crds,
             namespaces: vec!["kubevirt".to_owned()],
@@ -100,6 +102,7 @@ impl World {
             namespace: "kubevirt".to_owned(),
             release: release(version),
             webhooks: true,
+            verbosity: 2,
         };
         let work = reconcile_until(self.client.clone(), settings, stop.clone());
         self.operator = Some((stop, tokio::spawn(work)));
@@ -415,5 +418,72 @@ async fn removal_waits_for_workloads_if_told_to_and_leaves_nothing() {
     assert_eq!(node.labels().keys().collect::<Vec<_>>(), ["kubernetes.io/os"]);
 
     // And it can be installed again.
+    world.deploy().await;
+}
+
+#[tokio::test]
+async fn cdi_objects_are_told_the_truth() {
+    let world = World::new().await;
+    let cdis: Api<CDI> = Api::all(world.client.clone());
+    let create = async |name: &str| {
+        let object = CDI::new(name, CDISpec::default());
+        cdis.create(&PostParams::default(), &object).await.unwrap();
+    };
+    let reason = |cdi: &CDI| {
+        let status = cdi.status.clone().unwrap_or_default();
+        let degraded = status
+            .conditions
+            .iter()
+            .find(|c| c.r#type == "Degraded" && c.status == "True");
+        degraded.and_then(|c| c.reason.clone()).unwrap_or_default()
+    };
+    let get = |name: &'static str| {
+        let cdis = cdis.clone();
+        move || {
+            let cdis = cdis.clone();
+            async move { cdis.get_opt(name).await.unwrap() }
+        }
+    };
+    create("cdi").await;
+    let answered = eventually("an answer", get("cdi"), |cdi| reason(cdi) == "NotSupported").await;
+    let status = answered.status.clone().unwrap();
+    assert_eq!(status.phase.as_deref(), Some("Error"));
+    assert_eq!(
+        (status.operator_version.as_deref(), status.observed_version),
+        (Some("v1.0.0"), None)
+    );
+    assert!(answered.finalizers().is_empty());
+    let events: Api<Event> = Api::namespaced(world.client.clone(), "default");
+    let told = || async { events.list(&ListParams::default()).await.unwrap().items.pop() };
+    let event = eventually("an event", told, |_| true).await;
+    assert_eq!(event.involved_object.uid, answered.uid());
+    assert_eq!(event.reason.as_deref(), Some("NotSupported"));
+
+    // Another operator's word counts.
+    let theirs = PatchParams {
+        field_manager: Some("cdi-operator".to_owned()),
+        ..PatchParams::default()
+    };
+    let change = Patch::Merge(json!({"status": {"phase": "Deployed", "operatorVersion": "v1.62.0"}}));
+    cdis.patch_status("cdi", &theirs, &change).await.unwrap();
+    create("second").await;
+    eventually("the second is refused", get("second"), |cdi| {
+        reason(cdi) == "ConfigError"
+    })
+    .await;
+    let status = cdis.get("cdi").await.unwrap().status.unwrap();
+    assert_eq!(status.phase.as_deref(), Some("Deployed"));
+
+    // Nothing holds them, and the next one counts.
+    cdis.delete("cdi", &DeleteParams::default()).await.unwrap();
+    assert_eq!(cdis.get_opt("cdi").await.unwrap(), None);
+    eventually("the second counts", get("second"), |cdi| reason(cdi) == "NotSupported").await;
+
+    // Without the kind everything else goes on.
+    let kinds: Api<CustomResourceDefinition> = Api::all(world.client.clone());
+    kinds
+        .delete("cdis.cdi.kubevirt.io", &DeleteParams::default())
+        .await
+        .unwrap();
     world.deploy().await;
 }

@@ -1,5 +1,7 @@
 //! Events on VMIs, for people.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{Event, EventSource};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{ObjectMeta, PostParams};
@@ -15,6 +17,9 @@ pub(crate) const SHUTTING_DOWN: &str = "ShuttingDown";
 pub(crate) const STOPPED: &str = "Stopped";
 /// The guest could not be made what the VMI says.
 pub(crate) const SYNC_FAILED: &str = "SyncFailed";
+
+/// How long an event waits: what a start waits for comes first at the API server.
+const BEHIND: Duration = Duration::from_secs(1);
 
 /// Something to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +47,7 @@ impl Note {
     }
 }
 
-/// Creates the event in the background: telling must not delay doing, and a lost event harms nobody.
+/// Creates the event in the background, a moment later: telling must not delay doing, and a lost event harms nobody.
 pub(crate) fn emit(client: Client, node: &str, vmi: &VirtualMachineInstance, mut note: Note) {
     // The API's limit.
     note.message.truncate(note.message.floor_char_boundary(1024));
@@ -72,6 +77,7 @@ pub(crate) fn emit(client: Client, node: &str, vmi: &VirtualMachineInstance, mut
         ..Event::default()
     };
     tokio::spawn(async move {
+        tokio::time::sleep(BEHIND).await;
         let events: Api<Event> = Api::namespaced(client, &namespace);
         match events.create(&PostParams::default(), &event).await {
             Ok(_) => {}

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{ContainerStateWaiting, Pod, PodCondition};
 
 use super::Phase;
 use crate::conditions::{self, Desired, FALSE, TRUE};
+use crate::names::UNPAUSED_GATE;
 
 /// Condition type.
 pub const READY: &str = "Ready";
@@ -41,6 +42,9 @@ const PULL_REASONS: [&str; 6] = [
     "RegistryUnavailable",
 ];
 
+/// The kubelet's reason of a pod's `Ready` while all but its readiness gates are ready.
+const GATES_NOT_READY: &str = "ReadinessGatesNotReady";
+
 fn pod_condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
     pod.status
         .as_ref()?
@@ -50,10 +54,15 @@ fn pod_condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
         .find(|c| c.type_ == kind)
 }
 
-/// What `Ready` should say. A paused guest is not ready, whether or not its pod has the readiness gate for that.
+/// What `Ready` should say; nothing while what it says now may stay, because what it would say is about to change. A
+/// paused guest is not ready, whether or not its pod has the readiness gate for that.
 #[must_use]
-pub fn ready(vmi: &VirtualMachineInstance, phase: Phase, pod: Option<&Pod>) -> Desired {
-    let no = |reason: &str, message: &str| Desired::new(READY, false, reason, message);
+pub fn ready(vmi: &VirtualMachineInstance, phase: Phase, pod: Option<&Pod>) -> Option<Desired> {
+    let no = |reason: &str, message: &str| Some(Desired::new(READY, false, reason, message));
+    // It is destroyed, not shut down: gone before anybody could read of it.
+    if vmi.metadata.deletion_timestamp.is_some() && vmi.spec.termination_grace_period_seconds == Some(0) {
+        return None;
+    }
     let Some(pod) = pod else {
         return no("PodNotExists", "virt-launcher pod has not yet been scheduled");
     };
@@ -75,13 +84,19 @@ pub fn ready(vmi: &VirtualMachineInstance, phase: Phase, pod: Option<&Pod>) -> D
             "PodConditionMissing",
             "virt-launcher pod is missing the Ready condition",
         ),
-        Some(c) => Desired::new(
+        // Our own gate is opened next, and then the pod says more.
+        Some(c) if c.reason.as_deref() == Some(GATES_NOT_READY) && !gate_open(pod) => None,
+        Some(c) => Some(Desired::new(
             READY,
             c.status == TRUE,
             c.reason.as_deref().unwrap_or_default(),
             c.message.as_deref().unwrap_or_default(),
-        ),
+        )),
     }
+}
+
+fn gate_open(pod: &Pod) -> bool {
+    pod_condition(pod, UNPAUSED_GATE).is_some_and(|c| c.status == TRUE)
 }
 
 /// `PodScheduled`, while the pod's own is False.
@@ -143,20 +158,55 @@ mod tests {
         let up = pod(json!({"conditions": [{"type": "Ready", "status": "True"}]}));
         let probe = pod(json!({"conditions": [{"type": "Ready", "status": "False", "reason": "ContainersNotReady"}]}));
         let bare = pod(json!({}));
+        let gated = |gate: &str| {
+            pod(json!({"conditions": [
+                {"type": "Ready", "status": "False", "reason": "ReadinessGatesNotReady"},
+                {"type": UNPAUSED_GATE, "status": gate}]}))
+        };
+        let (closed, open) = (gated("False"), gated("True"));
         let mut dying = up.clone();
         dying.metadata.deletion_timestamp = Some(conditions::wire_time(jiff::Timestamp::UNIX_EPOCH));
-        for (phase, paused, pod, status, reason) in [
-            (Phase::Pending, false, None, false, "PodNotExists"),
-            (Phase::Running, false, Some(&dying), false, "PodTerminating"),
-            (Phase::Scheduled, false, Some(&up), false, "GuestNotRunning"),
-            (Phase::Succeeded, false, Some(&up), false, "GuestNotRunning"),
-            (Phase::Running, false, Some(&bare), false, "PodConditionMissing"),
-            (Phase::Running, false, Some(&up), true, ""),
-            (Phase::Running, true, Some(&up), false, "GuestPaused"),
-            (Phase::Running, false, Some(&probe), false, "ContainersNotReady"),
+        for (phase, paused, pod, expected) in [
+            (Phase::Pending, false, None, Some((false, "PodNotExists"))),
+            (Phase::Running, false, Some(&dying), Some((false, "PodTerminating"))),
+            (Phase::Scheduled, false, Some(&up), Some((false, "GuestNotRunning"))),
+            (Phase::Succeeded, false, Some(&up), Some((false, "GuestNotRunning"))),
+            (Phase::Running, false, Some(&bare), Some((false, "PodConditionMissing"))),
+            (Phase::Running, false, Some(&up), Some((true, ""))),
+            (Phase::Running, true, Some(&up), Some((false, "GuestPaused"))),
+            (Phase::Running, false, Some(&probe), Some((false, "ContainersNotReady"))),
+            (Phase::Running, false, Some(&closed), None),
+            (Phase::Running, true, Some(&closed), Some((false, "GuestPaused"))),
+            (
+                Phase::Running,
+                false,
+                Some(&open),
+                Some((false, "ReadinessGatesNotReady")),
+            ),
         ] {
             let got = ready(&vmi(paused), phase, pod);
-            assert_eq!((got.status, got.reason.as_str()), (status, reason));
+            let got = got.as_ref().map(|got| (got.status, got.reason.as_str()));
+            assert_eq!(got, expected, "{phase} {paused} {pod:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_destroyed_says_no_more_of_its_readiness() {
+        let up = pod(json!({"conditions": [{"type": "Ready", "status": "True"}]}));
+        for (deleted, grace, says) in [
+            (true, Some(0), false),
+            (true, Some(30), true),
+            (true, None, true),
+            (false, Some(0), true),
+        ] {
+            let mut vmi = vmi(false);
+            vmi.metadata.deletion_timestamp = deleted.then(|| conditions::wire_time(jiff::Timestamp::UNIX_EPOCH));
+            vmi.spec.termination_grace_period_seconds = grace;
+            assert_eq!(
+                ready(&vmi, Phase::Running, Some(&up)).is_some(),
+                says,
+                "{deleted} {grace:?}"
+            );
         }
     }
 

@@ -105,6 +105,7 @@ pub fn run(args: &UpArgs, data_dir: PathBuf) -> anyhow::Result<()> {
         )
         .enable_all()
         .build()?;
+    runtime.spawn(ferrovirt_runtime::memory::keep_small());
     runtime.block_on(serve(args, &data, begun))
 }
 

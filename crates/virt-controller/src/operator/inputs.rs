@@ -236,9 +236,28 @@ fn verbosity(verbosity: Option<&LogVerbosity>) -> BTreeMap<Component, i32> {
         .collect()
 }
 
+/// Log level of the operator itself, if the KubeVirt object says.
+#[must_use]
+pub fn own_verbosity(kubevirt: &KubeVirt) -> Option<u8> {
+    let developer = kubevirt.spec.configuration.as_ref()?.developer_configuration.as_ref()?;
+    let level = developer.log_verbosity.as_ref()?.virt_operator?;
+    u8::try_from(level).ok().filter(|level| *level > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_operators_own_verbosity() {
+        for (level, expected) in [(None, None), (Some(0), None), (Some(5), Some(5)), (Some(1000), None)] {
+            let mut kubevirt = KubeVirt::default();
+            let configuration =
+                serde_json::json!({"developerConfiguration": {"logVerbosity": {"virtOperator": level}}});
+            kubevirt.spec.configuration = serde_json::from_value(configuration).unwrap();
+            assert_eq!(own_verbosity(&kubevirt), expected, "{level:?}");
+        }
+    }
 
     #[test]
     fn registry_and_tag_replace_parts_of_an_image() {

@@ -1,6 +1,7 @@
 //! What a user applies to get an operator. `deploy/` is made from this.
 
 use ferrovirt_api::v1::KubeVirt;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Resource;
 use serde_json::{Value, json};
 
@@ -25,18 +26,20 @@ impl Source {
     }
 }
 
-/// The kind KubeVirt.
-///
-/// # Panics
-/// Never: the kind is one of ours.
+/// The kinds that the operator itself answers: KubeVirt and CDI. It installs the others.
 #[must_use]
-pub fn definition() -> Value {
-    let crds = ferrovirt_api::crds().into_iter();
-    let ours = crds.map(|crd| serde_json::to_value(crd).unwrap_or_default());
-    let mut of_kind = ours.filter(|crd| crd["spec"]["names"]["kind"] == *KubeVirt::kind(&()));
-    let mut crd = of_kind.next().expect("KubeVirt is one of our kinds");
-    crd["metadata"]["labels"] = json!({"operator.kubevirt.io": ""});
-    crd
+pub fn definitions() -> [Value; 2] {
+    let mut crds = ferrovirt_api::crds().into_iter();
+    let kubevirt = crds.find(|crd| crd.spec.names.kind == KubeVirt::kind(&()));
+    let labelled = |crd: Option<CustomResourceDefinition>, label: &str| {
+        let mut crd = serde_json::to_value(crd).unwrap_or_default();
+        crd["metadata"]["labels"] = json!({label: ""});
+        crd
+    };
+    [
+        labelled(kubevirt, "operator.kubevirt.io"),
+        labelled(Some(ferrovirt_api::cdi_crd()), "operator.cdi.kubevirt.io"),
+    ]
 }
 
 /// The namespace.

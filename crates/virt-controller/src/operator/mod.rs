@@ -11,6 +11,7 @@
 //! again. Everything is decided again from what is there, so the process may be killed at any time.
 
 mod authority;
+mod cdi;
 pub mod certificates;
 pub mod inputs;
 pub mod manifests;

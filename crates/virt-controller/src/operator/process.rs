@@ -62,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 async fn serve(args: Args) -> anyhow::Result<()> {
     let Args {
         client,
-        logs: _,
+        logs: LogArgs { verbosity },
         release,
         port,
         namespace,
@@ -92,6 +92,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         namespace,
         release,
         webhooks,
+        verbosity,
     };
     let stop = parts.token();
     let work = reconcile_until(client.clone(), settings, stop.clone()).boxed();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrovirt_api::v1::KubeVirt;
-use ferrovirt_runtime::logs::chain;
+use ferrovirt_runtime::logs::{self, chain};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::authority::{Authority, secrets};
 use super::certificates::Rotation;
-use super::inputs::{Cluster, Inputs, Release};
+use super::inputs::{Cluster, Inputs, Release, own_verbosity};
 use super::mirror::{Mirror, WATCH_SECONDS, revision};
 use super::plan::{self, Mode, Next, Seen};
 use super::resources::{self, Id, Kind, OPERATOR, Object, Stage};
@@ -52,6 +52,8 @@ pub struct Settings {
     pub release: Release,
     /// The API server reaches its webhooks.
     pub webhooks: bool,
+    /// How much it logs unless the KubeVirt object says.
+    pub verbosity: u8,
 }
 
 /// Installs what the KubeVirt object says until `shutdown`.
@@ -69,8 +71,14 @@ pub async fn reconcile_until(client: Client, settings: Settings, shutdown: Cance
         Arc::clone(&changed),
         shutdown.clone(),
     ));
+    tasks.spawn(super::cdi::answer(
+        client.clone(),
+        settings.release.version.clone(),
+        shutdown.clone(),
+    ));
     let authority = Authority::new(client.clone(), Arc::clone(&mirror), &settings.namespace);
     let mut operator = Operator {
+        verbosity: settings.verbosity,
         client,
         settings,
         mirror,
@@ -130,6 +138,8 @@ struct Wanted {
 
 struct Operator {
     client: Client,
+    /// How much is logged now.
+    verbosity: u8,
     settings: Settings,
     mirror: Arc<Mirror>,
     kubevirts: Arc<Cache<KubeVirt>>,
@@ -210,6 +220,10 @@ impl Operator {
         }
         if kubevirt.metadata.deletion_timestamp.is_some() {
             return self.remove(&kubevirt).await;
+        }
+        let verbosity = own_verbosity(&kubevirt).unwrap_or(self.settings.verbosity);
+        if std::mem::replace(&mut self.verbosity, verbosity) != verbosity {
+            logs::set_verbosity(verbosity);
         }
         let kubevirt = self.hold(kubevirt).await?;
         let outcome = self.install(&kubevirt, tasks, shutdown).await;
@@ -339,7 +353,10 @@ impl Operator {
                     return Ok((progress, Some(next.min(due))));
                 }
                 Next::Done => {
-                    self.rendered = None;
+                    if self.rendered.take().is_some() {
+                        // The CRDs are most of what this process ever holds.
+                        ferrovirt_runtime::memory::give_back();
+                    }
                     self.drop_orphans().await?;
                     return Ok((Progress::Deployed, Some(due)));
                 }

@@ -99,7 +99,7 @@ async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Resul
             name,
             uid,
             grace_seconds,
-        } => delete_pod(context, namespace, (name, uid), *grace_seconds).await,
+        } => delete_pod(context, vmi, namespace, (name, uid), *grace_seconds).await,
         Effect::LabelNode(node) => {
             let change = json!({"metadata": {"labels": {ferrovirt_core::names::NODE_NAME_LABEL: node}}});
             patch_vmi(context, vmi, &Patch::Merge(change)).await
@@ -161,6 +161,7 @@ async fn create_pod(
 
 async fn delete_pod(
     context: &Context,
+    vmi: &VirtualMachineInstance,
     namespace: &str,
     (name, uid): (&str, &str),
     grace_seconds: i64,
@@ -179,7 +180,10 @@ async fn delete_pod(
             if let Some(deleting) = answer.left().filter(|pod| pod.metadata.deletion_timestamp.is_some()) {
                 context.pods.observe(deleting, Timestamp::now());
             }
-            // virt-handler tells that the guest is asked to end, and how it did.
+            context.events.tell(
+                vmi,
+                Notice::normal("SuccessfulDelete", format!("Deleted virtual machine pod {name}")),
+            );
             Ok(())
         }
         Err(error) if gone(&error) || conflict(&error) => Ok(()),

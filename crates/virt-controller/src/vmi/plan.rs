@@ -20,7 +20,15 @@ use crate::node::NODE_UNRESPONSIVE;
 use crate::{Home, Options};
 
 /// How long a pod may take before users see that the VMI is `Scheduling`: starts that are quicker cost one write less.
-pub const QUICK_START: Duration = Duration::from_secs(2);
+/// A pod that has trouble is told of at once.
+#[must_use]
+pub const fn quick_start(home: Home) -> Duration {
+    match home {
+        Home::Standalone => Duration::from_millis(300),
+        // A scheduler and a kubelet have their say there.
+        Home::Cluster => Duration::from_millis(1500),
+    }
+}
 /// How long the node agent has to say how a guest ended whose pod has ended.
 pub const HANDLER_TIME: Duration = Duration::from_secs(3);
 
@@ -94,7 +102,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let phase = Phase::of(&observed.vmi);
     let deleting = observed.vmi.metadata.deletion_timestamp.is_some();
     let pod = active_pod(&observed.pods);
-    let (view, requeue) = view(pod, now);
+    let (view, requeue) = view(pod, quick_start(observed.options.home), now);
     let next = next_phase(phase, Seen::Pod { pod: view, deleting });
     let mut plan = Plan {
         effects: Vec::new(),
@@ -109,14 +117,6 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
 
     if deleting {
         remove(observed, next.is_some(), &mut plan);
-        if plan
-            .effects
-            .iter()
-            .any(|effect| matches!(effect, Effect::SetFinalizers { .. }))
-        {
-            // Nobody reads the status of what is let go.
-            return plan;
-        }
     } else if pod.is_none() && phase == Phase::Pending {
         return create(observed, plan, now);
     }
@@ -125,8 +125,10 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         label(observed, pod, &mut plan);
         gate(observed, pod, phase, &mut plan);
     }
+    // Nobody reads the status of what is let go.
+    let released = plan.effects.iter().any(|e| matches!(e, Effect::SetFinalizers { .. }));
     // A pod that comes up quickly is not worth a write before the VMI is Scheduled.
-    if phase != Phase::Pending {
+    if phase != Phase::Pending && !released {
         status::describe(&mut plan.status, observed, phase, pod, now);
     }
     plan
@@ -177,7 +179,7 @@ fn up(pod: &Pod) -> bool {
 }
 
 /// What the pod looks like, and when it will look different by the mere passing of time.
-fn view(pod: Option<&Entry<Pod>>, now: Timestamp) -> (PodView, Option<Duration>) {
+fn view(pod: Option<&Entry<Pod>>, quick: Duration, now: Timestamp) -> (PodView, Option<Duration>) {
     let Some(entry) = pod else {
         return (PodView::Absent, None);
     };
@@ -203,7 +205,7 @@ fn view(pod: Option<&Entry<Pod>>, now: Timestamp) -> (PodView, Option<Duration>)
         return (PodView::Up, None);
     }
     let trouble = rules::pod_scheduled(Some(pod)).is_some() || rules::image_trouble(Some(pod)).is_some();
-    let wait = if trouble { None } else { left(entry.seen, QUICK_START) };
+    let wait = if trouble { None } else { left(entry.seen, quick) };
     (
         PodView::Starting {
             telling: wait.is_none(),

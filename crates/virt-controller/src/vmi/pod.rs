@@ -397,7 +397,7 @@ fn console_log(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &O
             // On one machine it costs what it uses: 20 guests of a tenth of a CPU fit on two CPUs.
             requests: match options.home {
                 Home::Standalone => quantities("0", "8M"),
-                Home::Cluster => quantities("5m", "35M"),
+                Home::Cluster => quantities("5m", "10M"),
             },
         }),
         restart_policy: Some("Always".to_owned()),

@@ -12,9 +12,6 @@ use super::plan::Observed;
 use super::pod;
 use crate::cache::owner_uid;
 
-/// A kubelet's reason why a pod is not ready whose containers are. Its only gate is ours.
-const GATE_NOT_SEEN: &str = "ReadinessGatesNotReady";
-
 /// Brings the controller's part of a status up to date for a VMI in `phase` with `pod`.
 pub fn describe(
     status: &mut VirtualMachineInstanceStatus,
@@ -48,12 +45,8 @@ fn set_conditions(
     now: Timestamp,
 ) {
     let list = &mut status.conditions;
-    let ready = rules::ready(&observed.vmi, phase, pod);
-    // The kubelet has not noticed yet that the gate is open: what follows within a second is worth the write.
-    let passing = ready.reason == GATE_NOT_SEEN
-        && conditions::find(list, rules::READY).is_some_and(|old| old.status == conditions::FALSE);
-    if !passing {
-        conditions::set(list, &ready, now);
+    if let Some(desired) = rules::ready(&observed.vmi, phase, pod) {
+        conditions::set(list, &desired, now);
     }
     match rules::pod_scheduled(pod).filter(|_| !phase.is_final()) {
         Some(desired) => conditions::set(list, &desired, now),

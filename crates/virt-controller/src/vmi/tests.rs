@@ -115,11 +115,11 @@ fn the_way_to_scheduled() {
     for (phase, status, age, want_effects, want_phase, want_conditions) in [
         ("", None, 0, "create", "", ""),
         ("Pending", None, 0, "create", "Pending", ""),
-        ("Pending", Some(json!({})), 1999, "label(node1)", "Pending", ""),
+        ("Pending", Some(json!({})), 100, "label(node1)", "Pending", ""),
         (
             "Pending",
             Some(json!({})),
-            2000,
+            300,
             "label(node1)",
             "Scheduling",
             not_running,
@@ -183,7 +183,20 @@ fn a_pod_that_is_starting_is_looked_at_again() {
         &observed(vmi("Pending"), Some(pod(json!({}))), ago(100), Home::Standalone),
         now(),
     );
-    assert_eq!(plan.requeue, Some(std::time::Duration::from_millis(1900)));
+    assert_eq!(plan.requeue, Some(std::time::Duration::from_millis(200)));
+}
+
+#[test]
+fn a_cluster_has_more_time_before_a_start_is_told_of() {
+    for (home, age, phase) in [
+        (Home::Standalone, 299, "Pending"),
+        (Home::Standalone, 300, "Scheduling"),
+        (Home::Cluster, 1499, "Pending"),
+        (Home::Cluster, 1500, "Scheduling"),
+    ] {
+        let plan = plan(&observed(vmi("Pending"), Some(pod(json!({}))), ago(age), home), now());
+        assert_eq!(plan.status.phase.as_deref(), Some(phase), "{home:?} {age}");
+    }
 }
 
 #[test]
@@ -373,42 +386,6 @@ fn pods_of_vmis_have_the_name_that_the_plan_creates() {
         created.metadata.name.as_deref(),
         Some(pod::name(&observed.vmi).as_str())
     );
-}
-
-#[test]
-fn a_pod_whose_gate_the_kubelet_has_not_seen_open_costs_no_write() {
-    let waiting = |reason: &str| {
-        let mut status = up();
-        status["conditions"] = json!([{"type": "Ready", "status": "False", "reason": reason}]);
-        status
-    };
-    for (reason, old, want) in [
-        (
-            "ReadinessGatesNotReady",
-            Some(("False", "GuestNotRunning")),
-            "Ready=False/GuestNotRunning",
-        ),
-        (
-            "ReadinessGatesNotReady",
-            Some(("True", "")),
-            "Ready=False/ReadinessGatesNotReady",
-        ),
-        ("ReadinessGatesNotReady", None, "Ready=False/ReadinessGatesNotReady"),
-        (
-            "ContainersNotReady",
-            Some(("False", "GuestNotRunning")),
-            "Ready=False/ContainersNotReady",
-        ),
-    ] {
-        let mut vmi = vmi("Running");
-        let old: Vec<_> = old
-            .map(|(status, reason)| json!({"type": "Ready", "status": status, "reason": reason}))
-            .into_iter()
-            .collect();
-        vmi.status.as_mut().unwrap().conditions = serde_json::from_value(json!(old)).unwrap();
-        let observed = observed(vmi, Some(pod(waiting(reason))), ago(100), Home::Cluster);
-        assert_eq!(conditions(&plan(&observed, now())), want, "{reason}");
-    }
 }
 
 #[test]

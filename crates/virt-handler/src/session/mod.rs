@@ -401,12 +401,9 @@ impl Session {
     async fn stop(&mut self, vmi: &VirtualMachineInstance, grace: u64) -> Result<(), StepError> {
         let mut launcher = self.link.borrow().launcher.clone().ok_or(StepError::Disconnected)?;
         let action = if grace == 0 { Action::Kill } else { Action::Shutdown };
-        if self.asked.is_none() {
-            let message = if grace == 0 {
-                "The guest is stopped at once (its grace period is 0).".to_owned()
-            } else {
-                format!("The guest was asked to shut down; it is stopped after {grace} s.")
-            };
+        // Of a guest that is stopped at once, only its end is told.
+        if self.asked.is_none() && grace > 0 {
+            let message = format!("The guest was asked to shut down; it is stopped after {grace} s.");
             self.tell(vmi, Note::normal(events::SHUTTING_DOWN, message));
         }
         call(launcher.client.act(ActRequest {

@@ -292,6 +292,8 @@ const OPERATOR: &[Rule] = &[
         &["virtualmachines", "virtualmachineinstances"],
         &["delete", "deletecollection"],
     ),
+    rule(&["cdi.kubevirt.io"], &["cdis"], &["get", "list", "watch"]),
+    rule(&["cdi.kubevirt.io"], &["cdis/status"], &["patch"]),
     rule(&[""], &["nodes"], &["get", "list", "watch", "patch"]),
 ];
 

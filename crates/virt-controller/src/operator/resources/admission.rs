@@ -258,6 +258,11 @@ fn api_service(inputs: &Inputs, version: &str) -> Value {
     })
 }
 
+/// How keys of labels and annotations begin that are virt-handler's.
+const HANDLER_KEYS: &str = "kubevirt.io/";
+/// What is in keys whose domain ends so; a key has no second slash.
+const HANDLER_DOMAINS: &str = ".node.kubevirt.io/";
+
 /// The claim of a pod's token that says on which node the pod runs.
 const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
 
@@ -271,7 +276,7 @@ fn node_restriction(inputs: &Inputs) -> Vec<Draft> {
         );
         let untouched = |these: &str, others: &str| {
             format!(
-                "(!has({these}) || {these}.all(k, k.contains('kubevirt.io') || k == 'cpumanager' || (has({others}) && k in {others} && {others}[k] == {these}[k])))"
+                "(!has({these}) || {these}.all(k, k.startsWith('{HANDLER_KEYS}') || k.contains('{HANDLER_DOMAINS}') || (has({others}) && k in {others} && {others}[k] == {these}[k])))"
             )
         };
         json!({
@@ -340,4 +345,57 @@ fn node_restriction(inputs: &Inputs) -> Vec<Draft> {
         ));
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    /// What the rendered expressions ask of a key.
+    fn is_allowed(key: &str) -> bool {
+        key.starts_with(HANDLER_KEYS) || key.contains(HANDLER_DOMAINS)
+    }
+
+    /// Domains of the keys that a source names, up to and with the slash.
+    fn keys(source: &str) -> Vec<String> {
+        let code = source.split("#[cfg(test)]").next().unwrap_or_default();
+        let texts = code.split('"').skip(1).step_by(2);
+        texts
+            .filter(|text| text.contains("kubevirt.io/"))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    #[test]
+    fn virt_handler_may_write_its_own_keys_and_no_others() {
+        for (key, allowed) in [
+            ("kubevirt.io/schedulable", true),
+            ("kubevirt.io/heartbeat", true),
+            ("cpu-model.node.kubevirt.io/EPYC", true),
+            ("ferrovirt.node.kubevirt.io/kvm", true),
+            ("node-role.kubernetes.io/control-plane", false),
+            ("topology.kubernetes.io/zone", false),
+            // The administrator's.
+            ("node-labeller.kubevirt.io/skip-node", false),
+            ("notkubevirt.io/x", false),
+            ("kubevirt.io.example.com/x", false),
+            ("x.node.kubevirt.io.example.com/x", false),
+            ("x", false),
+        ] {
+            assert_eq!(is_allowed(key), allowed, "{key}");
+        }
+        let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut written = Vec::new();
+        for file in fs::read_dir(crates.join("virt-handler/src/node")).unwrap() {
+            written.extend(keys(&fs::read_to_string(file.unwrap().path()).unwrap()));
+        }
+        written.push(ferrovirt_core::names::SCHEDULABLE_LABEL.to_owned());
+        assert!(written.len() > 8, "{written:?}");
+        let refused: Vec<&String> = written.iter().filter(|key| !is_allowed(key)).collect();
+        // It is only read.
+        assert_eq!(refused, ["node-labeller.kubevirt.io/skip-node"]);
+    }
 }

@@ -19,6 +19,8 @@ use sha1::{Digest, Sha1};
 pub use access::{Rule, operator_rules};
 pub use customize::InvalidPatch;
 pub use kinds::{KINDS, Kind};
+pub use monitoring::dashboard::dashboard;
+pub use monitoring::rules as prometheus_rules;
 pub use roles::{OPERATOR_ACCOUNT, PRIORITY_CLASS, account};
 pub use services::METRICS_LABEL;
 pub use workloads::USER;

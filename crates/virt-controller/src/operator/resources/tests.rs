@@ -191,6 +191,112 @@ fn what_the_kubevirt_object_says_is_done() {
     assert!(!admin["metadata"]["labels"].to_string().contains("aggregate"));
 }
 
+const PROCESSES: [&str; 3] = ["virt-api", "virt-controller", "virt-handler"];
+
+/// What of the pods of some processes is as a spec of a KubeVirt object says: a place in the pod's spec, and what is there.
+fn assert_effects(spec: &Value, processes: &[&str], effects: &[(&str, Value)]) {
+    let objects = render(&inputs(spec, 2)).unwrap();
+    for name in processes {
+        let kind = if *name == "virt-handler" {
+            "DaemonSet"
+        } else {
+            "Deployment"
+        };
+        let pod = &find(&objects, kind, name)["spec"]["template"]["spec"];
+        for (place, expected) in effects {
+            let found = pod.pointer(&format!("/{place}"));
+            assert_eq!(found, Some(expected), "{spec}: {name} {place}");
+        }
+    }
+}
+
+#[test]
+fn placements_have_their_effect() {
+    let placement = json!({
+        "nodeSelector": {"role": "x"}, "tolerations": [{"key": "t", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchExpressions": [{"key": "k", "operator": "Exists"}]}]}}},
+    });
+    let terms = "affinity/nodeAffinity/requiredDuringSchedulingIgnoredDuringExecution/nodeSelectorTerms";
+    let terms = format!("{terms}/0/matchExpressions/0/key");
+    let here = [
+        ("nodeSelector/role", json!("x")),
+        ("tolerations/1/key", json!("t")),
+        (terms.as_str(), json!("k")),
+    ];
+    let elsewhere = [("nodeSelector", json!({"kubernetes.io/os": "linux"}))];
+    let (infra, workloads) = PROCESSES.split_at(2);
+    for (field, those, others) in [("infra", infra, workloads), ("workloads", workloads, infra)] {
+        let spec = json!({field: {"nodePlacement": placement}});
+        assert_effects(&spec, those, &here);
+        assert_effects(&spec, others, &elsewhere);
+    }
+}
+
+#[test]
+fn images_levels_and_flags_have_their_effect() {
+    let secrets = json!([{"name": "s"}]);
+    assert_effects(
+        &json!({"imagePullSecrets": secrets}),
+        &PROCESSES,
+        &[("imagePullSecrets", secrets.clone())],
+    );
+    let never = json!({"imagePullPolicy": "Never"});
+    assert_effects(&never, &PROCESSES, &[("containers/0/imagePullPolicy", json!("Never"))]);
+    assert_effects(
+        &never,
+        &PROCESSES[2..],
+        &[("initContainers/0/imagePullPolicy", json!("Never"))],
+    );
+    for (at, level, flag, arguments) in [
+        (
+            0,
+            "virtAPI",
+            "api",
+            "virt-api --cert-dir /etc/virt-api/certificates --client-cert-dir /etc/virt-api/clientcertificates --ca-bundle /etc/kubevirt-ca/ca-bundle",
+        ),
+        (
+            1,
+            "virtController",
+            "controller",
+            "virt-controller --cert-dir /etc/virt-controller/certificates",
+        ),
+        (2, "virtHandler", "handler", "virt-handler"),
+    ] {
+        let spec = json!({
+            "configuration": {"developerConfiguration": {"logVerbosity": {level: 6}}},
+            "customizeComponents": {"flags": {flag: {"port": "9"}}},
+        });
+        let expected: Vec<&str> = arguments.split(' ').chain(["-v", "6", "--port", "9"]).collect();
+        assert_effects(&spec, &PROCESSES[at..=at], &[("containers/0/args", json!(expected))]);
+    }
+}
+
+#[test]
+fn patches_have_their_effect() {
+    let spec = json!({"customizeComponents": {"patches": [
+        {"resourceType": "Deployment", "resourceName": "virt-api", "type": "json",
+         "patch": r#"[{"op": "add", "path": "/spec/minReadySeconds", "value": 7}]"#},
+        {"resourceType": "Service", "resourceName": "virt-api", "type": "merge",
+         "patch": r#"{"metadata": {"annotations": {"a": "b"}}}"#},
+        {"resourceType": "DaemonSet", "resourceName": "virt-handler", "type": "strategic",
+         "patch": r#"{"spec": {"template": {"spec": {"containers": [{"name": "virt-handler", "resources": {"limits": {"memory": "1Gi"}}}]}}}}"#},
+    ]}});
+    let resources = json!({"limits": {"memory": "1Gi"}, "requests": {"cpu": "10m", "memory": "40Mi"}});
+    assert_effects(&spec, &PROCESSES[2..], &[("containers/0/resources", resources)]);
+    let objects = render(&inputs(&spec, 2)).unwrap();
+    assert_eq!(find(&objects, "Deployment", "virt-api")["spec"]["minReadySeconds"], 7);
+    assert_eq!(
+        find(&objects, "Service", "virt-api")["metadata"]["annotations"]["a"],
+        "b"
+    );
+    // Nothing else is touched.
+    let plain = render(&inputs(&json!({}), 2)).unwrap();
+    let changed = objects.iter().zip(&plain).filter(|(a, b)| a.hash != b.hash);
+    assert_eq!(changed.count(), 3);
+}
+
+/// More replicas than one are for clusters that have a place for them; what a user says counts in any.
 #[test]
 fn replicas_and_budgets_follow_the_size_of_the_cluster() {
     for (nodes, replicas, budgets) in [(1, 1, 0), (2, 2, 2), (50, 2, 2)] {

@@ -1,4 +1,8 @@
-//! Wire types: cdi.
+//! Wire types of `cdi.kubevirt.io/v1beta1`: the object CDI, and what templates of DataVolumes are made of.
+
+mod installation;
+
+pub use installation::*;
 
 use k8s_openapi::api::core::v1::PersistentVolumeClaimSpec;
 use k8s_openapi::api::core::v1::TypedLocalObjectReference;
