@@ -400,14 +400,16 @@ impl Home {
         let (group, version, plural) = match kind {
             "VirtualMachine" => ("kubevirt.io", "v1", "virtualmachines"),
             "VirtualMachineInstance" => ("kubevirt.io", "v1", "virtualmachineinstances"),
+            "KubeVirt" => ("kubevirt.io", "v1", "kubevirts"),
             "Pod" => ("", "v1", "pods"),
             "Secret" => ("", "v1", "secrets"),
             "Namespace" => ("", "v1", "namespaces"),
+            "Node" => ("", "v1", "nodes"),
             other => bail!("the tests know no kind {other}"),
         };
         let resource = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), plural);
         Ok(match kind {
-            "Namespace" => Api::all_with(self.client.clone(), &resource),
+            "Namespace" | "Node" => Api::all_with(self.client.clone(), &resource),
             _ => Api::namespaced_with(self.client.clone(), namespace, &resource),
         })
     }

@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 pub use console::Console;
 pub use home::{Home, Options};
@@ -54,6 +55,14 @@ fn output(command: &mut Command) -> Result<Output> {
         .stdin(std::process::Stdio::null())
         .output()
         .with_context(|| format!("cannot run {command:?}"))
+}
+
+/// The condition of that type in an object's status; null if there is none.
+#[must_use]
+pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
+    let all = object["status"]["conditions"].as_array();
+    all.and_then(|all| all.iter().find(|c| c["type"] == kind))
+        .unwrap_or(&Value::Null)
 }
 
 /// Asks `probe` until it gives a value, at most for `limit`; says what it saw last when it never does.

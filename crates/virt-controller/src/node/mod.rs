@@ -9,7 +9,8 @@
 //! ```
 //!
 //! A guest on a silent node may well be running, so its VMI lives as long as its pod object does: only Kubernetes, or
-//! an administrator who deletes the Node, knows that the node is really off.
+//! an administrator who deletes the Node or taints it as out of service, knows that the node is really off. That may be
+//! known before the silence is long enough, so the Node is asked when a pod was lost; see [`is_given_up`].
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -20,6 +21,7 @@ use ferrovirt_core::names;
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
+use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
@@ -34,6 +36,8 @@ use crate::events::Notice;
 
 /// A node agent that was not heard for so long is silent.
 const SILENCE: SignedDuration = SignedDuration::from_mins(5);
+/// Taint by which an administrator says that a node is off.
+const OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
 /// How long after a failed write it is tried again.
 const PAUSE: Duration = Duration::from_secs(30);
 
@@ -153,6 +157,23 @@ pub async fn run(context: Arc<Context>, ready: oneshot::Sender<()>, shutdown: Ca
     }
 }
 
+/// Whether Kubernetes has given a node up: it is gone, not ready, or out of service.
+///
+/// # Errors
+/// The API server does not tell.
+pub async fn is_given_up(client: &Client, node: &str) -> Result<bool, kube::Error> {
+    let node = Api::<Node>::all(client.clone()).get_opt(node).await?;
+    Ok(node.is_none_or(|node| given_up(&node)))
+}
+
+fn given_up(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|s| s.conditions.as_ref());
+    let ready = conditions.and_then(|all| all.iter().find(|c| c.type_ == "Ready"));
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_ref());
+    ready.is_none_or(|c| c.status != "True")
+        || taints.is_some_and(|all| all.iter().any(|taint| taint.key == OUT_OF_SERVICE))
+}
+
 async fn sleep(wait: Option<Duration>) {
     match wait {
         Some(wait) => tokio::time::sleep(wait).await,
@@ -255,5 +276,27 @@ mod tests {
         assert_eq!(nodes.due(at(700)), (vec!["never".to_owned()], Some(at(900))));
         nodes.change(|known| known.remove("never"));
         assert_eq!(nodes.due(at(900)), (vec!["heard".to_owned()], None));
+    }
+
+    #[test]
+    fn kubernetes_gives_nodes_up() {
+        let taint = |key: &str| json!([{"key": key, "effect": "NoExecute"}]);
+        for (ready, taints, expected) in [
+            (Some("True"), json!([]), false),
+            (Some("True"), taint("example.com/drain"), false),
+            (Some("True"), taint(OUT_OF_SERVICE), true),
+            (Some("False"), json!([]), true),
+            (Some("Unknown"), json!([]), true),
+            (None, json!([]), true),
+        ] {
+            let conditions: Vec<_> = ready
+                .map(|status| json!({"type": "Ready", "status": status}))
+                .into_iter()
+                .collect();
+            let node =
+                json!({"metadata": {"name": "n"}, "spec": {"taints": taints}, "status": {"conditions": conditions}});
+            let node: Node = serde_json::from_value(node).unwrap();
+            assert_eq!(given_up(&node), expected, "{node:?}");
+        }
     }
 }

@@ -23,6 +23,7 @@ use crate::cache::{Key, owner_uid};
 use crate::context::{Context, Trouble, conflict, gone, outdated};
 use crate::events::Notice;
 use crate::image_volumes::ContainerDisks;
+use crate::node;
 use crate::patch::{self, Written};
 use crate::queue::Outcome;
 use plan::{Effect, Observed};
@@ -32,11 +33,15 @@ const TESTED: [&str; 2] = ["phase", "conditions"];
 
 /// Brings one VMI on its way. Never fails for what a user can cause: that becomes a condition.
 pub async fn reconcile(context: Arc<Context>, key: Key) -> Outcome {
-    let Some(observed) = gather(&context, &key) else {
+    let Some(mut observed) = gather(&context, &key) else {
         return Outcome::Done;
     };
     let now = Timestamp::now();
-    let plan = plan::plan(&observed, now);
+    let mut plan = plan::plan(&observed, now);
+    if plan.loses_pod(&observed) && lost_with_node(&context, &observed.vmi).await {
+        observed.node_unresponsive = true;
+        plan = plan::plan(&observed, now);
+    }
     let mut status = plan.status;
     let mut failure = None;
     for effect in &plan.effects {
@@ -88,6 +93,21 @@ fn gather(context: &Context, key: &Key) -> Option<Observed> {
 fn node_unresponsive(context: &Context, vmi: &VirtualMachineInstance) -> bool {
     let node = vmi.status.as_ref().and_then(|s| s.node_name.as_deref());
     context.options.home == Home::Cluster && node.is_some_and(|node| context.nodes.unresponsive(node, Timestamp::now()))
+}
+
+/// Whether a VMI whose pod is lost lost it because of its node. Only the reason that users read depends on it, so
+/// nothing waits for an API server that does not tell.
+async fn lost_with_node(context: &Context, vmi: &VirtualMachineInstance) -> bool {
+    let Some(name) = vmi.status.as_ref().and_then(|s| s.node_name.as_deref()) else {
+        return false;
+    };
+    if context.options.home != Home::Cluster {
+        return false;
+    }
+    node::is_given_up(&context.client, name).await.unwrap_or_else(|error| {
+        tracing::debug!(node = name, %error, "cannot ask for a node");
+        false
+    })
 }
 
 async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Result<(), Trouble> {

@@ -94,6 +94,18 @@ pub struct Plan {
     pub requeue: Option<Duration>,
 }
 
+impl Plan {
+    /// The VMI fails because its pod is lost, and why that is, is not known.
+    #[must_use]
+    pub fn loses_pod(&self, observed: &Observed) -> bool {
+        let reason = self.status.reason.as_deref();
+        !Phase::of(&observed.vmi).is_final()
+            && self.status.phase.as_deref() == Some(Phase::Failed.as_str())
+            && [Some(REASON_POD_GONE), Some(REASON_POD_ENDED)].contains(&reason)
+            && observed.vmi.metadata.deletion_timestamp.is_none()
+    }
+}
+
 /// Decides. Two plans of the same observation at the same time are equal, and a plan that was applied leads to one
 /// without effects and with the same status.
 #[must_use]

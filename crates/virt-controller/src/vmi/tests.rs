@@ -275,6 +275,26 @@ fn a_running_guest_and_its_end() {
 }
 
 #[test]
+fn a_lost_pod_is_the_fault_of_a_lost_node() {
+    let ending = json!({"phase": "Failed"});
+    for (phase, status, node_unresponsive, asks, reason) in [
+        ("Running", Some(up()), false, false, None),
+        ("Running", Some(ended(1, 5000)), false, true, Some("PodTerminated")),
+        ("Running", Some(ending.clone()), false, true, Some("PodTerminated")),
+        ("Running", Some(ending), true, false, Some("NodeUnresponsive")),
+        ("Running", None, false, true, Some("PodDisappeared")),
+        ("Scheduled", None, true, false, Some("NodeUnresponsive")),
+        ("Failed", None, false, false, None),
+    ] {
+        let mut observed = observed(vmi(phase), status.map(pod), ago(5000), Home::Cluster);
+        observed.node_unresponsive = node_unresponsive;
+        let plan = plan(&observed, now());
+        assert_eq!(plan.loses_pod(&observed), asks, "{phase} {reason:?}");
+        assert_eq!(plan.status.reason.as_deref(), reason, "{phase}");
+    }
+}
+
+#[test]
 fn deletion_takes_the_pod_first_then_the_last_phase_then_the_finalizers() {
     let finalizers = "finalizers(kubevirt.io/virtualMachineControllerFinalize)";
     for (phase, status, grace, owner_exists, want_effects, want_phase) in [

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use ferrovirt_e2e::{Home, eventually, fails, run};
+use ferrovirt_e2e::{Home, condition, eventually, fails, run};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -52,12 +52,7 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     home.apply(ns, &manifest)?;
 
     let kind = "VirtualMachineInstance";
-    let agent = |o: &Value| {
-        o["status"]["conditions"].as_array().is_some_and(|all| {
-            all.iter()
-                .any(|c| c["type"] == "AgentConnected" && c["status"] == "True")
-        })
-    };
+    let agent = |o: &Value| condition(o, "AgentConnected")["status"] == "True";
     home.wait(kind, ns, "debian", LONG, "the guest agent is connected", agent)
         .await?;
     let vmi = home
@@ -106,11 +101,7 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
 
 /// The guest's own command makes it ready; before its agent came, the pod's events say what was missing.
 async fn probes(home: &Home, ns: &str) -> Result<()> {
-    let ready = |o: &Value| {
-        o["status"]["conditions"]
-            .as_array()
-            .is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"))
-    };
+    let ready = |o: &Value| condition(o, "Ready")["status"] == "True";
     home.wait(
         "VirtualMachineInstance",
         ns,

@@ -8,6 +8,9 @@ mod disks;
 mod lifecycle;
 mod manifest;
 mod network;
+mod probes;
+mod processes;
+mod refusals;
 mod registry;
 mod restart;
 mod status;
@@ -81,6 +84,8 @@ fn main() -> Result<()> {
     let mut trials = debian::trials(&shared);
     trials.extend(lifecycle::trials(&shared));
     trials.extend(network::trials(&shared));
+    trials.extend(probes::trials(&shared));
+    trials.extend(refusals::trials(&shared));
     if shared.home.is_cluster() {
         trials.extend(cluster::trials(&shared));
     } else {

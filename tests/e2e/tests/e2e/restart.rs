@@ -1,6 +1,5 @@
 //! Killing things: guests go on, or fail with a reason and are started anew.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,6 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::manifest::{spec, vm};
+use super::processes::{self, qemu};
 use super::{BOOT, SOON};
 
 /// Each gets a home of its own.
@@ -42,22 +42,11 @@ pub fn trials(tiny: &str) -> Vec<Trial> {
 
 /// Processes of the home's VM whose command line contains `what`: all share QEMU's network namespace.
 fn pids(what: &str) -> Result<Vec<i32>> {
-    let line = |pid: i32| {
-        String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()).replace('\0', " ")
-    };
-    let net = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-    let all: Vec<i32> = fs::read_dir("/proc")?
-        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    let qemu = all.iter().copied().find(|p| {
-        let line = line(*p);
-        line.contains("qemu-system") && line.contains("guest=default_a,")
-    });
-    let qemu = qemu.context("the VM has no QEMU")?;
-    Ok(all
-        .into_iter()
-        .filter(|p| net(*p) == net(qemu) && line(*p).contains(what))
-        .collect())
+    let net = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let qemu = qemu("default", "a")?;
+    let all = processes::all()?.into_iter();
+    let ours = all.filter(|(pid, words)| net(*pid) == net(qemu) && words.join(" ").contains(what));
+    Ok(ours.map(|(pid, _)| pid).collect())
 }
 
 fn one(what: &str) -> Result<i32> {

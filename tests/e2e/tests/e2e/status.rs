@@ -1,13 +1,11 @@
-//! Each printableStatus by a real cause, and refusals that change nothing.
+//! Each printableStatus by a real cause.
 
-use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
-use ferrovirt_e2e::{fails, run};
+use anyhow::{Result, ensure};
+use ferrovirt_e2e::run;
 use libtest_mimic::Trial;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::manifest::{add_disk, add_script, spec, vm};
 use super::{BOOT, SOON, Shared, trial};
@@ -18,7 +16,6 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         trial(shared, "unschedulable", unschedulable),
         trial(shared, "crash-loop", crash_loop),
         trial(shared, "terminating", terminating),
-        trial(shared, "invalid-manifests", invalid_manifests),
     ]
 }
 
@@ -85,47 +82,4 @@ async fn terminating(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     home.wait_status(ns, "a", "Terminating", SOON).await?;
     home.wait_gone("VirtualMachine", ns, "a", SOON).await?;
     home.wait_gone("VirtualMachineInstance", ns, "a", SOON).await
-}
-
-/// One row of the table in `crates/core/tests/invalid`.
-#[derive(Deserialize)]
-struct Invalid {
-    name: String,
-    field: String,
-    manifest: Value,
-}
-
-/// The whole table against the real API with the real kubectl: each is refused, names its field, and changes nothing.
-async fn invalid_manifests(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
-    let home = &shared.home;
-    let dir = Path::new("../../crates/core/tests/invalid");
-    let (mut count, mut wrong) = (0, Vec::new());
-    let before = run(&mut home.kubectl(&["get", "vm,vmi", "-n", ns, "-o", "name"]))?;
-    for file in std::fs::read_dir(dir)? {
-        let path = file?.path();
-        if path.extension().is_none_or(|e| e != "yaml") {
-            continue;
-        }
-        let text = std::fs::read_to_string(&path)?;
-        for document in serde_yaml_ng::Deserializer::from_str(&text) {
-            let Some(row) = Option::<Invalid>::deserialize(document).with_context(|| path.display().to_string())?
-            else {
-                continue;
-            };
-            count += 1;
-            let manifest = tempfile::Builder::new().suffix(".json").tempfile()?;
-            std::fs::write(manifest.path(), row.manifest.to_string())?;
-            let file = manifest.path().to_string_lossy().into_owned();
-            match fails(&mut home.kubectl(&["create", "-n", ns, "-f", &file])) {
-                Ok((_, said)) if said.contains(&row.field) => {}
-                Ok((_, said)) => wrong.push(format!("{}: {} is not named in: {}", row.name, row.field, said.trim())),
-                Err(_) => wrong.push(format!("{}: was accepted", row.name)),
-            }
-        }
-    }
-    let after = run(&mut home.kubectl(&["get", "vm,vmi", "-n", ns, "-o", "name"]))?;
-    ensure!(count >= 100, "the table has only {count} rows");
-    ensure!(wrong.is_empty(), "{} of {count}:\n{}", wrong.len(), wrong.join("\n"));
-    ensure!(before == after, "something was created: {after}");
-    Ok(())
 }

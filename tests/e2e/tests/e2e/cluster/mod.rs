@@ -1,15 +1,24 @@
-//! What only a cluster has: Services, network policies, drains, roles, components that come and go.
+//! What only a cluster has: Services, network policies, quotas, drains, roles, components and nodes that come and go,
+//! installation, upgrade and removal.
 
-use std::path::Path;
+mod install;
+mod metrics;
+mod node_loss;
+mod release;
+mod rights;
+mod tls;
+mod upgrade;
+
 use std::process::Command;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
-use ferrovirt_e2e::{Console, Home, eventually, fails, run};
+use anyhow::{Context, Result, ensure};
+use ferrovirt_e2e::{Console, Home, condition, eventually, fails, run};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use super::manifest::{spec, vm, vmi};
+use super::processes::components;
 use super::{BOOT, SOON, Shared, trial};
 
 /// Tests that disturb nobody.
@@ -17,16 +26,23 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     vec![
         trial(shared, "service-and-policy", service_and_policy),
         trial(shared, "roles", roles),
+        trial(shared, "own-node-only", rights::own_node_only),
         trial(shared, "eviction-refused", eviction_refused),
+        trial(shared, "quota", quota),
+        trial(shared, "certificates-rotate", tls::certificates_rotate),
+        trial(shared, "drain-restarts", drain_restarts),
+        trial(shared, "metrics", metrics::metrics),
     ]
 }
 
-/// Tests that disturb everybody.
+/// Tests that disturb everybody; the last one removes everything and installs it again.
 pub fn alone(shared: &Arc<Shared>) -> Vec<Trial> {
     vec![
-        trial(shared, "drain-restarts", drain_restarts),
         trial(shared, "killed-components", killed_components),
-        trial(shared, "certificates-rotate", certificates_rotate),
+        trial(shared, "heals", install::heals),
+        trial(shared, "upgrade", upgrade::upgrade),
+        trial(shared, "node-loss", node_loss::node_loss),
+        trial(shared, "removal", install::removal),
     ]
 }
 
@@ -176,6 +192,45 @@ async fn eviction_refused(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     Ok(())
 }
 
+/// A VM beyond its namespace's quota says so, and starts when the quota allows it.
+async fn quota(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    let quota = |memory: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "small"},
+            "spec": {"hard": {"requests.memory": memory}}
+        })
+        .to_string()
+    };
+    home.apply(ns, &quota("100Mi"))?;
+    let counted = "--for=jsonpath={.status.hard.requests\\.memory}=100Mi";
+    run(&mut home.kubectl(&["wait", "quota/small", "-n", ns, counted, "--timeout=40s"]))?;
+    home.apply(ns, &vm("a", "Always", spec()))?;
+    let kind = "VirtualMachineInstance";
+    let refused = |o: &Value| condition(o, "Synchronized")["reason"] == "FailedCreate";
+    let vmi = home
+        .wait(kind, ns, "a", SOON, "it says that it is refused", refused)
+        .await?;
+    let said = condition(&vmi, "Synchronized");
+    ensure!(
+        vmi["status"]["phase"] == "Pending" && said["message"].to_string().contains("exceeded quota: small"),
+        "{}",
+        vmi["status"]
+    );
+    let events = run(&mut home.kubectl(&["get", "events", "-n", ns]))?;
+    ensure!(
+        events.contains("FailedCreate") && events.contains("exceeded quota: small"),
+        "{events}"
+    );
+
+    home.apply(ns, &quota("1Gi"))?;
+    home.wait_status(ns, "a", "Running", BOOT).await?;
+    let fine = |o: &Value| condition(o, "Synchronized").is_null();
+    home.wait(kind, ns, "a", SOON, "nothing is wrong any more", fine)
+        .await
+        .map(drop)
+}
+
 /// Undoes a drain, also when the test fails.
 struct Uncordon<'a>(&'a Home, String);
 
@@ -189,46 +244,24 @@ impl Drop for Uncordon<'_> {
 
 async fn drain_restarts(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
-    home.apply(ns, &vm("a", "Always", spec()))?;
-    let first = node_of(home, ns, "a").await?;
+    home.apply(ns, &vm("drained", "Always", spec()))?;
+    let first = node_of(home, ns, "drained").await?;
     let uncordon = Uncordon(home, first.clone());
-    let selector = "--pod-selector=kubevirt.io=virt-launcher";
+    // Other tests' guests may stay.
     run(&mut home.kubectl(&[
         "drain",
         &first,
-        selector,
+        "--pod-selector=app=drained",
         "--delete-emptydir-data",
         "--force",
         "--timeout=120s",
     ]))?;
     let elsewhere = |o: &Value| o["status"]["phase"] == "Running" && o["status"]["nodeName"] != first.as_str();
-    home.wait("VirtualMachineInstance", ns, "a", BOOT, "it runs elsewhere", elsewhere)
+    let kind = "VirtualMachineInstance";
+    home.wait(kind, ns, "drained", BOOT, "it runs elsewhere", elsewhere)
         .await?;
     drop(uncordon);
     Ok(())
-}
-
-/// The processes of this machine that run `component` of a cluster.
-fn processes(component: &str) -> Result<Vec<i32>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let path = entry?.path();
-        let Some(pid) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.parse().ok()) else {
-            continue;
-        };
-        // Processes come and go while we look.
-        let Ok(line) = std::fs::read(path.join("cmdline")) else {
-            continue;
-        };
-        let mut words = line.split(|b| *b == 0).map(String::from_utf8_lossy);
-        let program = words.next().unwrap_or_default().into_owned();
-        if Path::new(&program).file_name().is_some_and(|n| n == "ferrovirt")
-            && words.next().as_deref() == Some(component)
-        {
-            found.push(pid);
-        }
-    }
-    Ok(found)
 }
 
 async fn killed_components(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
@@ -237,13 +270,9 @@ async fn killed_components(shared: Arc<Shared>, ns: &'static str) -> Result<()> 
     home.wait_serial(ns, "a", "is ready at", BOOT).await?;
     let uid = home.get("VirtualMachineInstance", ns, "a").await?.context("it runs")?["metadata"]["uid"].clone();
     // Only this very boot of the guest knows it.
-    let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, "a"]))?;
-    console.expect("exit console", SOON)?;
-    console.send("\necho remember-$((40+2)) > /tmp/boot; echo done-$((1+1))\n")?;
-    console.expect("done-2", SOON)?;
-    drop(console);
+    ask_guest(home, ns, "a", "echo remember-$((40+2)) > /tmp/boot")?;
     for component in ["virt-operator", "virt-api", "virt-controller", "virt-handler"] {
-        let pids = processes(component)?;
+        let pids = components(component)?;
         ensure!(!pids.is_empty(), "{component} does not run");
         for pid in pids {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)?;
@@ -254,7 +283,7 @@ async fn killed_components(shared: Arc<Shared>, ns: &'static str) -> Result<()> 
             let path = "jsonpath={.items[*].status.containerStatuses[*].ready}";
             let said = run(&mut home.kubectl(&["get", "pod", "-n", "kubevirt", "-l", &selector, "-o", path]));
             let said = said.map_err(|e| format!("{e:#}"))?;
-            let alive = !processes(component).map_err(|e| format!("{e:#}"))?.is_empty();
+            let alive = !components(component).map_err(|e| format!("{e:#}"))?.is_empty();
             if alive && !said.is_empty() && !said.contains("false") {
                 Ok(())
             } else {
@@ -269,7 +298,7 @@ async fn killed_components(shared: Arc<Shared>, ns: &'static str) -> Result<()> 
         "{vmi:#}"
     );
     let answer = eventually("the console works again", BOOT, || async {
-        remembered(home, ns).map_err(|e| format!("{e:#}"))
+        ask_guest(home, ns, "a", "cat /tmp/boot").map_err(|e| format!("{e:#}"))
     })
     .await?;
     ensure!(answer.contains("remember-42"), "{answer}");
@@ -280,52 +309,10 @@ async fn killed_components(shared: Arc<Shared>, ns: &'static str) -> Result<()> 
     home.wait_gone("VirtualMachineInstance", ns, "a", BOOT).await
 }
 
-fn remembered(home: &Home, ns: &str) -> Result<String> {
-    let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, "a"]))?;
+/// What the guest's shell says to a script, through a console that is opened for it.
+fn ask_guest(home: &Home, ns: &str, vmi: &str, script: &str) -> Result<String> {
+    let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, vmi]))?;
     console.expect("exit console", SOON)?;
-    console.send("\ncat /tmp/boot; echo end-$((1+1))\n")?;
+    console.send(&format!("\n{script}; echo end-$((1+1))\n"))?;
     console.expect("end-2", SOON)
-}
-
-async fn certificates_rotate(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
-    let home = &shared.home;
-    home.apply(ns, &vm("a", "Always", spec()))?;
-    home.wait_serial(ns, "a", "is ready at", BOOT).await?;
-    let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, "a"]))?;
-    console.expect("exit console", SOON)?;
-    let names = [
-        "kubevirt-virt-api-certs",
-        "kubevirt-virt-handler-server-certs",
-        "kubevirt-virt-api-client-certs",
-    ];
-    let before = restarts(home)?;
-    let mut old = Vec::new();
-    for name in names {
-        old.push(
-            home.get("Secret", "kubevirt", name)
-                .await?
-                .context("the certificate is there")?,
-        );
-        run(&mut home.kubectl(&["delete", "secret", "-n", "kubevirt", name]))?;
-    }
-    for (name, old) in names.iter().zip(&old) {
-        home.wait("Secret", "kubevirt", name, SOON, "there is a new certificate", |new| {
-            new["data"]["tls.crt"].is_string() && new["data"]["tls.crt"] != old["data"]["tls.crt"]
-        })
-        .await?;
-    }
-    // The open console goes on, and a new one comes about with whichever certificates are in use by then.
-    console.send("\necho still-$((6*7))\n")?;
-    console.expect("still-42", SOON)?;
-    ensure!(remembered(home, ns).is_ok(), "no new console after the rotation");
-    let after = restarts(home)?;
-    if before != after {
-        bail!("a component was restarted: {before} became {after}");
-    }
-    Ok(())
-}
-
-fn restarts(home: &Home) -> Result<String> {
-    let path = "jsonpath={range .items[*]}{.metadata.name}={.status.containerStatuses[*].restartCount} {end}";
-    run(&mut home.kubectl(&["get", "pod", "-n", "kubevirt", "-o", path]))
 }
