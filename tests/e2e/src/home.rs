@@ -466,7 +466,11 @@ async fn ready(dir: &Path, options: &Options) -> Result<Client> {
     }
 }
 
-async fn connect(kubeconfig: &Path) -> Result<Client> {
+/// A client as a kubeconfig says.
+///
+/// # Errors
+/// It cannot be read, or the API server does not answer.
+pub async fn connect(kubeconfig: &Path) -> Result<Client> {
     let file = kube::config::Kubeconfig::read_from(kubeconfig)?;
     let config = Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await?;
     let client = Client::try_from(config)?;

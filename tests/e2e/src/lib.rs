@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 pub use console::Console;
-pub use home::{Home, Options};
+pub use home::{Home, Options, connect};
 
 /// Runs a program to its end and gives its standard output.
 ///

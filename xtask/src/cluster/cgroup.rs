@@ -39,6 +39,17 @@ pub fn adopt(pid: i32) -> Result<()> {
     }
 }
 
+/// Removes the groups of a node's pods, which have outlived it: a machine that was off begins with none.
+pub fn clear(node: Node) -> Result<()> {
+    let own = Path::new(CGROUP).join(node.name());
+    let roots: Vec<PathBuf> = hierarchies()?.iter().map(|root| root.join(&own)).collect();
+    until(Duration::from_secs(5), || {
+        let mut pods = roots.iter().flat_map(|root| children(root));
+        let busy = pods.find(|group| !remove(group));
+        Ok(busy.map(|group| format!("{} is busy", group.display())))
+    })
+}
+
 /// Ends every process of the cluster and removes its groups. Nothing happens without any.
 pub fn destroy() -> Result<()> {
     let roots: Vec<PathBuf> = hierarchies()?.iter().map(|root| root.join(CGROUP)).collect();

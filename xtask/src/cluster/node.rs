@@ -37,6 +37,7 @@ pub fn boot(layout: &Layout, programs: &Programs, node: Node) -> Result<()> {
     let ready = directory.join("ready");
     if Process::of(layout, &name).is_none() {
         let _ = fs::remove_file(&ready);
+        cgroup::clear(node)?;
         let mut command = Command::new("sh");
         command.args(["-c", INIT, "node-init", &node.name()]).args([
             &directory,

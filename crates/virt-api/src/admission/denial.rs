@@ -66,8 +66,19 @@ impl Denial {
         Err(status::about(refusal, self.kind, &self.name, Some(causes)))
     }
 
-    /// 400 for an object that is not even of its type.
-    pub(super) fn unreadable(&self, error: &serde_json::Error) -> Refusal {
-        status::bad_request(format!("cannot read {} \"{}\": {error}", self.kind, self.name))
+    /// 400 for an object that is not even of its type: with the field, as webhooks are called before the schema is
+    /// looked at, which would name it.
+    pub(super) fn unreadable(&self, error: &serde_path_to_error::Error<serde_json::Error>) -> Refusal {
+        let (path, why) = (error.path(), error.inner().to_string());
+        // The path of a field that is missing ends with what should have it.
+        let missing = why
+            .strip_prefix("missing field `")
+            .and_then(|rest| rest.split('`').next());
+        let field = match missing {
+            Some(missing) if path.iter().next().is_some() => format!("{path}.{missing}"),
+            Some(missing) => missing.to_owned(),
+            None => path.to_string(),
+        };
+        status::bad_request(format!("cannot read {} \"{}\": {field}: {why}", self.kind, self.name))
     }
 }

@@ -10,7 +10,7 @@ use crate::status::{self, Refusal};
 
 /// Reads an object.
 pub(super) fn read<T: DeserializeOwned>(object: &Value, denial: &Denial) -> Result<T, Refusal> {
-    T::deserialize(object).map_err(|error| denial.unreadable(&error))
+    serde_path_to_error::deserialize(object).map_err(|error| denial.unreadable(&error))
 }
 
 /// Lets `change` complete an object. Of its metadata only labels, annotations and finalizers are taken over:

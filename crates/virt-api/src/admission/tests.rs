@@ -174,9 +174,27 @@ fn many_causes_are_counted() {
 #[test]
 fn objects_of_another_shape_are_refused() {
     let request = request(Operation::Create, "virtualmachines", None, "jane");
-    let refusal = verdict(&request, &object("VirtualMachine", json!({"template": 5}))).unwrap_err();
-    assert_eq!(refusal.code, Some(400));
-    assert!(refusal.message.unwrap().contains("cannot read VirtualMachine \"x\""));
+    let disk = |disk| json!({"template": {"spec": {"domain": {"devices": {"disks": [disk]}}}}});
+    for (spec, field) in [
+        (json!({"template": 5}), "spec.template: invalid type"),
+        (json!({"running": true}), "spec.template: missing field"),
+        (
+            disk(json!({"name": 5})),
+            "spec.template.spec.domain.devices.disks[0].name: invalid type",
+        ),
+        (
+            disk(json!({})),
+            "spec.template.spec.domain.devices.disks[0].name: missing field",
+        ),
+    ] {
+        let refusal = verdict(&request, &object("VirtualMachine", spec)).unwrap_err();
+        assert_eq!(refusal.code, Some(400));
+        let message = refusal.message.unwrap();
+        assert!(
+            message.contains(&format!("cannot read VirtualMachine \"x\": {field}")),
+            "{message}"
+        );
+    }
 }
 
 #[test]

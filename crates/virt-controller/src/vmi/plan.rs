@@ -255,6 +255,8 @@ fn create(observed: &Observed, mut plan: Plan, now: Timestamp) -> Plan {
 
 /// Makes a status say that something failed.
 pub fn failed(status: &mut VirtualMachineInstanceStatus, reason: &str, message: &str, now: Timestamp) {
+    // It is written anyway, so it says where the VMI stands.
+    status.phase.get_or_insert_with(|| Phase::Pending.as_str().to_owned());
     let desired = Desired::new(rules::SYNCHRONIZED, false, reason, message);
     conditions::set(&mut status.conditions, &desired, now);
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ferrovirt_e2e::{Home, Options};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Conclusion, Failed, Trial};
 
 /// An emulated tiny guest boots in seconds when alone; several share two cores.
 const BOOT: Duration = Duration::from_secs(180);
@@ -60,10 +60,34 @@ fn archive(variable: &str, guest: &str) -> Result<String> {
         .with_context(|| format!("{variable} must name the archive that `images/guests/build {guest}` prints"))
 }
 
+/// The tests to run, of those whose names contain any of the arguments' words; the rest of the arguments are options,
+/// each one word (`--test-threads=2`).
+struct Chosen {
+    names: Vec<String>,
+    options: Arguments,
+}
+
+impl Chosen {
+    fn from_args() -> Self {
+        let mut words = std::env::args();
+        let program = words.next();
+        let (names, options) = words.partition(|word| !word.starts_with('-'));
+        Self {
+            names,
+            options: Arguments::from_iter(program.into_iter().chain::<Vec<String>>(options)),
+        }
+    }
+
+    fn run(&self, mut trials: Vec<Trial>) -> Conclusion {
+        trials.retain(|trial| self.names.is_empty() || self.names.iter().any(|name| trial.name().contains(name)));
+        libtest_mimic::run(&self.options, trials)
+    }
+}
+
 fn main() -> Result<()> {
-    let mut arguments = Arguments::from_args();
+    let mut chosen = Chosen::from_args();
     // Two cores emulate two guests well, and ten badly.
-    arguments.test_threads.get_or_insert(3);
+    chosen.options.test_threads.get_or_insert(3);
     let (tiny, debian) = (
         archive("FERROVIRT_TINY", "tiny")?,
         archive("FERROVIRT_DEBIAN", "debian")?,
@@ -93,11 +117,11 @@ fn main() -> Result<()> {
         trials.extend(registry::trials(&shared));
         trials.extend(status::trials(&shared));
     }
-    let conclusion = libtest_mimic::run(&arguments, trials);
+    let conclusion = chosen.run(trials);
     if conclusion.has_failed() {
         eprintln!("e2e: the log of the home:\n{}", shared.home.log());
     }
-    arguments.test_threads = Some(1);
+    chosen.options.test_threads = Some(1);
     let alone = if shared.home.is_cluster() {
         cluster::alone(&shared)
     } else {
@@ -105,7 +129,7 @@ fn main() -> Result<()> {
         drop(shared);
         restart::trials(&tiny)
     };
-    let alone = libtest_mimic::run(&arguments, alone);
+    let alone = chosen.run(alone);
     if conclusion.has_failed() {
         conclusion.exit();
     }
