@@ -30,8 +30,8 @@ pub async fn node_loss(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let machine = Machine::new(home)?;
     let outcome = lost_and_found(home, ns, &machine).await;
     if outcome.is_err() {
-        machine.boot()?;
         taint(home, false)?;
+        machine.boot()?;
         ready_again(home).await.context("the cluster is not as it was")?;
     }
     outcome
