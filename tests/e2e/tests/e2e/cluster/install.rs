@@ -164,6 +164,7 @@ fn is_of_operator(line: &str) -> bool {
     line.contains("operator")
         || line == "Namespace <none> kubevirt"
         || line == "CustomResourceDefinition <none> kubevirts.kubevirt.io"
+        || line == "CustomResourceDefinition <none> cdis.cdi.kubevirt.io"
         || line == "PriorityClass <none> kubevirt-cluster-critical"
         || line.starts_with("APIService ") && line.ends_with(".kubevirt.io") && !line.contains("subresources")
 }

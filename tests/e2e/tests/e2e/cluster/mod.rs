@@ -217,11 +217,12 @@ async fn quota(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
         "{}",
         vmi["status"]
     );
-    let events = run(&mut home.kubectl(&["get", "events", "-n", ns]))?;
-    ensure!(
-        events.contains("FailedCreate") && events.contains("exceeded quota: small"),
-        "{events}"
-    );
+    eventually("an event says so, too", SOON, || async {
+        let events = run(&mut home.kubectl(&["get", "events", "-n", ns])).map_err(|e| format!("{e:#}"))?;
+        let told = |line: &str| line.contains("FailedCreate") && line.contains("exceeded quota: small");
+        if events.lines().any(told) { Ok(()) } else { Err(events) }
+    })
+    .await?;
 
     home.apply(ns, &quota("1Gi"))?;
     home.wait_status(ns, "a", "Running", BOOT).await?;
