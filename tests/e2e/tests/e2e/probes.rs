@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use ferrovirt_e2e::{Console, Home, condition, eventually, run};
+use ferrovirt_e2e::{Console, Home, condition};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -54,7 +54,6 @@ async fn probes(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     console.expect("killed-2", SOON)?;
     let limit = BOOT + Duration::from_secs(PATIENCE.into());
     let anew = |o: &Value| o["metadata"]["uid"] != first && o["status"]["phase"] == "Running";
-    // No event of the probe is asked for: a kubelet that has told so much of a pod tells no more.
     home.wait("VirtualMachineInstance", ns, "a", limit, "it starts anew", anew)
         .await
         .map(drop)
@@ -64,12 +63,4 @@ async fn ready(home: &Home, ns: &str, wanted: &str) -> Result<Value> {
     let kind = "VirtualMachineInstance";
     let is = |o: &Value| o["status"]["phase"] == "Running" && condition(o, "Ready")["status"] == wanted;
     home.wait(kind, ns, "a", SOON, &format!("Ready is {wanted}"), is).await
-}
-
-async fn told(home: &Home, ns: &str, event: &str) -> Result<()> {
-    eventually(&format!("the event {event:?}"), SOON, || async {
-        let events = run(&mut home.kubectl(&["get", "events", "-n", ns])).map_err(|e| format!("{e:#}"))?;
-        if events.contains(event) { Ok(()) } else { Err(events) }
-    })
-    .await
 }
