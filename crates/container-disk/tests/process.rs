@@ -1,7 +1,5 @@
 //! The executable as a container runs it.
 
-#![expect(clippy::unwrap_used, reason = "what a test cannot do ends it")]
-
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};

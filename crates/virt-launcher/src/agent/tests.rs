@@ -56,7 +56,8 @@ fn an_honest_agent_is_passed_on() {
 
 #[test]
 fn one_that_does_not_answer_well_is_told_by_what_is_left() {
-    let bad: [(&str, fn() -> Result<String, AgentError>); 6] = [
+    type Answer = fn() -> Result<String, AgentError>;
+    let bad: [(&str, Answer); 6] = [
         ("stall", || Err(AgentError::NoAnswer("no answer in time".into()))),
         ("close", || Err(AgentError::NoAnswer("the channel was closed".into()))),
         ("flood", || Err(AgentError::TooLong(100 << 20))),
