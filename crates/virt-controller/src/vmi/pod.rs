@@ -393,7 +393,9 @@ fn console_log(vmi: &VirtualMachineInstance, config: &ClusterConfig, options: &O
         name: "guest-console-log".to_owned(),
         resources: Some(ResourceRequirements {
             claims: None,
-            limits: quantities("15m", "60M"),
+            // A runtime applies seccomp with the container's own CPU time: with as little as it needs later, every guest
+            // started more than a second late.
+            limits: quantities("250m", "60M"),
             // On one machine it costs what it uses: 20 guests of a tenth of a CPU fit on two CPUs.
             requests: match options.home {
                 Home::Standalone => quantities("0", "8M"),

@@ -1,6 +1,7 @@
 //! What only a cluster has: Services, network policies, quotas, drains, roles, components and nodes that come and go,
 //! installation, upgrade and removal.
 
+mod container_disks;
 mod install;
 mod metrics;
 mod node_loss;
@@ -39,6 +40,7 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
 pub fn alone(shared: &Arc<Shared>) -> Vec<Trial> {
     vec![
         trial(shared, "killed-components", killed_components),
+        trial(shared, "without-image-volumes", container_disks::without_image_volumes),
         trial(shared, "heals", install::heals),
         trial(shared, "upgrade", upgrade::upgrade),
         trial(shared, "node-loss", node_loss::node_loss),
