@@ -56,8 +56,6 @@ pub fn run(quick: bool) -> Result<()> {
             &["test", "--workspace", "--locked"],
             &guests,
         )?;
-        // The same suite in its other home, installed as a user does.
-        super::e2e::run(None, false, Some(&[]))?;
     }
     println!("ci: all green after {} s", start.elapsed().as_secs());
     Ok(())

@@ -280,8 +280,11 @@ fn remove(observed: &Observed, phase_changes: bool, plan: &mut Plan) {
             grace_seconds,
         });
     }
+    // Of a pod that is being deleted and whose guest and launcher have ended, nothing is left but the kubelet's tidying.
+    let over =
+        |entry: &Entry<Pod>| entry.object.metadata.deletion_timestamp.is_some() && ended(&entry.object).is_some();
     // The last phase is written before the VMI goes, so that its VM and whoever watches see it.
-    if observed.pods.is_empty() && !phase_changes {
+    if observed.pods.iter().all(over) && Phase::of(&observed.vmi).is_final() && !phase_changes {
         let old = observed.vmi.metadata.finalizers.clone().unwrap_or_default();
         let ours = |f: &&String| {
             *f == names::VMI_FINALIZER

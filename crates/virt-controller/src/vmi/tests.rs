@@ -340,6 +340,24 @@ fn a_pod_that_goes_is_only_hurried() {
 }
 
 #[test]
+fn a_vmi_goes_when_its_launcher_has_ended_not_when_its_pod_is_tidied_up() {
+    for (phase, status, want) in [
+        ("Running", ended(0, 100), ""),
+        ("Failed", up(), ""),
+        ("Failed", ended(1, 100), "finalizers()"),
+        ("Succeeded", ended(0, 100), "finalizers()"),
+    ] {
+        let mut vmi = vmi(phase);
+        vmi.metadata.deletion_timestamp = serde_json::from_value(json!(now())).unwrap();
+        let mut pod = pod(status.clone());
+        pod.metadata.deletion_timestamp = vmi.metadata.deletion_timestamp.clone();
+        pod.metadata.deletion_grace_period_seconds = Some(15);
+        let observed = observed(vmi, Some(pod), now(), Home::Standalone);
+        assert_eq!(effects(&plan(&observed, now())), want, "{phase} {status}");
+    }
+}
+
+#[test]
 fn a_spec_that_no_pod_can_give_is_a_condition_and_no_retry() {
     let mut vmi = vmi("Pending");
     vmi.spec.domain.memory = None;

@@ -132,13 +132,21 @@ async fn kubectl_verbs(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     home.apply(ns, &vm("a", "Always", spec()))?;
     run(&mut home.kubectl(&["wait", "vm/a", "-n", ns, "--for=condition=Ready", "--timeout=120s"]))?;
-    let described = run(&mut home.kubectl(&["describe", "vm", "a", "-n", ns]))?;
-    ensure!(
-        described.contains("SuccessfulCreate") && described.contains("Printable Status"),
-        "{described}"
-    );
-    let described = run(&mut home.kubectl(&["describe", "vmi", "a", "-n", ns]))?;
-    ensure!(described.contains("Started"), "{described}");
+    // Events are written a moment later.
+    for (kind, words) in [
+        ("vm", &["SuccessfulCreate", "Printable Status"][..]),
+        ("vmi", &["Started"]),
+    ] {
+        eventually("describe tells what happened", SOON, || async {
+            let told = run(&mut home.kubectl(&["describe", kind, "a", "-n", ns])).map_err(|e| e.to_string())?;
+            if words.iter().all(|word| told.contains(word)) {
+                Ok(())
+            } else {
+                Err(told)
+            }
+        })
+        .await?;
+    }
     let explained = run(&mut home.kubectl(&["explain", "vm.spec.template.spec.domain.cpu.cores"]))?;
     ensure!(explained.contains("integer"), "{explained}");
     let events = run(&mut home.kubectl(&["events", "-n", ns]))?;

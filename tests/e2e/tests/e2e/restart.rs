@@ -132,9 +132,14 @@ fn sigkill_of_launcher(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Re
         "another one runs",
         |o| o["metadata"]["uid"] != before && o["status"]["phase"] == "Running",
     ))?;
-    let events = run(&mut home.kubectl(&["get", "events"]))?;
-    ensure!(events.contains("Stopped") || events.contains("Failed"), "{events}");
-    Ok(())
+    runtime.block_on(eventually("an event tells of the end", SOON, || async {
+        let events = run(&mut home.kubectl(&["get", "events"])).map_err(|e| e.to_string())?;
+        if events.contains("Stopped") || events.contains("Failed") {
+            Ok(())
+        } else {
+            Err(events)
+        }
+    }))
 }
 
 fn power_loss(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Result<()> {
