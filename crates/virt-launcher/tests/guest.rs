@@ -32,24 +32,28 @@ for port in /sys/class/virtio-ports/*; do
 done
 answer() { echo "$1" >&3; }
 (
-    while read -r line <&3; do
-        case $line in
-            *guest-sync*) answer "{\"return\": $(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')}" ;;
-            *guest-info*) answer '{"return": {"version": "9.9", "supported_commands": [{"name": "guest-info", "enabled": true}]}}' ;;
-            *guest-get-osinfo*) answer '{"return": {"id": "tiny", "name": "Tiny", "kernel-release": "6.1"}}' ;;
-            *guest-get-host-name*) answer "{\"return\": {\"host-name\": \"$(hostname)\"}}" ;;
-            *guest-get-timezone*) answer '{"return": {"zone": "UTC", "offset": 0}}' ;;
-            *guest-network-get-interfaces*) answer '{"return": [{"name": "lo", "ip-addresses": [{"ip-address": "127.0.0.1"}]}, {"name": "eth0", "hardware-address": "52:54:00:aa:bb:cc", "ip-addresses": [{"ip-address": "10.0.2.2"}]}]}' ;;
-            *guest-ping*) answer '{"return": {}}' ;;
-            *guest-exec-status*) case $line in
-                *pid*8*) answer '{"return": {"exited": false}}' ;;
-                *) answer '{"return": {"exited": true, "exitcode": 4, "out-data": "aGk=", "err-data": "b2gh"}}' ;;
-                esac ;;
-            *hang*guest-exec*) answer '{"return": {"pid": 8}}' ;;
-            *guest-exec*) echo "the agent runs $line" >/dev/ttyS0; answer '{"return": {"pid": 7}}' ;;
-            *guest-shutdown*) echo "the agent was asked to shut down" >/dev/ttyS0 ;;
-            *) answer '{"error": {"class": "CommandNotFound", "desc": "not here"}}' ;;
-        esac
+    # The port reads as ended while the host has not connected to it.
+    while :; do
+        while read -r line <&3; do
+            case $line in
+                *guest-sync*) answer "{\"return\": $(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')}" ;;
+                *guest-info*) answer '{"return": {"version": "9.9", "supported_commands": [{"name": "guest-info", "enabled": true}]}}' ;;
+                *guest-get-osinfo*) answer '{"return": {"id": "tiny", "name": "Tiny", "kernel-release": "6.1"}}' ;;
+                *guest-get-host-name*) answer "{\"return\": {\"host-name\": \"$(hostname)\"}}" ;;
+                *guest-get-timezone*) answer '{"return": {"zone": "UTC", "offset": 0}}' ;;
+                *guest-network-get-interfaces*) answer '{"return": [{"name": "lo", "ip-addresses": [{"ip-address": "127.0.0.1"}]}, {"name": "eth0", "hardware-address": "52:54:00:aa:bb:cc", "ip-addresses": [{"ip-address": "10.0.2.2"}]}]}' ;;
+                *guest-ping*) answer '{"return": {}}' ;;
+                *guest-exec-status*) case $line in
+                    *pid*8*) answer '{"return": {"exited": false}}' ;;
+                    *) answer '{"return": {"exited": true, "exitcode": 4, "out-data": "aGk=", "err-data": "b2gh"}}' ;;
+                    esac ;;
+                *hang*guest-exec*) answer '{"return": {"pid": 8}}' ;;
+                *guest-exec*) echo "the agent runs $line" >/dev/ttyS0; answer '{"return": {"pid": 7}}' ;;
+                *guest-shutdown*) echo "the agent was asked to shut down" >/dev/ttyS0 ;;
+                *) answer '{"error": {"class": "CommandNotFound", "desc": "not here"}}' ;;
+            esac
+        done
+        sleep 1
     done
 ) &
 "#;
