@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod ci;
 mod cluster;
+mod compat;
 mod deploy;
 mod e2e;
 mod images;
@@ -35,6 +36,8 @@ enum Task {
     Deploy(deploy::Deploy),
     /// Measure, and write docs/performance.md
     Bench(bench::Bench),
+    /// Write docs/compat.md: every field of a VMI, its effect and the tests that show it
+    Compat(compat::Compat),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -46,5 +49,6 @@ fn main() -> anyhow::Result<()> {
         Task::E2e(e2e) => e2e.run(),
         Task::Deploy(deploy) => deploy.run(),
         Task::Bench(bench) => bench.run(),
+        Task::Compat(compat) => compat.run(),
     }
 }

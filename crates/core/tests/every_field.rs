@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+use std::collections::BTreeMap;
+
 use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec};
 use ferrovirt_core::machine::{Architecture, Machine};
 use ferrovirt_core::{Cause, ClusterConfig};
@@ -344,8 +346,8 @@ fn parse(spec: &Value) -> Result<Result<Machine, Vec<Cause>>, serde_json::Error>
     Ok(Machine::parse(&vmi, &config))
 }
 
-/// Why a field is neither effective nor refused.
-fn check(schemas: &Schemas, root: &Value, path: &[Step], field: &Value) -> Option<String> {
+/// What a field does; or why it is neither effective nor refused.
+fn check(schemas: &Schemas, root: &Value, path: &[Step], field: &Value) -> Result<&'static str, String> {
     let name = text(path);
     let mut without = base();
     if let Some((_, context)) = CONTEXT.iter().find(|(p, _)| name.starts_with(p)) {
@@ -364,12 +366,12 @@ fn check(schemas: &Schemas, root: &Value, path: &[Step], field: &Value) -> Optio
         schemas.set(&mut with, root, path, Some(candidate));
         let after = match parse(&with) {
             Ok(after) => after,
-            Err(error) => return Some(format!("{name}: {error} in {with}")),
+            Err(error) => return Err(format!("{name}: {error} in {with}")),
         };
         match after {
             Ok(machine) => {
                 if !parse(&without).is_ok_and(|m| m.as_ref() == Ok(&machine)) {
-                    return None;
+                    return Ok("machine");
                 }
                 found.push(format!("no effect in {with}"));
             }
@@ -382,13 +384,13 @@ fn check(schemas: &Schemas, root: &Value, path: &[Step], field: &Value) -> Optio
                             || path.starts_with(&format!("{}[", c.field)))
                 };
                 if causes.iter().any(refuses) {
-                    return None;
+                    return Ok("refused");
                 }
                 found.push(format!("{causes:?}"));
             }
         }
     }
-    Some(format!("{name}: {}", found.join("; ")))
+    Err(format!("{name}: {}", found.join("; ")))
 }
 
 #[test]
@@ -399,15 +401,29 @@ fn each_field_is_effective_or_refused() {
     let mut fields = Vec::new();
     schemas.walk(&root, &mut Vec::new(), &mut fields);
     assert!(fields.len() > 200, "{} fields", fields.len());
-    let known = |name: &str| ELSEWHERE.contains(&name) || JOINS.contains(&name);
-    let fields = fields.iter().filter(|(path, _)| !known(&text(path)));
-    let ignored: Vec<String> = fields
-        .filter_map(|(path, field)| check(&schemas, &root, path, field))
-        .collect();
+    let elsewhere = ELSEWHERE.iter().chain(JOINS);
+    let mut outcomes: BTreeMap<String, &str> = elsewhere.map(|name| ((*name).to_owned(), "elsewhere")).collect();
+    let mut ignored = Vec::new();
+    for (path, field) in &fields {
+        let name = text(path);
+        if JOINS.contains(&name.as_str()) || ELSEWHERE.contains(&name.as_str()) {
+            continue;
+        }
+        match check(&schemas, &root, path, field) {
+            Ok(outcome) => drop(outcomes.insert(name, outcome)),
+            Err(why) => ignored.push(why),
+        }
+    }
     assert!(
         ignored.is_empty(),
         "{} fields are ignored:\n{}",
         ignored.len(),
         ignored.join("\n")
     );
+    // `cargo xtask compat` makes docs/compat.md of it.
+    let outcomes: Vec<String> = outcomes
+        .iter()
+        .map(|(name, outcome)| format!("{name}: {outcome}"))
+        .collect();
+    insta::assert_snapshot!("fields", outcomes.join("\n"));
 }
