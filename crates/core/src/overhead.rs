@@ -165,6 +165,7 @@ mod tests {
         u64::try_from(quantity.unwrap().bytes().unwrap()).unwrap()
     }
 
+    /// Shows `spec.domain.memory.reservedOverhead.addedOverhead`.
     #[test]
     fn memory() {
         let config = ClusterConfig {

@@ -26,6 +26,7 @@ fn created(spec: &str, config: &ClusterConfig) -> Value {
     serde_json::to_value(vmi).unwrap()
 }
 
+/// Shows `spec.domain.devices.autoattachPodInterface`.
 #[test]
 #[expect(clippy::too_many_lines, reason = "a table")]
 fn vmi_fields() {

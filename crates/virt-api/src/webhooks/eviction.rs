@@ -154,6 +154,7 @@ mod tests {
         serde_json::from_value(vmi).unwrap()
     }
 
+    /// Shows `spec.evictionStrategy`.
     #[test]
     fn verdicts() {
         let status = |node: &str, migratable: bool| {

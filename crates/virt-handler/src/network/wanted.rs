@@ -167,6 +167,7 @@ mod tests {
         assert_ne!(Mac::derive("a/b/c", "pod"), Mac::derive("a/b/c", "bridge"));
     }
 
+    /// Shows `spec.networks[].pod.vmNetworkCIDR`.
     #[test]
     fn a_vmi_is_read() {
         let vmi: VirtualMachineInstance = serde_json::from_value(serde_json::json!({

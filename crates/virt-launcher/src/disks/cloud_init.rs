@@ -210,6 +210,67 @@ mod tests {
         ));
     }
 
+    fn machine(source: &str) -> Machine {
+        let vmi = json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+            "metadata": {"name": "vm", "namespace": "ns"},
+            "spec": {
+                "domain": {"memory": {"guest": "64Mi"}, "devices": {}},
+                "volumes": [serde_json::from_str::<serde_json::Value>(source).unwrap()],
+            },
+        });
+        let vmi = serde_json::from_value(vmi).unwrap();
+        Machine::parse(&vmi, &ferrovirt_core::ClusterConfig::standalone()).unwrap()
+    }
+
+    /// Shows `spec.volumes[].cloudInitNoCloud.userData`, `spec.volumes[].cloudInitNoCloud.userDataBase64`,
+    /// `spec.volumes[].cloudInitNoCloud.secretRef`, `spec.volumes[].cloudInitNoCloud.networkData`,
+    /// `spec.volumes[].cloudInitNoCloud.networkDataBase64`, `spec.volumes[].cloudInitNoCloud.networkDataSecretRef`,
+    /// `spec.volumes[].cloudInitConfigDrive.userData`, `spec.volumes[].cloudInitConfigDrive.userDataBase64`,
+    /// `spec.volumes[].cloudInitConfigDrive.secretRef`, `spec.volumes[].cloudInitConfigDrive.networkData`,
+    /// `spec.volumes[].cloudInitConfigDrive.networkDataBase64`,
+    /// `spec.volumes[].cloudInitConfigDrive.networkDataSecretRef`.
+    #[test]
+    fn every_spelling_reaches_the_image() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path(), "ns", "vm", "u");
+        for (mount, key, content) in [("udata", "userdata", "U"), ("ndata", "networkdata", "N")] {
+            let dir = layout.cloud_init_secret("seed", mount);
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join(key), content).unwrap();
+        }
+        let users = [
+            r#""userData": "U""#,
+            r#""userDataBase64": "VQ==""#,
+            r#""secretRef": {"name": "s"}"#,
+        ];
+        let networks = [
+            r#""networkData": "N""#,
+            r#""networkDataBase64": "Tg==""#,
+            r#""networkDataSecretRef": {"name": "s"}"#,
+        ];
+        let flavors = [
+            ("cloudInitNoCloud", "user-data", "network-config"),
+            (
+                "cloudInitConfigDrive",
+                "openstack/latest/user_data",
+                "openstack/latest/network_data.json",
+            ),
+        ];
+        for (flavor, user_file, network_file) in flavors {
+            for (user, network) in users.iter().zip(networks) {
+                let machine = machine(&format!(r#"{{"name": "seed", "{flavor}": {{{user}, {network}}}}}"#));
+                let ferrovirt_core::machine::Source::CloudInit(data) = &machine.disks[0].source else {
+                    panic!("{:?}", machine.disks);
+                };
+                let files = files(&layout, &machine, "seed", data).unwrap();
+                let content = |name: &str| files.iter().find(|(n, _)| *n == name).map(|(_, c)| c.as_slice());
+                assert_eq!(content(user_file), Some(b"U".as_slice()), "{flavor} {user}");
+                assert_eq!(content(network_file), Some(b"N".as_slice()), "{flavor} {network}");
+            }
+        }
+    }
+
     #[tokio::test]
     async fn the_image_has_the_label_and_exact_names() {
         let dir = tempfile::tempdir().unwrap();
