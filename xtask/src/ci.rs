@@ -44,7 +44,14 @@ pub fn run(quick: bool) -> Result<()> {
         step(
             "tests",
             "cargo",
-            &["test", "--workspace", "--locked", "--exclude", "ferrovirt-e2e"],
+            &[
+                "test",
+                "--workspace",
+                "--locked",
+                "--no-fail-fast",
+                "--exclude",
+                "ferrovirt-e2e",
+            ],
             &[],
         )?;
     } else {
@@ -53,7 +60,7 @@ pub fn run(quick: bool) -> Result<()> {
         step(
             "tests, with real guests",
             "cargo",
-            &["test", "--workspace", "--locked"],
+            &["test", "--workspace", "--locked", "--no-fail-fast"],
             &guests,
         )?;
     }

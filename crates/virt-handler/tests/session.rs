@@ -430,7 +430,9 @@ impl World {
 
     fn requests(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(self.sockets().join("requests")).unwrap_or_default();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        // The last line may still be written.
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     async fn patch_status(&self, status: Value) -> VirtualMachineInstance {
