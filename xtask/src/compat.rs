@@ -3,8 +3,8 @@
 //! Nothing is claimed here: which fields have an effect and which are refused is what the test `every_field` of
 //! ferrovirt-core found out; what shows the effect is found in the tests themselves:
 //!
-//! - the patches of the `goldens!` of ferrovirt-domain (the domain's XML) say which fields they set;
-//! - so do the VMIs in virt-controller's `testdata/pods` (the launcher's pod);
+//! - the patches of the `goldens!` of ferrovirt-domain (the domain's XML) and of virt-controller (the launcher's pod) say
+//!   which fields they set; so do the VMIs in virt-controller's `testdata/pods`;
 //! - any other test names its fields in its documentation: "Shows `spec.hostname`, `spec.subdomain`."
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,8 +122,13 @@ type Tests = BTreeMap<String, BTreeSet<Shown>>;
 
 fn tests() -> Result<Tests> {
     let mut tests = Tests::new();
-    for file in files(Path::new("crates/domain/tests"), "rs")? {
-        goldens(&fs::read_to_string(&file)?, &file, &mut tests)?;
+    for (directory, by) in [
+        ("crates/domain/tests", By::Xml),
+        ("crates/virt-controller/src/vmi/pod", By::Pod),
+    ] {
+        for file in files(Path::new(directory), "rs")? {
+            goldens(&fs::read_to_string(&file)?, &file, by, &mut tests)?;
+        }
     }
     for file in files(Path::new("crates/virt-controller/testdata/pods"), "yaml")? {
         let vmi: Value = serde_yaml_ng::from_str(&fs::read_to_string(&file)?)
@@ -154,7 +159,7 @@ fn files(directory: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 }
 
 /// Cases of a `goldens!`: a line each, `name => "patch"`.
-fn goldens(text: &str, file: &Path, tests: &mut Tests) -> Result<()> {
+fn goldens(text: &str, file: &Path, by: By, tests: &mut Tests) -> Result<()> {
     for line in text.lines().map(str::trim) {
         let Some((name, patch)) = line.split_once(" => ") else {
             continue;
@@ -168,7 +173,7 @@ fn goldens(text: &str, file: &Path, tests: &mut Tests) -> Result<()> {
         }
         let patch: Value =
             serde_yaml_ng::from_str(&patch).with_context(|| format!("{}: case {name}", file.display()))?;
-        add(tests, &patch["spec"], By::Xml, &format!("golden::{name}"));
+        add(tests, &patch["spec"], by, &format!("golden::{name}"));
     }
     Ok(())
 }
@@ -269,8 +274,9 @@ fn document(fields: &BTreeMap<String, Outcome>, tests: &Tests) -> String {
         "# Fields of a VirtualMachineInstance's spec\n\n\
          Written by `cargo xtask compat` from what the tests set and find; the gate fails where it is stale, or where a field\n\
          is accepted and no test shows what it does. *Refused* means: admission answers `not supported yet: <field>`; nothing\n\
-         is accepted and ignored. *Shown by* names at most three tests: `golden::…` in `crates/domain/tests`, `pods/…` in\n\
-         `crates/virt-controller/testdata`, others by their function's name.\n\n",
+         is accepted and ignored. *Shown by* names at most three tests: `golden::…` in `crates/domain/tests` and\n\
+         `crates/virt-controller/src/vmi/pod/tests`, `pods/…` in `crates/virt-controller/testdata`, others by their function's\n\
+         name.\n\n",
     );
     let refused = fields.values().filter(|o| **o == Outcome::Refused).count();
     text += &format!(
@@ -312,7 +318,7 @@ mod tests {
     fn fields_are_found_in_patches_and_documentation() {
         let mut tests = Tests::new();
         let text = "goldens! {\n  cpu => \"{kvm: false, spec: {domain: {cpu: {cores: 2, features: [{name: x}], model: null}}}}\"\n}";
-        goldens(text, Path::new("golden.rs"), &mut tests).expect("a patch");
+        goldens(text, Path::new("golden.rs"), By::Xml, &mut tests).expect("a patch");
         annotations(
             "/// Boots.\n///\n/// Shows `spec.hostname`,\n/// `spec.volumes[].name`.\n#[test]\nfn boots() {}\n/// `spec.subdomain`\nfn other() {}",
             Path::new("tests/e2e/x.rs"),

@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 
 /// Where the cluster's registry is, for this machine and for its nodes.
 const REGISTRY: &str = "registry.local:5000/ferrovirt";
@@ -137,17 +138,46 @@ fn install(bin: Option<&Path>) -> Result<Installed> {
 }
 
 fn suite(bin: Option<&Path>, kubeconfig: &str, guests: &[(&str, String); 2], tests: &[String]) -> Result<()> {
-    let mut suite = Command::new("cargo");
-    // The whole workspace's features, so that no dependency is built twice.
-    suite
-        .args(["test", "--workspace", "--locked", "--test", "e2e", "--"])
-        .args(tests);
+    let mut suite = Command::new(executable()?);
+    suite.args(tests).current_dir("tests/e2e");
     suite.envs(guests.iter().map(|(name, path)| (*name, path.as_str())));
     suite.env("FERROVIRT_CLUSTER", kubeconfig);
     if let Some(bin) = bin {
         suite.env("FERROVIRT_BIN", bin);
     }
     step("tests with real guests on the cluster", &mut suite)
+}
+
+/// The test executable, built together with all other tests: with its own dependencies' features alone, many crates
+/// would be built a second time.
+fn executable() -> Result<PathBuf> {
+    println!("e2e: the tests are built");
+    let mut build = Command::new("cargo");
+    build.args([
+        "test",
+        "--workspace",
+        "--locked",
+        "--no-run",
+        "--message-format",
+        "json",
+    ]);
+    let output = build
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("the tests cannot be built: {build:?}");
+    }
+    let messages = String::from_utf8(output.stdout)?;
+    let messages = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut found = messages.filter(|m| m["target"]["name"] == "e2e" && m["target"]["kind"][0] == "test");
+    let path = found
+        .find_map(|m| m["executable"].as_str().map(PathBuf::from))
+        .context("cargo names no test executable e2e")?;
+    Ok(path)
 }
 
 /// Tag of the images, and version that is installed: a new one each time, so that nodes pull what was just built, and

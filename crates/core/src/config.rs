@@ -66,6 +66,10 @@ pub struct ClusterConfig {
     pub seccomp_profile: Option<String>,
     /// containerDisks are image volumes where the cluster has them: the gate `ImageVolume`, which is on by default.
     pub image_volumes: bool,
+    /// Log verbosity of the launchers of VMIs that name none.
+    pub launcher_verbosity: Option<u8>,
+    /// Log verbosity of virt-handler on single nodes, by the node's name.
+    pub node_verbosity: BTreeMap<String, u8>,
 }
 
 /// Machine types of one architecture.
@@ -162,6 +166,8 @@ impl Default for ClusterConfig {
             image_pull_policy: "IfNotPresent".to_owned(),
             seccomp_profile: None,
             image_volumes: true,
+            launcher_verbosity: None,
+            node_verbosity: BTreeMap::new(),
         }
     }
 }
@@ -302,6 +308,13 @@ impl ClusterConfig {
             self.cpu_allocation_ratio = ratio;
         }
         self.node_selectors.extend(developer.node_selectors.clone());
+        if let Some(verbosity) = &developer.log_verbosity {
+            let level = |level: i32| u8::try_from(level).ok().filter(|level| *level > 0);
+            self.launcher_verbosity = verbosity.virt_launcher.and_then(level).or(self.launcher_verbosity);
+            let nodes = verbosity.node_verbosity.iter();
+            self.node_verbosity
+                .extend(nodes.filter_map(|(node, l)| Some((node.clone(), level(*l)?))));
+        }
     }
 
     fn apply_architecture(&mut self, configuration: &ArchConfiguration) {
@@ -359,6 +372,16 @@ mod tests {
         ] {
             assert_eq!(glob(pattern, name), matches, "{pattern} on {name}");
         }
+    }
+
+    #[test]
+    fn log_verbosity_of_launchers_and_nodes() {
+        let developer = serde_json::json!({"developerConfiguration": {"logVerbosity": {
+            "virtLauncher": 5, "virtHandler": 3, "nodeVerbosity": {"a": 7, "b": 0, "c": 1000},
+        }}});
+        let config = ClusterConfig::from_kubevirt(&serde_json::from_value(developer).unwrap());
+        assert_eq!(config.launcher_verbosity, Some(5));
+        assert_eq!(config.node_verbosity, BTreeMap::from([("a".to_owned(), 7)]));
     }
 
     #[test]

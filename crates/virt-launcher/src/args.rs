@@ -37,3 +37,32 @@ pub struct Args {
     #[arg(long, requires = "prepare_capabilities")]
     pub without_kvm: bool,
 }
+
+/// The log level of a verbosity, on KubeVirt's scale as in our other processes: 2 is normal. `None`: not a number.
+pub fn level(verbosity: &str) -> Option<LevelFilter> {
+    Some(match verbosity.parse::<u8>().ok()? {
+        0..=2 => LevelFilter::INFO,
+        3..=4 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels() {
+        for (verbosity, expected) in [
+            ("0", Some(LevelFilter::INFO)),
+            ("2", Some(LevelFilter::INFO)),
+            ("4", Some(LevelFilter::DEBUG)),
+            ("9", Some(LevelFilter::TRACE)),
+            ("", None),
+            ("-1", None),
+            ("loud", None),
+        ] {
+            assert_eq!(level(verbosity), expected, "{verbosity}");
+        }
+    }
+}

@@ -75,7 +75,7 @@ pub fn make_dir(dir: &Path, user: u32) -> Result<(), Error> {
 pub async fn prepare(layout: &Layout, dir: &Path) -> Result<(), Error> {
     let children = Children::default();
     let reaper = tokio::spawn(children.clone().reap());
-    let daemon = Libvirtd::prepare(layout, children)?;
+    let daemon = Libvirtd::prepare(layout, children, false)?;
     let child = daemon.spawn()?;
     let uri = format!(
         "qemu+unix:///session?mode=direct&socket={}",

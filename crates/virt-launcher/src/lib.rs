@@ -49,15 +49,20 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Runs the launcher to the end of its guest. The exit code is 0 when the guest ended on request or by itself.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Ours at the level asked for; the transport's frames help no one.
-    let quiet = args.log_level.min(LevelFilter::INFO);
+    let asked = std::env::var("VIRT_LAUNCHER_LOG_VERBOSITY").ok();
+    let level = asked.as_deref().and_then(args::level).unwrap_or(args.log_level);
+    let quiet = level.min(LevelFilter::INFO);
     let levels = Targets::new()
-        .with_default(args.log_level)
+        .with_default(level)
         .with_targets(["h2", "hyper", "tonic", "tower"].map(|name| (name, quiet)));
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .with_target(false);
     tracing_subscriber::registry().with(lines.with_filter(levels)).init();
+    if let Some(asked) = asked.filter(|asked| args::level(asked).is_none()) {
+        tracing::warn!(asked, "the label logVerbosity is not a number from 0 to 255");
+    }
     hypervisor::forbid_autostart();
     if let Some(dir) = &args.prepare_capabilities {
         return prepare_capabilities(dir, args.user, !args.without_kvm);
@@ -92,10 +97,15 @@ fn prepare_capabilities(dir: &Path, user: u32, kvm: bool) -> anyhow::Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
+/// The label `debugLogs` asks for all that libvirt has to say.
+fn verbose_libvirt() -> bool {
+    std::env::var("LIBVIRT_DEBUG_LOGS").is_ok_and(|value| value == "1")
+}
+
 async fn launch(args: &Args, layout: Layout) -> anyhow::Result<ExitCode> {
     let children = children::Children::default();
     tokio::spawn(children.clone().reap());
-    let daemon = libvirtd::Libvirtd::prepare(&layout, children.clone())?;
+    let daemon = libvirtd::Libvirtd::prepare(&layout, children.clone(), verbose_libvirt())?;
     let stop = CancellationToken::new();
     let mut daemon = tokio::spawn(daemon.supervise(stop.clone()));
 

@@ -66,7 +66,8 @@ pub struct Libvirtd {
 
 impl Libvirtd {
     /// Writes the configuration, takes over the prepared capability cache, and opens the socket.
-    pub fn prepare(layout: &Layout, children: Children) -> Result<Self, Error> {
+    /// `verbose`: it logs every step.
+    pub fn prepare(layout: &Layout, children: Children, verbose: bool) -> Result<Self, Error> {
         let at = |path: &Path| {
             let path = path.to_owned();
             move |source| Error::Prepare { path, source }
@@ -79,7 +80,8 @@ impl Libvirtd {
             fs::create_dir_all(&dir).map_err(at(&dir))?;
         }
         let config = layout.private().join("libvirt/libvirtd.conf");
-        fs::write(&config, LIBVIRTD_CONF).map_err(at(&config))?;
+        let logs = if verbose { VERBOSE_LOGS } else { LOGS };
+        fs::write(&config, format!("{LIBVIRTD_CONF}{logs}")).map_err(at(&config))?;
         let qemu = layout.private().join("libvirt/qemu.conf");
         fs::write(&qemu, QEMU_CONF).map_err(at(&qemu))?;
         adopt_capabilities(layout);
@@ -226,9 +228,17 @@ max_queued_clients = 8
 max_anonymous_clients = 8
 admin_min_workers = 1
 admin_max_workers = 1
-log_level = 3
-log_outputs = "3:stderr"
 audit_level = 0
+"#;
+
+/// Warnings and errors.
+const LOGS: &str = r#"log_level = 3
+log_outputs = "3:stderr"
+"#;
+
+/// Everything but the noise of its own transport.
+const VERBOSE_LOGS: &str = r#"log_filters = "4:event 3:remote 3:rpc 3:access 3:util.object 3:util.json 1:*"
+log_outputs = "1:stderr"
 "#;
 
 /// No virtlogd: QEMU's output goes to a file libvirt opens. Dropping `cpu-unavailable-features` makes libvirt read

@@ -239,7 +239,7 @@ fn compute(
     }
     Container {
         command: Some(command.to_vec()),
-        env: Some(environment(vmi)),
+        env: Some(environment(vmi, config)),
         image: Some(options.launcher_image.clone()),
         image_pull_policy: Some(config.image_pull_policy.clone()),
         liveness_probe: vmi.spec.liveness_probe.as_ref().map(|p| probe(p, meta)),
@@ -290,7 +290,7 @@ fn security(capabilities: &[&str]) -> SecurityContext {
     }
 }
 
-fn environment(vmi: &VirtualMachineInstance) -> Vec<EnvVar> {
+fn environment(vmi: &VirtualMachineInstance, config: &ClusterConfig) -> Vec<EnvVar> {
     let value = |name: &str, value: &str| EnvVar {
         name: name.to_owned(),
         value: Some(value.to_owned()),
@@ -313,8 +313,9 @@ fn environment(vmi: &VirtualMachineInstance) -> Vec<EnvVar> {
         },
     ];
     let labels = vmi.metadata.labels.as_ref();
-    if let Some(verbosity) = labels.and_then(|l| l.get("logVerbosity")) {
-        all.push(value("VIRT_LAUNCHER_LOG_VERBOSITY", verbosity));
+    let own = labels.and_then(|l| l.get("logVerbosity")).cloned();
+    if let Some(verbosity) = own.or_else(|| config.launcher_verbosity.map(|level| level.to_string())) {
+        all.push(value("VIRT_LAUNCHER_LOG_VERBOSITY", &verbosity));
     }
     if labels.and_then(|l| l.get("debugLogs")).is_some_and(|v| v == "true") {
         all.push(value("LIBVIRT_DEBUG_LOGS", "1"));

@@ -93,6 +93,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         "the configuration",
         kubevirt::follow(client.clone(), defaults, config, parts.token()),
     );
+    tokio::spawn(follow_verbosity(args.node_name.clone(), args.logs, config_seen.clone()));
     let options = options(&args, config_seen);
     let agent = Agent::new(options.pods_dir.clone());
     if !args.cert_dir.as_os_str().is_empty() {
@@ -105,6 +106,17 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         tracing::info!(signal, "stopping; guests go on running");
     };
     Ok(parts.run(signal, GRACE).await?)
+}
+
+/// Logs as much as the cluster says for this node, or else what the command line says.
+async fn follow_verbosity(node: String, logs: LogArgs, mut config: watch::Receiver<Arc<ClusterConfig>>) {
+    loop {
+        let level = config.borrow_and_update().node_verbosity.get(&node).copied();
+        logs::set_verbosity(level.unwrap_or(logs.verbosity));
+        if config.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 async fn listen(args: &Args, metrics: &Metrics, agent: &Agent, parts: &mut Supervisor) -> anyhow::Result<()> {
