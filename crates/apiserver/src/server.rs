@@ -55,6 +55,8 @@ pub struct Config {
     pub tokens: Vec<(String, UserInfo)>,
     /// The key that signs service account tokens; if absent, tokens end with the process.
     pub token_key: Option<Vec<u8>>,
+    /// The certificate that pods know this server by, in PEM: ConfigMap `kube-root-ca.crt` in each namespace.
+    pub root_ca: Option<String>,
 }
 
 impl Config {
@@ -68,6 +70,7 @@ impl Config {
             version: VersionInfo::default(),
             tokens: Vec::new(),
             token_key: None,
+            root_ca: None,
         }
     }
 
@@ -102,6 +105,7 @@ pub struct Inner {
     kubelet: RwLock<Option<Arc<dyn Kubelet>>>,
     pub(crate) version: VersionInfo,
     pub(crate) tokens: Tokens,
+    pub(crate) root_ca: Option<String>,
     pub(crate) authorizer: Authorizer,
     pub(crate) shutdown: CancellationToken,
 }
@@ -167,6 +171,7 @@ impl ApiServer {
             kubelet: RwLock::default(),
             version: config.version,
             tokens: Tokens::new(config.tokens, config.token_key),
+            root_ca: config.root_ca,
             authorizer: Authorizer::default(),
             shutdown: CancellationToken::new(),
             store,

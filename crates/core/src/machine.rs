@@ -2,7 +2,11 @@
 //!
 //! Not serializable on purpose: the wire form is the VMI. The only way to a [`Machine`] is `Machine::parse`.
 
+mod extras;
+
 use uuid::Uuid;
+
+pub use extras::{Files, FilesOrigin, ObjectRef, ServiceAccount};
 
 /// The guest's processor architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +137,8 @@ pub struct Machine {
     pub start_paused: bool,
     /// `rebootPolicy: Terminate`: a reboot by the guest ends the machine.
     pub terminate_on_reboot: bool,
+    /// Account of the pod; `None`: the namespace's default one, without its token.
+    pub service_account: Option<ServiceAccount>,
 }
 
 /// SMBIOS strings that a cluster gives all its guests.
@@ -367,6 +373,8 @@ pub enum Source {
     },
     /// Cloud-init.
     CloudInit(CloudInit),
+    /// Files of an object of the cluster.
+    Files(Files),
 }
 
 /// Cloud-init data source.

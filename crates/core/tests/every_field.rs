@@ -26,8 +26,10 @@ const ELSEWHERE: &[&str] = &[
     "readinessProbe",
     "schedulerName",
     "tolerations",
+    "topologySpreadConstraints",
     "volumes[0].containerDisk.imagePullPolicy",
     "volumes[0].containerDisk.imagePullSecret",
+    "volumes[0].downwardAPI.fields",
 ];
 
 /// Names by which parts of the spec find each other: another one there must be another one here.
@@ -118,6 +120,8 @@ const CONTEXT: &[(&str, &str)] = &[
         "volumes[0].hostDisk",
         "{volumes: [{name: v, hostDisk: {type: Disk, path: /y.img}}]}",
     ),
+    ("volumes[0].configMap", "{volumes: [{name: v, configMap: {name: m}}]}"),
+    ("volumes[0].secret", "{volumes: [{name: v, secret: {secretName: s}}]}"),
     (
         "volumes[0].cloudInitNoCloud.userData",
         "{volumes: [{name: v, cloudInitNoCloud: {networkData: x}}]}",

@@ -50,6 +50,14 @@ pub mod paths {
     pub const DOMAIN_CAPABILITIES: &str = "domain-capabilities";
     /// User secrets: `<SECRET_DIR>/<volume>/…`; cloud-init secrets are volumes `<volume>-udata`, `<volume>-ndata` here.
     pub const SECRET_DIR: &str = "/var/run/kubevirt-private/secret";
+    /// ConfigMaps of volumes: `<CONFIG_MAP_DIR>/<volume>/<key>`.
+    pub const CONFIG_MAP_DIR: &str = "/var/run/kubevirt-private/config-map";
+    /// Facts about the pod for volumes: `<DOWNWARD_API_DIR>/<volume>/<path>`.
+    pub const DOWNWARD_API_DIR: &str = "/var/run/kubevirt-private/downwardapi";
+    /// Windows answer files for volumes: `<SYSPREP_DIR>/<volume>/<key>`.
+    pub const SYSPREP_DIR: &str = "/var/run/kubevirt-private/sysprep";
+    /// Token, `ca.crt` and `namespace` of the pod's service account, where Kubernetes puts them.
+    pub const SERVICE_ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
     /// hostDisk directories: `<HOST_DISK_DIR>/<volume>/<file name of hostDisk.path>`.
     pub const HOST_DISK_DIR: &str = "/var/run/kubevirt-private/vmi-disks";
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use ferrovirt_core::machine::FilesOrigin;
 use ferrovirt_protocol::paths;
 
 /// Every path the launcher uses, derived from one root, one namespace, one name and one UID.
@@ -104,6 +105,23 @@ impl Layout {
     /// Where the pod mounts a Secret for a cloud-init volume; `kind` is `udata` or `ndata`.
     pub fn cloud_init_secret(&self, volume: &str, kind: &str) -> PathBuf {
         self.below(paths::SECRET_DIR).join(format!("{volume}-{kind}"))
+    }
+
+    /// Where the pod mounts the files of a volume.
+    pub fn volume_files(&self, volume: &str, origin: &FilesOrigin) -> PathBuf {
+        let parent = match origin {
+            FilesOrigin::ConfigMap(_) => paths::CONFIG_MAP_DIR,
+            FilesOrigin::Secret(_) => paths::SECRET_DIR,
+            FilesOrigin::DownwardApi => paths::DOWNWARD_API_DIR,
+            FilesOrigin::SysprepConfigMap(_) | FilesOrigin::SysprepSecret(_) => paths::SYSPREP_DIR,
+            FilesOrigin::ServiceAccount => return self.below(paths::SERVICE_ACCOUNT_DIR),
+        };
+        self.below(parent).join(volume)
+    }
+
+    /// The image made of them.
+    pub fn files_image(&self, volume: &str) -> PathBuf {
+        self.private().join("file-disks").join(format!("{volume}.iso"))
     }
 
     /// A hostDisk's file, by the file name of its path on the node.

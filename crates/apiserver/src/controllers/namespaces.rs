@@ -12,6 +12,9 @@ use crate::rest::{kinds, meta, write};
 use crate::server::Inner;
 use crate::store::{Key, Page, Stored};
 
+/// Name of the ConfigMap that pods know the server's certificate by.
+const ROOT_CA: &str = "kube-root-ca.crt";
+
 fn objects(server: &Inner, resource: &str, namespace: Option<&str>) -> Vec<Arc<Stored>> {
     server
         .store
@@ -68,28 +71,40 @@ pub(super) async fn namespace(server: &Arc<Inner>, name: &str) -> Result<()> {
     )
 }
 
-/// Gives a namespace its `default` service account.
+/// Gives a namespace its `default` service account, and the authority that pods know this server by.
 ///
 /// # Errors
-/// The create was refused.
+/// A create was refused.
 pub(super) async fn account(server: &Arc<Inner>, namespace: &str) -> Result<()> {
+    let account =
+        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}});
+    ensure(server, kinds::ACCOUNTS, namespace, "default", account).await?;
+    let Some(authority) = &server.root_ca else {
+        return Ok(());
+    };
+    let map = json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": ROOT_CA, "namespace": namespace},
+        "data": {"ca.crt": authority},
+    });
+    ensure(server, kinds::CONFIG_MAPS, namespace, ROOT_CA, map).await
+}
+
+/// Creates an object unless it is there, or its namespace goes.
+async fn ensure(server: &Arc<Inner>, resource: &str, namespace: &str, name: &str, object: Value) -> Result<()> {
     let Some(stored) = server.store.get(&Key::new(&kinds::NAMESPACES.into(), "", namespace)) else {
         return Ok(());
     };
-    let known = server
-        .store
-        .get(&Key::new(&kinds::ACCOUNTS.into(), namespace, "default"))
-        .is_some();
+    let known = server.store.get(&Key::new(&resource.into(), namespace, name)).is_some();
     if known || meta::deleting(&stored.value()) {
         return Ok(());
     }
-    let Some(served) = server.registry().stored(kinds::ACCOUNTS) else {
+    let Some(served) = server.registry().stored(resource) else {
         return Ok(());
     };
     let mut context = Context::internal(server, served, Some(namespace), NAME);
-    let account =
-        json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default", "namespace": namespace}});
-    match write::create(&mut context, account).await {
+    match write::create(&mut context, object).await {
         Err(Failure(status)) if matches!(status.reason.as_deref(), Some("AlreadyExists" | "NotFound")) => Ok(()),
         done => done.map(|_| ()),
     }

@@ -17,6 +17,8 @@ pub const CRDS: &str = "apiextensions.k8s.io/customresourcedefinitions";
 pub const EVENTS: &str = "/events";
 /// Storage key of service accounts.
 pub const ACCOUNTS: &str = "/serviceaccounts";
+/// ConfigMaps.
+pub const CONFIG_MAPS: &str = "/configmaps";
 /// Storage key of pods.
 pub const PODS: &str = "/pods";
 /// The finalizer that keeps a CRD until its objects are gone.

@@ -6,6 +6,7 @@
 mod cpu;
 mod devices;
 mod disks;
+mod files;
 mod firmware;
 mod memory;
 mod networks;
@@ -99,7 +100,7 @@ impl Cx<'_> {
             subdomain,
             termination_grace_period_seconds,
             tolerations: _,
-            topology_spread_constraints,
+            topology_spread_constraints: _,
             utility_volumes,
             volumes,
         } = spec;
@@ -108,14 +109,13 @@ impl Cx<'_> {
             &[
                 ("accessCredentials", !access_credentials.is_empty()),
                 ("resourceClaims", !resource_claims.is_empty()),
-                ("serviceAccountName", service_account_name.is_some()),
-                ("topologySpreadConstraints", !topology_spread_constraints.is_empty()),
                 ("utilityVolumes", !utility_volumes.is_empty()),
             ],
         );
         self.architecture(architecture.as_deref(), path);
         let mut machine = self.domain(name, domain, path);
         let sources = self.volumes(volumes, path);
+        machine.service_account = self.service_account(service_account_name.as_deref(), volumes, path);
         machine.disks = self.disks(&domain.devices.disks, volumes, &sources, path);
         machine.interfaces = self.interfaces(&domain.devices.interfaces, networks, path);
         self.boot_orders(&domain.devices, path);
@@ -217,6 +217,7 @@ impl Cx<'_> {
             termination_grace_seconds: TERMINATION_GRACE_SECONDS,
             start_paused: false,
             terminate_on_reboot: self.reboot_policy(reboot_policy.as_deref(), path),
+            service_account: None,
         };
         self.features(features.as_ref(), &mut parsed, path);
         self.firmware(firmware.as_ref(), &mut parsed, path);

@@ -69,24 +69,24 @@ impl Cx<'_> {
             sysprep,
         } = volume;
         let later = [
-            ("configMap", config_map.is_some()),
             ("containerPath", container_path.is_some()),
             ("dataVolume", data_volume.is_some()),
-            ("downwardAPI", downward_api.is_some()),
             ("downwardMetrics", downward_metrics.is_some()),
             ("ephemeral", ephemeral.is_some()),
             ("memoryDump", memory_dump.is_some()),
             ("persistentVolumeClaim", persistent_volume_claim.is_some()),
-            ("secret", secret.is_some()),
-            ("serviceAccount", service_account.is_some()),
-            ("sysprep", sysprep.is_some()),
         ];
         let built = [
             cloud_init_config_drive.is_some(),
             cloud_init_no_cloud.is_some(),
+            config_map.is_some(),
             container_disk.is_some(),
+            downward_api.is_some(),
             empty_disk.is_some(),
             host_disk.is_some(),
+            secret.is_some(),
+            service_account.is_some(),
+            sysprep.is_some(),
         ];
         let count = later
             .iter()
@@ -123,8 +123,10 @@ impl Cx<'_> {
         if let Some(source) = cloud_init_no_cloud {
             return self.no_cloud(source, &path.child("cloudInitNoCloud"));
         }
-        let source = cloud_init_config_drive.as_ref()?;
-        self.config_drive(source, &path.child("cloudInitConfigDrive"))
+        if let Some(source) = cloud_init_config_drive {
+            return self.config_drive(source, &path.child("cloudInitConfigDrive"));
+        }
+        self.files(volume, path).map(Source::Files)
     }
 
     fn container_disk(&mut self, source: &ContainerDiskSource, path: &FieldPath) -> Option<Source> {
@@ -308,7 +310,7 @@ impl Cx<'_> {
     }
 
     /// The name of another object.
-    fn object_name(&mut self, name: &str, field: &FieldPath) {
+    pub(super) fn object_name(&mut self, name: &str, field: &FieldPath) {
         if name.is_empty() {
             self.causes.required(field, "a name is needed");
         } else if !is_dns_subdomain(name) {

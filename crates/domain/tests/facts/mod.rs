@@ -14,6 +14,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
             Source::EmptyDisk { .. } => (format!("/empty/{}.qcow2", disk.name), DiskFormat::Qcow2),
             Source::HostDisk { path, .. } => (path.clone(), DiskFormat::Raw),
             Source::CloudInit(_) => ("/seed.iso".to_owned(), DiskFormat::Raw),
+            Source::Files(_) => (format!("/files/{}.iso", disk.name), DiskFormat::Raw),
         };
         let backing = overlay.then(|| Backing {
             path: format!("/image/disk_{}/disk.img", disk.volume_index).into(),

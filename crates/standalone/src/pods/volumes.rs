@@ -3,6 +3,8 @@
 //! The layout is a kubelet's: `PODS/<uid>/volumes/kubernetes.io~<kind>/<volume>`. Preparing is idempotent: what is
 //! there already (after a restart of the pod runner) is kept.
 
+mod projected;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -54,7 +56,8 @@ pub(super) fn unsupported(volume: &Volume) -> Option<String> {
         || volume.config_map.is_some()
         || volume.host_path.is_some()
         || volume.image.is_some()
-        || volume.downward_api.is_some();
+        || volume.downward_api.is_some()
+        || volume.projected.is_some();
     if known {
         return None;
     }
@@ -66,7 +69,7 @@ pub(super) fn unsupported(volume: &Volume) -> Option<String> {
         )
     } else {
         format!(
-            "volume \"{name}\": only emptyDir, secret, configMap, downwardAPI, hostPath and image volumes are supported on one machine"
+            "volume \"{name}\": only emptyDir, secret, configMap, downwardAPI, projected, hostPath and image volumes are supported on one machine"
         )
     })
 }
@@ -147,6 +150,8 @@ impl Preparation<'_> {
             let items = downward.items.iter().flatten();
             let files = items.map(|item| downward_file(self.pod, item, downward.default_mode));
             ("downward-api", files.collect::<Result<_, _>>()?)
+        } else if let Some(projected) = &volume.projected {
+            ("projected", self.projected(projected).await?)
         } else {
             return Err(unsupported(volume).unwrap_or_else(|| "the volume has no source".to_owned()));
         };
@@ -312,11 +317,16 @@ fn inner(path: &str) -> Result<PathBuf, String> {
 }
 
 fn downward_file(pod: &Pod, item: &DownwardAPIVolumeFile, default: Option<i32>) -> Result<VolumeFile, String> {
-    let field = item
-        .field_ref
-        .as_ref()
-        .ok_or("downwardAPI volumes only know fieldRef on one machine")?;
-    let content = field_value(pod, &field.field_path)?;
+    let content = match (&item.field_ref, &item.resource_field_ref) {
+        (Some(field), _) => field_value(pod, &field.field_path)?,
+        (None, Some(resource)) => projected::resource_value(pod, resource)?,
+        (None, None) => {
+            return Err(format!(
+                "file \"{}\" has neither fieldRef nor resourceFieldRef",
+                item.path
+            ));
+        }
+    };
     Ok(VolumeFile {
         path: inner(&item.path)?,
         content: content.into_bytes(),

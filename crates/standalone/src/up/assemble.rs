@@ -55,6 +55,7 @@ impl Home {
             .collect::<Result<_, _>>()?;
         config.namespaces = vec![kubevirt::NAMESPACE.to_owned()];
         config.token_key = Some(pki.token_key());
+        config.root_ca = Some(pki.ca_pem().to_owned());
         let server = ApiServer::open(config).await?;
         let client = |name: &str| server.client(component(name));
 

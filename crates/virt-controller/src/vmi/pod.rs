@@ -99,7 +99,8 @@ pub fn render(
 ) -> Result<Pod, RenderError> {
     let machine = Machine::parse(vmi, config).map_err(RenderError::Invalid)?;
     let resources = pod_resources(&machine, &vmi.spec, config);
-    let storage = Storage::of(vmi, &machine, container_disks);
+    let storage = Storage::of(vmi, &machine, container_disks, options.home);
+    let account = machine.service_account.as_ref();
     let spec = &vmi.spec;
     let mut helpers = container_disk::containers(&storage.held, config, options);
     if machine.serial_console && machine.log_serial_console {
@@ -109,7 +110,7 @@ pub fn render(
         metadata: metadata(vmi, &machine, &resources),
         spec: Some(PodSpec {
             affinity: spec.affinity.clone(),
-            automount_service_account_token: Some(spec.service_account_name.is_some()),
+            automount_service_account_token: Some(account.is_some_and(|account| account.token)),
             containers: vec![compute(vmi, &machine, config, options, &resources, &storage)],
             dns_config: spec.dns_config.clone(),
             dns_policy: spec.dns_policy.clone(),
@@ -134,7 +135,7 @@ pub fn render(
                 seccomp_profile: Some(seccomp(config)),
                 ..PodSecurityContext::default()
             }),
-            service_account_name: spec.service_account_name.clone(),
+            service_account_name: account.map(|account| account.name.clone()),
             subdomain: spec.subdomain.clone(),
             termination_grace_period_seconds: Some(grace_seconds(spec)),
             tolerations: (!spec.tolerations.is_empty()).then(|| spec.tolerations.clone()),

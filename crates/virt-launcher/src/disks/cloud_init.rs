@@ -3,17 +3,14 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use ferrovirt_core::machine::{CloudInit, CloudInitData, CloudInitFlavor, Machine};
 use serde_json::json;
 
+use super::iso;
 use crate::children::Children;
 use crate::layout::Layout;
 
-/// Longest time the ISO tool may take.
-const LIMIT: Duration = Duration::from_secs(30);
 /// Largest piece of user or network data from a Secret; Kubernetes allows 1 MiB per Secret.
 const MAX_DATA: u64 = 1 << 20;
 
@@ -44,8 +41,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The tool failed.
-    #[error("cannot make the ISO image")]
-    Tool(#[source] io::Error),
+    #[error(transparent)]
+    Iso(#[from] iso::Error),
 }
 
 /// Files of the image and their content.
@@ -68,7 +65,7 @@ pub async fn build(
     let tree = dir.join("data");
     write_tree(&tree, &files)?;
     let (staging, image) = (dir.join(format!("{name}.new")), dir.join(name));
-    make_iso(children, &tree, &staging, label).await?;
+    iso::make(children, &tree, &staging, label).await?;
     let at = |path: &Path| {
         let path = path.to_owned();
         move |source| Error::File { path, source }
@@ -95,31 +92,6 @@ fn write_tree(tree: &Path, files: &Files) -> Result<(), Error> {
         fs::write(&path, content).map_err(at(&path))?;
     }
     Ok(())
-}
-
-async fn make_iso(children: &Children, tree: &Path, output: &Path, label: &str) -> Result<(), Error> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for tool in ["genisoimage", "xorrisofs"] {
-        let mut command = Command::new(tool);
-        command
-            .args(["-quiet", "-joliet", "-rock", "-volid", label, "-output"])
-            .arg(output)
-            .arg(tree);
-        // It looks for settings in the home directory, which must not matter.
-        command
-            .env("HOME", "/nonexistent")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        match children.run(&mut command, LIMIT).await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => last = error,
-            Err(error) => return Err(Error::Tool(error)),
-        }
-    }
-    Err(Error::Tool(io::Error::new(
-        last.kind(),
-        "neither genisoimage nor xorrisofs is installed",
-    )))
 }
 
 fn files(layout: &Layout, machine: &Machine, volume: &str, data: &CloudInit) -> Result<Files, Error> {
@@ -269,34 +241,5 @@ mod tests {
                 assert_eq!(content(network_file), Some(b"N".as_slice()), "{flavor} {network}");
             }
         }
-    }
-
-    #[tokio::test]
-    async fn the_image_has_the_label_and_exact_names() {
-        let dir = tempfile::tempdir().unwrap();
-        let tree = dir.path().join("data");
-        write_tree(
-            &tree,
-            &vec![
-                ("meta-data", b"{}".to_vec()),
-                ("openstack/latest/user_data", b"hello".to_vec()),
-            ],
-        )
-        .unwrap();
-        let children = Children::default();
-        let reaper = tokio::spawn(children.clone().reap());
-        let image = dir.path().join("x.iso");
-        make_iso(&children, &tree, &image, "config-2").await.unwrap();
-        reaper.abort();
-        let raw = fs::read(&image).unwrap();
-        assert_eq!(&raw[0x8028..0x8030], b"config-2");
-        let listing = std::process::Command::new("xorriso")
-            .args(["-indev", image.to_str().unwrap(), "-find", "/", "-exec", "lsdl"])
-            .output();
-        let listing = String::from_utf8(listing.unwrap().stdout).unwrap();
-        assert!(
-            listing.contains("'/meta-data'") && listing.contains("'/openstack/latest/user_data'"),
-            "{listing}"
-        );
     }
 }

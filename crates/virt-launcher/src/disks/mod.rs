@@ -1,9 +1,11 @@
 //! Disks of the guest, prepared before its domain is defined.
 
 mod cloud_init;
+mod files;
 mod find;
 mod format;
 mod host;
+mod iso;
 mod qcow2;
 
 use std::fs::OpenOptions;
@@ -59,6 +61,9 @@ pub enum Problem {
     /// A host disk.
     #[error(transparent)]
     Host(#[from] host::Error),
+    /// Files of an object.
+    #[error(transparent)]
+    Files(#[from] files::Error),
     /// A file could not be made.
     #[error("cannot create {}", path.display())]
     Create {
@@ -109,6 +114,11 @@ async fn prepare_one(
         }
         Source::CloudInit(data) => {
             let path = cloud_init::build(layout, children, machine, &disk.name, data).await?;
+            let size = std::fs::metadata(&path).map(|meta| meta.len()).unwrap_or(0);
+            (path, DiskFormat::Raw, size)
+        }
+        Source::Files(files) => {
+            let path = files::build(layout, children, &disk.name, files).await?;
             let size = std::fs::metadata(&path).map(|meta| meta.len()).unwrap_or(0);
             (path, DiskFormat::Raw, size)
         }

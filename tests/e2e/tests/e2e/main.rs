@@ -14,6 +14,7 @@ mod refusals;
 mod registry;
 mod restart;
 mod status;
+mod volumes;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -110,6 +111,7 @@ fn main() -> Result<()> {
     trials.extend(network::trials(&shared));
     trials.extend(probes::trials(&shared));
     trials.extend(refusals::trials(&shared));
+    trials.extend(volumes::trials(&shared));
     if shared.home.is_cluster() {
         trials.extend(cluster::trials(&shared));
     } else {

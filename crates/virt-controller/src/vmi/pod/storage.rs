@@ -3,14 +3,17 @@
 use std::collections::BTreeSet;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
-use ferrovirt_core::machine::{CloudInitData, Disk, Machine, Source};
+use ferrovirt_core::machine::{CloudInitData, Disk, FilesOrigin, Machine, ObjectRef, Source};
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, HostPathVolumeSource, ImageVolumeSource, LocalObjectReference, SecretVolumeSource, Volume,
-    VolumeMount,
+    ConfigMapProjection, ConfigMapVolumeSource, DownwardAPIProjection, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
+    EmptyDirVolumeSource, HostPathVolumeSource, ImageVolumeSource, KeyToPath, LocalObjectReference,
+    ObjectFieldSelector, ProjectedVolumeSource, SecretVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount,
+    VolumeProjection,
 };
 
 use super::container_disk::Held;
+use crate::Home;
 use crate::image_volumes::ContainerDisks;
 
 /// Volumes of the pod, and where its compute container finds them.
@@ -46,7 +49,7 @@ fn empty_dir(name: &str) -> Volume {
 }
 
 impl Storage {
-    pub(super) fn of(vmi: &VirtualMachineInstance, machine: &Machine, way: ContainerDisks) -> Self {
+    pub(super) fn of(vmi: &VirtualMachineInstance, machine: &Machine, way: ContainerDisks, home: Home) -> Self {
         let mut storage = Self {
             volumes: Vec::new(),
             mounts: Vec::new(),
@@ -77,7 +80,19 @@ impl Storage {
                     .filter(|s| !s.is_empty()),
             );
             let policy = source.and_then(|s| s.image_pull_policy.clone());
+            let facts = vmi
+                .spec
+                .volumes
+                .get(disk.volume_index)
+                .and_then(|v| v.downward_api.as_ref());
+            if let Some(facts) = facts {
+                storage.add_facts(&disk.name, &facts.fields);
+            }
             storage.add_disk(disk, policy);
+        }
+        // On a cluster, admission adds the token to every pod that does not refuse it.
+        if home == Home::Standalone && machine.service_account.as_ref().is_some_and(|account| account.token) {
+            storage.add(account_token(), paths::SERVICE_ACCOUNT_DIR.to_owned(), true);
         }
         if !storage.held.is_empty() {
             // What is mounted there is virt-handler's business, and the launcher's to read.
@@ -151,20 +166,64 @@ impl Storage {
             Source::CloudInit(init) => {
                 for (data, suffix) in [(&init.user_data, "udata"), (&init.network_data, "ndata")] {
                     if let Some(CloudInitData::Secret(secret)) = data {
-                        self.add_secret(&format!("{}-{suffix}", disk.name), secret);
+                        self.add_secret(&format!("{}-{suffix}", disk.name), paths::SECRET_DIR, &needed(secret));
                     }
                 }
             }
+            Source::Files(files) => self.add_files(&disk.name, &files.origin),
             Source::EmptyDisk { .. } => {}
         }
     }
 
-    fn add_secret(&mut self, name: &str, secret: &str) {
+    fn add_files(&mut self, name: &str, origin: &FilesOrigin) {
+        match origin {
+            FilesOrigin::ConfigMap(map) => self.add_config_map(name, paths::CONFIG_MAP_DIR, map),
+            FilesOrigin::SysprepConfigMap(map) => self.add_config_map(name, paths::SYSPREP_DIR, &needed(map)),
+            FilesOrigin::Secret(secret) => self.add_secret(name, paths::SECRET_DIR, secret),
+            FilesOrigin::SysprepSecret(secret) => self.add_secret(name, paths::SYSPREP_DIR, &needed(secret)),
+            // By the fields of the spec, and by the account of the pod.
+            FilesOrigin::DownwardApi | FilesOrigin::ServiceAccount => {}
+        }
+    }
+
+    fn add_facts(&mut self, name: &str, fields: &[DownwardAPIVolumeFile]) {
+        let source = DownwardAPIVolumeSource {
+            default_mode: None,
+            items: Some(fields.to_vec()),
+        };
+        self.add(
+            Volume {
+                downward_api: Some(source),
+                ..volume(name)
+            },
+            format!("{}/{name}", paths::DOWNWARD_API_DIR),
+            true,
+        );
+    }
+
+    fn add_config_map(&mut self, name: &str, parent: &str, map: &ObjectRef) {
+        let source = ConfigMapVolumeSource {
+            name: map.name.clone(),
+            optional: map.optional.then_some(true),
+            ..ConfigMapVolumeSource::default()
+        };
+        self.add(
+            Volume {
+                config_map: Some(source),
+                ..volume(name)
+            },
+            format!("{parent}/{name}"),
+            true,
+        );
+    }
+
+    fn add_secret(&mut self, name: &str, parent: &str, secret: &ObjectRef) {
         let source = SecretVolumeSource {
-            secret_name: Some(secret.to_owned()),
+            optional: secret.optional.then_some(true),
+            secret_name: Some(secret.name.clone()),
             ..SecretVolumeSource::default()
         };
-        let path = format!("{}/{name}", paths::SECRET_DIR);
+        let path = format!("{parent}/{name}");
         self.add(
             Volume {
                 secret: Some(source),
@@ -173,5 +232,59 @@ impl Storage {
             path,
             true,
         );
+    }
+}
+
+fn needed(name: &str) -> ObjectRef {
+    ObjectRef {
+        name: name.to_owned(),
+        optional: false,
+    }
+}
+
+/// A year: what a cluster gives pods, too, and nothing renews what a guest has been given.
+const TOKEN_SECONDS: i64 = 365 * 24 * 3600;
+
+/// What a cluster's admission adds to pods.
+fn account_token() -> Volume {
+    let token = VolumeProjection {
+        service_account_token: Some(ServiceAccountTokenProjection {
+            audience: None,
+            expiration_seconds: Some(TOKEN_SECONDS),
+            path: "token".to_owned(),
+        }),
+        ..VolumeProjection::default()
+    };
+    let authority = VolumeProjection {
+        config_map: Some(ConfigMapProjection {
+            items: Some(vec![KeyToPath {
+                key: "ca.crt".to_owned(),
+                mode: None,
+                path: "ca.crt".to_owned(),
+            }]),
+            name: "kube-root-ca.crt".to_owned(),
+            optional: None,
+        }),
+        ..VolumeProjection::default()
+    };
+    let namespace = VolumeProjection {
+        downward_api: Some(DownwardAPIProjection {
+            items: Some(vec![DownwardAPIVolumeFile {
+                field_ref: Some(ObjectFieldSelector {
+                    api_version: None,
+                    field_path: "metadata.namespace".to_owned(),
+                }),
+                path: "namespace".to_owned(),
+                ..DownwardAPIVolumeFile::default()
+            }]),
+        }),
+        ..VolumeProjection::default()
+    };
+    Volume {
+        projected: Some(ProjectedVolumeSource {
+            default_mode: None,
+            sources: Some(vec![token, authority, namespace]),
+        }),
+        ..volume("kube-api-access")
     }
 }

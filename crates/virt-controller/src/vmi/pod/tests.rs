@@ -7,6 +7,8 @@ use std::path::Path;
 
 use super::*;
 
+mod golden;
+
 fn inputs() -> Vec<(String, VirtualMachineInstance)> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/pods");
     let mut all: Vec<_> = std::fs::read_dir(directory)

@@ -1,0 +1,45 @@
+//! What a machine gets from objects of the cluster: files on an image, a kernel, credentials.
+
+/// The content of an ISO image: the files of one object, as the pod mounts them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// Where the files come from.
+    pub origin: FilesOrigin,
+    /// Label of the file system, if chosen.
+    pub label: Option<String>,
+}
+
+/// Where the files of a volume come from. All objects are in the VMI's namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FilesOrigin {
+    /// The keys of a ConfigMap.
+    ConfigMap(ObjectRef),
+    /// The keys of a Secret.
+    Secret(ObjectRef),
+    /// Token, certificate and namespace of the machine's service account.
+    ServiceAccount,
+    /// Facts about the pod; which ones, only the pod's volume says.
+    DownwardApi,
+    /// Windows answer files in a ConfigMap.
+    SysprepConfigMap(String),
+    /// Windows answer files in a Secret.
+    SysprepSecret(String),
+}
+
+/// A ConfigMap or Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectRef {
+    /// Its name.
+    pub name: String,
+    /// The machine also starts without it, with no files.
+    pub optional: bool,
+}
+
+/// The account that the machine's pod runs as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// Its name.
+    pub name: String,
+    /// A volume gives its token to the guest, so the pod needs it.
+    pub token: bool,
+}

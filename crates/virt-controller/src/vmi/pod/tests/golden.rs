@@ -1,0 +1,236 @@
+//! What each concern of a VMI changes in its pod: the fields of the pod that differ from the pod of a small VMI on a
+//! cluster with KVM, one line each. A case may patch the VMI's `metadata` and `spec`, the `KubeVirt` object's `config`,
+//! run on one machine (`standalone: true`), or without image volumes (`helper: true`).
+
+use ferrovirt_api::v1::KubeVirtConfiguration;
+use serde_json::{Value, json};
+
+use super::*;
+
+struct Case {
+    name: &'static str,
+    yaml: &'static str,
+}
+
+macro_rules! goldens {
+    ($($name:ident => $yaml:literal)*) => {
+        const CASES: &[Case] = &[$(Case { name: stringify!($name), yaml: $yaml }),*];
+        mod golden {
+            $(#[test] fn $name() { super::check(stringify!($name)); })*
+        }
+    };
+}
+
+goldens! {
+    nothing => "{}"
+    standalone => "standalone: true"
+    // Names, labels, annotations
+    labels => "metadata: {labels: {app: web, tier: back}}"
+    node_name_label_is_not_copied => "metadata: {labels: {kubevirt.io/nodeName: elsewhere}}"
+    annotations => "metadata: {annotations: {example.org/note: kept}}"
+    private_annotations_are_not_copied => "metadata: {annotations: {kubectl.kubernetes.io/last-applied-configuration: '{}', kubevirt.io/storage-observed-api-version: v1}}"
+    hostname => "spec: {hostname: web}"
+    subdomain => "spec: {hostname: web, subdomain: backend}"
+    log_verbosity => "metadata: {labels: {logVerbosity: '5'}}"
+    debug_logs => "metadata: {labels: {debugLogs: 'true'}}"
+    // Scheduling
+    node_selector => "spec: {nodeSelector: {disk: fast}}"
+    cluster_node_selectors => "config: {developerConfiguration: {nodeSelectors: {pool: virt}}}"
+    node_affinity => "spec: {affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: zone, operator: In, values: [a]}]}]}}}}"
+    pod_anti_affinity => "spec: {affinity: {podAntiAffinity: {requiredDuringSchedulingIgnoredDuringExecution: [{labelSelector: {matchLabels: {app: web}}, topologyKey: kubernetes.io/hostname}]}}}"
+    tolerations => "spec: {tolerations: [{key: dedicated, operator: Exists, effect: NoSchedule}]}"
+    topology_spread => "spec: {topologySpreadConstraints: [{maxSkew: 1, topologyKey: zone, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}}]}"
+    priority_class => "spec: {priorityClassName: high}"
+    scheduler => "spec: {schedulerName: other}"
+    architecture_arm64 => "spec: {architecture: arm64}"
+    architecture_s390x => "spec: {architecture: s390x}"
+    machine_type => "spec: {domain: {machine: {type: pc-q35-8.2}}}"
+    cpu_model => "spec: {domain: {cpu: {model: Skylake-Client}}}"
+    cpu_host_passthrough => "spec: {domain: {cpu: {model: host-passthrough}}}"
+    cpu_features => "spec: {domain: {cpu: {features: [{name: vmx, policy: require}, {name: pcid, policy: optional}, {name: svm, policy: disable}, {name: apic}]}}}"
+    // DNS
+    dns_policy => "spec: {dnsPolicy: Default}"
+    dns_config => "spec: {dnsPolicy: None, dnsConfig: {nameservers: [10.0.0.1], searches: [example.org], options: [{name: ndots, value: '2'}]}}"
+    // Lifetime
+    grace_period => "spec: {terminationGracePeriodSeconds: 180}"
+    grace_period_zero => "spec: {terminationGracePeriodSeconds: 0}"
+    // Probes
+    readiness_http => "spec: {readinessProbe: {httpGet: {path: /ready, port: 80}, initialDelaySeconds: 5, periodSeconds: 3}}"
+    readiness_tcp => "spec: {readinessProbe: {tcpSocket: {port: 22}, successThreshold: 2, timeoutSeconds: 2}}"
+    readiness_exec => "spec: {readinessProbe: {exec: {command: [cat, /run/ready]}, timeoutSeconds: 4}}"
+    readiness_agent => "spec: {readinessProbe: {guestAgentPing: {}, failureThreshold: 9}}"
+    liveness_http => "spec: {livenessProbe: {httpGet: {path: /live, port: web, scheme: HTTPS}}}"
+    liveness_exec => "spec: {livenessProbe: {exec: {command: [systemctl, is-active, app]}}}"
+    // Ports
+    port_tcp => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, ports: [{name: http, port: 80}]}]}}}"
+    port_udp => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, ports: [{port: 53, protocol: UDP}]}]}}}"
+    // Resources
+    memory_guest => "spec: {domain: {memory: {guest: 1Gi}}}"
+    memory_request => "spec: {domain: {memory: null, resources: {requests: {memory: 64M}}}}"
+    memory_limit => "spec: {domain: {resources: {limits: {memory: 512Mi}}}}"
+    memory_overcommit => "config: {developerConfiguration: {memoryOvercommit: 150}}"
+    overhead_not_requested => "spec: {domain: {resources: {overcommitGuestOverhead: true}}}"
+    overhead_ratio => "config: {additionalGuestMemoryOverheadRatio: '2.0'}"
+    overhead_reserved => "spec: {domain: {memory: {reservedOverhead: {addedOverhead: 100Mi}}}}"
+    overhead_without_graphics => "spec: {domain: {devices: {autoattachGraphicsDevice: false}}}"
+    vcpus => "spec: {domain: {cpu: {sockets: 2, cores: 2, threads: 2}}}"
+    cpu_allocation_ratio => "{config: {developerConfiguration: {cpuAllocationRatio: 1}}, spec: {domain: {cpu: {sockets: 4}}}}"
+    cpu_request => "spec: {domain: {resources: {requests: {cpu: 1500m}}}}"
+    cpu_limit => "spec: {domain: {resources: {limits: {cpu: '2'}}}}"
+    ephemeral_storage => "spec: {domain: {resources: {requests: {ephemeral-storage: 1Gi}, limits: {ephemeral-storage: 2Gi}}}}"
+    emulation_allowed => "config: {developerConfiguration: {useEmulation: true}}"
+    without_network => "spec: {domain: {devices: {autoattachPodInterface: false, interfaces: null}}, networks: null}"
+    interface_e1000 => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, model: e1000}]}}}"
+    // Helpers
+    serial_console_off => "spec: {domain: {devices: {autoattachSerialConsole: false}}}"
+    serial_log_off => "spec: {domain: {devices: {logSerialConsole: false}}}"
+    serial_log_off_in_the_cluster => "config: {virtualMachineOptions: {disableSerialConsoleLog: {}}}"
+    image_pull_policy => "config: {imagePullPolicy: Always}"
+    seccomp_profile => "config: {seccompConfiguration: {virtualMachineInstanceProfile: {customProfile: {localhostProfile: profiles/vm.json}}}}"
+    // Volumes
+    container_disk => "spec: {volumes: [{name: root, containerDisk: {image: 'r/guest:1'}}]}"
+    container_disk_helper => "{helper: true, spec: {volumes: [{name: root, containerDisk: {image: 'r/guest:1'}}]}}"
+    container_disk_pull_secret => "spec: {volumes: [{name: root, containerDisk: {image: 'r/guest:1', imagePullPolicy: Always, imagePullSecret: key}}]}"
+    empty_disk => "spec: {volumes: [{name: scratch, emptyDisk: {capacity: 2Gi}}]}"
+    host_disk => "{config: {developerConfiguration: {featureGates: [HostDisk]}}, spec: {volumes: [{name: data, hostDisk: {path: /srv/data.img, type: Disk}}]}}"
+    host_disk_created => "{config: {developerConfiguration: {featureGates: [HostDisk]}}, spec: {volumes: [{name: data, hostDisk: {path: /data.img, type: DiskOrCreate, capacity: 1Gi}}]}}"
+    cloud_init_inline => "spec: {volumes: [{name: seed, cloudInitNoCloud: {userData: '#cloud-config'}}]}"
+    cloud_init_secrets => "spec: {volumes: [{name: seed, cloudInitNoCloud: {secretRef: {name: user}, networkDataSecretRef: {name: net}}}]}"
+    config_drive_secret => "spec: {volumes: [{name: seed, cloudInitConfigDrive: {secretRef: {name: user}}}]}"
+    config_map => "spec: {volumes: [{name: conf, configMap: {name: web}}]}"
+    config_map_optional => "spec: {volumes: [{name: conf, configMap: {name: web, optional: true, volumeLabel: conf}}]}"
+    secret => "spec: {volumes: [{name: keys, secret: {secretName: web}}]}"
+    secret_optional => "spec: {volumes: [{name: keys, secret: {secretName: web, optional: true}}]}"
+    service_account_volume => "spec: {volumes: [{name: account, serviceAccount: {serviceAccountName: robot}}]}"
+    service_account_volume_on_one_machine => "{standalone: true, spec: {volumes: [{name: account, serviceAccount: {serviceAccountName: robot}}]}}"
+    service_account_of_the_pod => "spec: {serviceAccountName: robot}"
+    downward_api => "spec: {volumes: [{name: facts, downwardAPI: {fields: [{path: labels, fieldRef: {fieldPath: metadata.labels}}, {path: cpu, mode: 256, resourceFieldRef: {containerName: compute, resource: requests.cpu, divisor: 1m}}]}}]}"
+    sysprep_config_map => "spec: {volumes: [{name: answers, sysprep: {configMap: {name: windows}}}]}"
+    sysprep_secret => "spec: {volumes: [{name: answers, sysprep: {secret: {name: windows}}}]}"
+}
+
+fn base() -> Value {
+    json!({
+        "apiVersion": "kubevirt.io/v1",
+        "kind": "VirtualMachineInstance",
+        "metadata": {"name": "vm", "namespace": "ns", "uid": "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1"},
+        "spec": {
+            "architecture": "amd64",
+            "domain": {
+                "cpu": {"sockets": 1},
+                "memory": {"guest": "128Mi"},
+                "devices": {"interfaces": [{"name": "default", "masquerade": {}}]},
+            },
+            "networks": [{"name": "default", "pod": {}}],
+        }
+    })
+}
+
+/// RFC 7386.
+fn merge(into: &mut Value, patch: &Value) {
+    match (into, patch) {
+        (Value::Object(into), Value::Object(patch)) => {
+            for (key, value) in patch {
+                if value.is_null() {
+                    into.remove(key);
+                } else {
+                    merge(into.entry(key.clone()).or_insert(Value::Null), value);
+                }
+            }
+        }
+        (into, patch) => into.clone_from(patch),
+    }
+}
+
+/// The pod as paths of fields with their values. Items of lists go by what makes them unique.
+fn fields(case: &Case) -> BTreeMap<String, String> {
+    let patch: Value = serde_yaml_ng::from_str(case.yaml).unwrap();
+    let mut vmi = base();
+    for part in ["metadata", "spec"] {
+        merge(&mut vmi[part], patch.get(part).unwrap_or(&json!({})));
+    }
+    let vmi: VirtualMachineInstance = serde_json::from_value(vmi).unwrap();
+    let configuration = patch.get("config").cloned().unwrap_or_else(|| json!({}));
+    let configuration: KubeVirtConfiguration = serde_json::from_value(configuration).unwrap();
+    let asks = |what: &str| patch.get(what).is_some_and(|asked| asked == true);
+    let (config, home) = if asks("standalone") {
+        (ClusterConfig::standalone(), Home::Standalone)
+    } else {
+        (ClusterConfig::default(), Home::Cluster)
+    };
+    let way = if asks("helper") {
+        ContainerDisks::Helper
+    } else {
+        ContainerDisks::ImageVolumes
+    };
+    let pod = render(&vmi, &config.with(&configuration), &options(home), way).unwrap();
+    let mut all = BTreeMap::new();
+    flatten(String::new(), &serde_json::to_value(pod).unwrap(), &mut all);
+    all
+}
+
+fn flatten(path: String, value: &Value, all: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(map) if !map.is_empty() => {
+            for (key, value) in map {
+                let separator = if path.is_empty() { "" } else { "." };
+                flatten(format!("{path}{separator}{key}"), value, all);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            for (i, item) in items.iter().enumerate() {
+                let name = ["mountPath", "name"].iter().find_map(|key| item[*key].as_str());
+                let name = name.map_or_else(|| i.to_string(), str::to_owned);
+                flatten(format!("{path}[{name}]"), item, all);
+            }
+        }
+        leaf => {
+            let twice = all.insert(path.clone(), leaf.to_string());
+            assert_eq!(twice, None, "{path} is there twice");
+        }
+    }
+}
+
+fn check(name: &str) {
+    let case = CASES.iter().find(|case| case.name == name).unwrap();
+    let (mut before, after) = (fields(&CASES[0]), fields(case));
+    if name == "nothing" {
+        before.clear();
+    }
+    let paths: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let mut lines = Vec::new();
+    for path in paths {
+        match (before.get(path), after.get(path)) {
+            (Some(old), Some(new)) if old != new => lines.push(format!("~ {path}: {old} -> {new}")),
+            (Some(old), None) => lines.push(format!("- {path}: {old}")),
+            (None, Some(new)) => lines.push(format!("+ {path}: {new}")),
+            _ => {}
+        }
+    }
+    insta::with_settings!({
+        snapshot_path => "../../../../testdata/pods/golden",
+        prepend_module_to_snapshot => false,
+        description => case.yaml,
+        omit_expression => true,
+    }, {
+        insta::assert_snapshot!(name, lines.join("\n"));
+    });
+}
+
+/// A case that changes nothing shows nothing, except where that is its point.
+#[test]
+fn every_case_shows_something() {
+    assert!(CASES.len() >= 60);
+    let base = fields(&CASES[0]);
+    let same: Vec<&str> = CASES[1..]
+        .iter()
+        .filter(|c| fields(c) == base)
+        .map(|c| c.name)
+        .collect();
+    let meant = [
+        "node_name_label_is_not_copied",
+        "private_annotations_are_not_copied",
+        "cpu_host_passthrough",
+    ];
+    assert_eq!(same, meant);
+}
