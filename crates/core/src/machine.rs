@@ -6,7 +6,7 @@ mod extras;
 
 use uuid::Uuid;
 
-pub use extras::{Files, FilesOrigin, ObjectRef, ServiceAccount};
+pub use extras::{Files, FilesOrigin, KernelBoot, ObjectRef, ServiceAccount};
 
 /// The guest's processor architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +137,8 @@ pub struct Machine {
     pub start_paused: bool,
     /// `rebootPolicy: Terminate`: a reboot by the guest ends the machine.
     pub terminate_on_reboot: bool,
+    /// A kernel of its own.
+    pub kernel_boot: Option<KernelBoot>,
     /// Account of the pod; `None`: the namespace's default one, without its token.
     pub service_account: Option<ServiceAccount>,
 }

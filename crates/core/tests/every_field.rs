@@ -30,6 +30,8 @@ const ELSEWHERE: &[&str] = &[
     "volumes[0].containerDisk.imagePullPolicy",
     "volumes[0].containerDisk.imagePullSecret",
     "volumes[0].downwardAPI.fields",
+    "domain.firmware.kernelBoot.container.imagePullPolicy",
+    "domain.firmware.kernelBoot.container.imagePullSecret",
 ];
 
 /// Names by which parts of the spec find each other: another one there must be another one here.
@@ -66,6 +68,8 @@ const VALID: &[(&str, &str)] = &[
     ("domain.devices.video.type", "virtio"),
     ("domain.devices.watchdog.diag288.action", "poweroff"),
     ("domain.devices.watchdog.i6300esb.action", "poweroff"),
+    ("domain.firmware.kernelBoot.container.initrdPath", "/initrd"),
+    ("domain.firmware.kernelBoot.container.kernelPath", "/vmlinuz"),
     ("domain.firmware.uuid", "5d307ca9-b3ef-428c-8861-06e72d69f223"),
     ("domain.machine.type", "pc-q35-8.0"),
     ("domain.memory.guest", "256Mi"),
@@ -119,6 +123,10 @@ const CONTEXT: &[(&str, &str)] = &[
     (
         "volumes[0].hostDisk",
         "{volumes: [{name: v, hostDisk: {type: Disk, path: /y.img}}]}",
+    ),
+    (
+        "domain.firmware.kernelBoot",
+        "{domain: {firmware: {kernelBoot: {container: {image: r/k, kernelPath: /k, initrdPath: /i}}}}}",
     ),
     ("volumes[0].configMap", "{volumes: [{name: v, configMap: {name: m}}]}"),
     ("volumes[0].secret", "{volumes: [{name: v, secret: {secretName: s}}]}"),

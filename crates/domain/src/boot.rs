@@ -33,6 +33,18 @@ pub(crate) fn os(machine: &Machine, facts: &Facts) -> Result<Element, MissingFac
             os = os.child(loader).child(nvram);
         }
     }
+    if let Some(boot) = &machine.kernel_boot {
+        for (name, wanted, file) in [
+            ("kernel", &boot.kernel, &facts.kernel),
+            ("initrd", &boot.initrd, &facts.initrd),
+        ] {
+            if wanted.is_some() {
+                let file = file.as_ref().ok_or(MissingFact::KernelBoot(name))?;
+                os = os.child(el(name).text(file.display()));
+            }
+        }
+        os = os.children(boot.args.as_ref().map(|args| el("cmdline").text(args)));
+    }
     if machine.start_paused {
         os = os.child(el("bootmenu").attr("enable", "yes").attr("timeout", MENU_MILLIS));
     }

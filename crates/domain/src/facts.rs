@@ -20,6 +20,10 @@ pub struct Facts {
     pub disks: BTreeMap<String, DiskFile>,
     /// NICs by name of the interface.
     pub nics: BTreeMap<String, NicFact>,
+    /// The kernel that the machine boots without firmware's help.
+    pub kernel: Option<PathBuf>,
+    /// Its initial RAM disk.
+    pub initrd: Option<PathBuf>,
     /// UEFI firmware; needed when the machine boots by it.
     pub firmware: Option<FirmwareFiles>,
     /// Unix socket of serial0, made by QEMU.
@@ -122,6 +126,9 @@ pub enum MissingFact {
     /// No tap device.
     #[error("interface \"{0}\" was not prepared: it has no tap device")]
     Nic(String),
+    /// No file.
+    #[error("the {0} of kernelBoot was not prepared")]
+    KernelBoot(&'static str),
     /// No firmware files.
     #[error("the machine boots by UEFI, and this node has no UEFI firmware")]
     Firmware,

@@ -56,6 +56,13 @@ goldens! {
     start_paused => "spec: {startStrategy: Paused}"
     chassis => "spec: {domain: {chassis: {asset: A1, manufacturer: 'Smith & Sons', serial: S1, sku: K, version: '1.0'}}}"
     cluster_smbios => "config: {smbios: {manufacturer: Acme, product: Rocket, family: Road, sku: r1, version: v9}}"
+    kernel_boot => "spec: {domain: {firmware: {kernelBoot: {container: {image: 'r/k:1', kernelPath: /boot/vmlinuz, initrdPath: /boot/initrd}, kernelArgs: 'console=ttyS0 quiet <&>'}}}}"
+    kernel_boot_without_initrd => "spec: {domain: {firmware: {kernelBoot: {container: {image: 'r/k:1', kernelPath: /vmlinuz}}}}}"
+    kernel_boot_from_efi => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}, kernelBoot: {container: {image: 'r/k:1', kernelPath: /vmlinuz}}}}}"
+    // Volumes of files
+    files => "spec: {domain: {devices: {disks: [{name: conf, disk: {bus: virtio}}]}}, volumes: [{name: conf, configMap: {name: m}}]}"
+    files_by_default_on_sata => "spec: {volumes: [{name: keys, secret: {secretName: s}}]}"
+    files_as_cdrom => "spec: {domain: {devices: {disks: [{name: answers, cdrom: {bus: sata}}]}}, volumes: [{name: answers, sysprep: {configMap: {name: m}}}]}"
     // Features and clock
     acpi_off => "spec: {domain: {features: {acpi: {enabled: false}}}}"
     apic_off => "spec: {domain: {features: {apic: {enabled: false}}}}"

@@ -38,6 +38,8 @@ pub mod paths {
     pub const CONTAINER_DISKS_VOLUME: &str = "container-disks";
     /// Mount path of [`CONTAINER_DISKS_VOLUME`] in those containers.
     pub const CONTAINER_DISKS_DIR: &str = "/var/run/kubevirt/container-disks";
+    /// The image of a kernel, where `disk_<index>` would be for a containerDisk.
+    pub const KERNEL_BOOT: &str = "kernel-boot";
     /// Volume `ephemeral-disks`.
     pub const EPHEMERAL_DIR: &str = "/var/run/kubevirt-ephemeral-disks";
     /// Volume `libvirt-runtime`.

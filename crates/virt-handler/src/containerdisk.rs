@@ -73,6 +73,14 @@ pub(crate) async fn mount(vmi: &VirtualMachineInstance, pod: Pod<'_>, launcher: 
             source,
         })?;
     }
+    let boot = vmi.spec.domain.firmware.as_ref().and_then(|f| f.kernel_boot.as_ref());
+    if boot.is_some_and(|boot| boot.container.is_some()) {
+        let mounted = mount_one(paths::KERNEL_BOOT, pod, launcher).await;
+        mounted.map_err(|source| Error {
+            volume: paths::KERNEL_BOOT.to_owned(),
+            source,
+        })?;
+    }
     Ok(())
 }
 

@@ -79,6 +79,11 @@ impl Layout {
         self.below(paths::IMAGE_VOLUME_DIR).join(format!("disk_{index}"))
     }
 
+    /// Root of the image with the kernel.
+    pub fn kernel_boot(&self) -> PathBuf {
+        self.below(paths::IMAGE_VOLUME_DIR).join(paths::KERNEL_BOOT)
+    }
+
     /// Overlay over a containerDisk.
     pub fn overlay(&self, volume: &str) -> PathBuf {
         self.below(paths::EPHEMERAL_DIR)

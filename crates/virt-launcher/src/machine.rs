@@ -9,7 +9,7 @@ use ferrovirt_core::machine::{Boot, Machine};
 use ferrovirt_domain::{Facts, FirmwareFiles, MissingFact, NicFact};
 use ferrovirt_protocol::launcher::NodeFacts;
 
-use crate::disks::Prepared;
+use crate::disks::{KernelFiles, Prepared};
 use crate::layout::Layout;
 
 /// Debian's OVMF.
@@ -25,12 +25,13 @@ pub fn domain_xml(
     machine: &Machine,
     node: &NodeFacts,
     disks: &[Prepared],
+    kernel: KernelFiles,
     layout: &Layout,
 ) -> Result<String, MissingFact> {
-    ferrovirt_domain::domain_xml(machine, &facts(machine, node, disks, layout))
+    ferrovirt_domain::domain_xml(machine, &facts(machine, node, disks, kernel, layout))
 }
 
-fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], layout: &Layout) -> Facts {
+fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: KernelFiles, layout: &Layout) -> Facts {
     let nic = |nic: &ferrovirt_protocol::launcher::Nic| {
         (
             nic.network.clone(),
@@ -58,6 +59,8 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], layout: &Layou
             .map(|disk| (disk.name.clone(), disk.file.clone()))
             .collect(),
         nics: node.nics.iter().map(nic).collect(),
+        kernel: kernel.kernel,
+        initrd: kernel.initrd,
         firmware,
         serial_socket: layout.serial_socket(),
         serial_log: layout.serial_log(),

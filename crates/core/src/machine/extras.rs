@@ -35,6 +35,19 @@ pub struct ObjectRef {
     pub optional: bool,
 }
 
+/// A kernel that is started without firmware's help, from a container image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelBoot {
+    /// Image reference.
+    pub image: String,
+    /// Path of the kernel in the image.
+    pub kernel: Option<String>,
+    /// Path of the initial RAM disk in the image.
+    pub initrd: Option<String>,
+    /// The kernel's command line.
+    pub args: Option<String>,
+}
+
 /// The account that the machine's pod runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAccount {

@@ -23,8 +23,8 @@ impl Cx<'_> {
             return;
         };
         let path = &path.child("firmware");
-        self.causes
-            .none_of(path, &[("acpi", acpi.is_some()), ("kernelBoot", kernel_boot.is_some())]);
+        self.causes.none_of(path, &[("acpi", acpi.is_some())]);
+        machine.kernel_boot = kernel_boot.as_ref().and_then(|boot| self.kernel_boot(boot, path));
         if let Some(uuid) = uuid.as_deref().filter(|u| !u.is_empty()) {
             match Uuid::try_parse(uuid) {
                 Ok(uuid) => machine.uuid = uuid,

@@ -8,6 +8,7 @@ mod devices;
 mod disks;
 mod files;
 mod firmware;
+mod kernel_boot;
 mod memory;
 mod networks;
 mod pod;
@@ -217,6 +218,7 @@ impl Cx<'_> {
             termination_grace_seconds: TERMINATION_GRACE_SECONDS,
             start_paused: false,
             terminate_on_reboot: self.reboot_policy(reboot_policy.as_deref(), path),
+            kernel_boot: None,
             service_account: None,
         };
         self.features(features.as_ref(), &mut parsed, path);

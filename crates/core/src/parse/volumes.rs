@@ -136,20 +136,7 @@ impl Cx<'_> {
             image_pull_secret,
             path: file,
         } = source;
-        if image.trim().is_empty() {
-            self.causes
-                .required(&path.child("image"), "a containerDisk needs an image");
-        } else if image.contains(char::is_whitespace) || !text::is_printable(image) {
-            self.causes
-                .invalid(&path.child("image"), "an image reference has no white space");
-        }
-        if let Some(policy) = image_pull_policy.as_deref().filter(|p| !p.is_empty()) {
-            self.causes
-                .one_of(&path.child("imagePullPolicy"), policy, &PULL_POLICIES);
-        }
-        if let Some(name) = image_pull_secret.as_deref().filter(|s| !s.is_empty()) {
-            self.object_name(name, &path.child("imagePullSecret"));
-        }
+        self.image(image, image_pull_policy.as_deref(), image_pull_secret.as_deref(), path);
         let file = file.clone().filter(|p| !p.is_empty());
         if let Some(file) = &file {
             let field = path.child("path");
@@ -164,6 +151,23 @@ impl Cx<'_> {
             image: image.clone(),
             path: file,
         })
+    }
+
+    /// An image, and how it is pulled.
+    pub(super) fn image(&mut self, image: &str, policy: Option<&str>, secret: Option<&str>, path: &FieldPath) {
+        if image.trim().is_empty() {
+            self.causes.required(&path.child("image"), "this needs an image");
+        } else if image.contains(char::is_whitespace) || !text::is_printable(image) {
+            self.causes
+                .invalid(&path.child("image"), "an image reference has no white space");
+        }
+        if let Some(policy) = policy.filter(|p| !p.is_empty()) {
+            self.causes
+                .one_of(&path.child("imagePullPolicy"), policy, &PULL_POLICIES);
+        }
+        if let Some(name) = secret.filter(|s| !s.is_empty()) {
+            self.object_name(name, &path.child("imagePullSecret"));
+        }
     }
 
     fn host_disk(&mut self, source: &HostDisk, path: &FieldPath) -> Option<Source> {
@@ -347,7 +351,7 @@ fn network_fields<'a>(
 }
 
 /// Absolute, names a file, and no element leads elsewhere than it says.
-fn is_file_path(path: &str) -> bool {
+pub(super) fn is_file_path(path: &str) -> bool {
     let Some(relative) = path.strip_prefix('/') else {
         return false;
     };

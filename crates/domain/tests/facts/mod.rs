@@ -39,6 +39,8 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         };
         (interface.name.clone(), nic)
     });
+    let boot = machine.kernel_boot.as_ref();
+    let boot_file = |path: Option<&String>| path.map(|path| format!("/image/kernel-boot{path}").into());
     let secure_boot = machine.boot == Boot::Efi { secure_boot: true };
     Facts {
         namespace: "ns".to_owned(),
@@ -48,6 +50,8 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         emulator: "/usr/bin/qemu-system-x86_64".into(),
         disks: disks.collect(),
         nics: nics.collect(),
+        kernel: boot_file(boot.and_then(|boot| boot.kernel.as_ref())),
+        initrd: boot_file(boot.and_then(|boot| boot.initrd.as_ref())),
         firmware: Some(FirmwareFiles::ovmf(
             "/usr/share/OVMF".as_ref(),
             secure_boot,

@@ -81,6 +81,48 @@ pub enum Problem {
     },
 }
 
+/// The files of a machine's kernel of its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelFiles {
+    /// The kernel.
+    pub kernel: Option<PathBuf>,
+    /// Its initial RAM disk.
+    pub initrd: Option<PathBuf>,
+}
+
+/// A kernel that is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("kernelBoot: cannot use {path}")]
+pub struct NoKernel {
+    path: String,
+    #[source]
+    source: find::Error,
+}
+
+/// Finds kernel and initial RAM disk in their image, without leaving it.
+pub fn kernel(layout: &Layout, machine: &Machine) -> Result<KernelFiles, NoKernel> {
+    let Some(boot) = &machine.kernel_boot else {
+        return Ok(KernelFiles::default());
+    };
+    let root = layout.kernel_boot();
+    let find = |path: &Option<String>| {
+        let path = path.as_ref();
+        let found = path.map(|path| {
+            find::image(&root, Some(path))
+                .map(|(_, file)| file)
+                .map_err(|source| NoKernel {
+                    path: path.clone(),
+                    source,
+                })
+        });
+        found.transpose()
+    };
+    Ok(KernelFiles {
+        kernel: find(&boot.kernel)?,
+        initrd: find(&boot.initrd)?,
+    })
+}
+
 /// Prepares all disks, one after the other; the first that fails is reported.
 pub async fn prepare(layout: &Layout, children: &Children, machine: &Machine) -> Result<Vec<Prepared>, Error> {
     let mut prepared = Vec::with_capacity(machine.disks.len());

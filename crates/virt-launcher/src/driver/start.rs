@@ -8,7 +8,7 @@ use ferrovirt_core::machine::Machine;
 use ferrovirt_protocol::launcher::NodeFacts;
 
 use crate::children::Children;
-use crate::disks::{self, Prepared};
+use crate::disks::{self, KernelFiles, Prepared};
 use crate::hypervisor::{Description, Hypervisor};
 use crate::layout::Layout;
 use crate::{dhcp, machine};
@@ -84,11 +84,14 @@ impl Parsed {
         let servers = servers.map_err(|error| StartFailure::new("NetworkNotReady", &error))?;
         let disks = disks::prepare(&context.layout, &context.children, &machine).await;
         let disks = disks.map_err(|error| StartFailure::new("DisksNotPrepared", &error))?;
+        let kernel = disks::kernel(&context.layout, &machine);
+        let kernel = kernel.map_err(|error| StartFailure::new("KernelNotFound", &error))?;
         Ok(DisksPrepared {
             context,
             machine,
             node,
             disks,
+            kernel,
             dhcp: servers.into_iter().flatten().collect(),
         })
     }
@@ -100,6 +103,7 @@ struct DisksPrepared {
     machine: Machine,
     node: NodeFacts,
     disks: Vec<Prepared>,
+    kernel: KernelFiles,
     dhcp: Vec<dhcp::Server>,
 }
 
@@ -110,9 +114,10 @@ impl DisksPrepared {
             machine,
             node,
             disks,
+            kernel,
             dhcp,
         } = self;
-        let xml = machine::domain_xml(&machine, &node, &disks, &context.layout)
+        let xml = machine::domain_xml(&machine, &node, &disks, kernel, &context.layout)
             .map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
         let defined = context.hypervisor.define(xml).await;
         defined.map_err(|error| StartFailure::new("DomainNotDefined", &error))?;

@@ -20,13 +20,13 @@ const EXECUTABLE: &str = "/usr/bin/container-disk";
 /// Where the launcher's image finds the volume: its own `/usr/bin` stays.
 const INSTALL_DIR: &str = "/init/usr/bin";
 
-/// A disk that a container of its image holds.
+/// What a container of an image holds: a disk, or a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Held {
-    /// Name of disk and volume.
-    pub(super) disk: String,
-    /// Index of the volume in `spec.volumes`.
-    pub(super) index: usize,
+    /// Name of the container.
+    pub(super) container: String,
+    /// Where the image's root is found: `disk_<index of the volume>`, or the place of kernels.
+    pub(super) place: String,
     pub(super) image: String,
     pub(super) pull_policy: Option<String>,
 }
@@ -50,7 +50,7 @@ pub(super) fn containers(held: &[Held], config: &ClusterConfig, options: &Option
 }
 
 fn container(held: &Held) -> Container {
-    let path = format!("{}/disk_{}", paths::CONTAINER_DISKS_DIR, held.index);
+    let path = format!("{}/{}", paths::CONTAINER_DISKS_DIR, held.place);
     let executable = VolumeMount {
         read_only: Some(true),
         ..mount(BIN_VOLUME, "/usr/bin")
@@ -60,7 +60,7 @@ fn container(held: &Held) -> Container {
         image: Some(held.image.clone()),
         image_pull_policy: held.pull_policy.clone(),
         // Not longer than a name may be.
-        name: label_of(&format!("volume{}", held.disk)),
+        name: label_of(&held.container),
         resources: Some(resources()),
         // Ends with the guest's container, and its end is not the pod's.
         restart_policy: Some("Always".to_owned()),

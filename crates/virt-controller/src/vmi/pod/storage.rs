@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ferrovirt_api::v1::VirtualMachineInstance;
+use ferrovirt_api::v1::{KernelBootContainer, VirtualMachineInstance};
 use ferrovirt_core::machine::{CloudInitData, Disk, FilesOrigin, Machine, ObjectRef, Source};
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{
@@ -15,6 +15,9 @@ use k8s_openapi::api::core::v1::{
 use super::container_disk::Held;
 use crate::Home;
 use crate::image_volumes::ContainerDisks;
+
+/// Volume, or container, with a kernel.
+const KERNEL_VOLUME: &str = "kernel-boot-volume";
 
 /// Volumes of the pod, and where its compute container finds them.
 pub(super) struct Storage {
@@ -90,6 +93,11 @@ impl Storage {
             }
             storage.add_disk(disk, policy);
         }
+        let boot = vmi.spec.domain.firmware.as_ref().and_then(|f| f.kernel_boot.as_ref());
+        if let Some(container) = boot.and_then(|boot| boot.container.as_ref()) {
+            secrets.extend(container.image_pull_secret.clone().filter(|s| !s.is_empty()));
+            storage.add_kernel(container);
+        }
         // On a cluster, admission adds the token to every pod that does not refuse it.
         if home == Home::Standalone && machine.service_account.as_ref().is_some_and(|account| account.token) {
             storage.add(account_token(), paths::SERVICE_ACCOUNT_DIR.to_owned(), true);
@@ -118,8 +126,8 @@ impl Storage {
     fn add_disk(&mut self, disk: &Disk, pull_policy: Option<String>) {
         match &disk.source {
             Source::ContainerDisk { image, path: _ } if self.way == ContainerDisks::Helper => self.held.push(Held {
-                disk: disk.name.clone(),
-                index: disk.volume_index,
+                container: format!("volume{}", disk.name),
+                place: format!("disk_{}", disk.volume_index),
                 image: image.clone(),
                 pull_policy,
             }),
@@ -173,6 +181,32 @@ impl Storage {
             Source::Files(files) => self.add_files(&disk.name, &files.origin),
             Source::EmptyDisk { .. } => {}
         }
+    }
+
+    fn add_kernel(&mut self, container: &KernelBootContainer) {
+        let image = container.image.clone();
+        let pull_policy = container.image_pull_policy.clone().filter(|p| !p.is_empty());
+        if self.way == ContainerDisks::Helper {
+            self.held.push(Held {
+                container: KERNEL_VOLUME.to_owned(),
+                place: paths::KERNEL_BOOT.to_owned(),
+                image,
+                pull_policy,
+            });
+            return;
+        }
+        let image = Some(ImageVolumeSource {
+            pull_policy,
+            reference: Some(image),
+        });
+        self.add(
+            Volume {
+                image,
+                ..volume(KERNEL_VOLUME)
+            },
+            format!("{}/{}", paths::IMAGE_VOLUME_DIR, paths::KERNEL_BOOT),
+            true,
+        );
     }
 
     fn add_files(&mut self, name: &str, origin: &FilesOrigin) {
