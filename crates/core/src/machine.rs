@@ -6,7 +6,7 @@ mod extras;
 
 use uuid::Uuid;
 
-pub use extras::{Files, FilesOrigin, KernelBoot, ObjectRef, ServiceAccount};
+pub use extras::{AccessCredential, CredentialMethod, Files, FilesOrigin, KernelBoot, ObjectRef, ServiceAccount};
 
 /// The guest's processor architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +139,8 @@ pub struct Machine {
     pub terminate_on_reboot: bool,
     /// A kernel of its own.
     pub kernel_boot: Option<KernelBoot>,
+    /// Keys and passwords of its users.
+    pub access_credentials: Vec<AccessCredential>,
     /// Account of the pod; `None`: the namespace's default one, without its token.
     pub service_account: Option<ServiceAccount>,
 }

@@ -128,6 +128,22 @@ const CONTEXT: &[(&str, &str)] = &[
         "domain.firmware.kernelBoot",
         "{domain: {firmware: {kernelBoot: {container: {image: r/k, kernelPath: /k, initrdPath: /i}}}}}",
     ),
+    (
+        "accessCredentials[0].sshPublicKey.propagationMethod.noCloud",
+        "{accessCredentials: [{sshPublicKey: {source: {secret: {secretName: s}}, propagationMethod: {}}}], volumes: [{name: v, cloudInitNoCloud: {userData: x}}]}",
+    ),
+    (
+        "accessCredentials[0].sshPublicKey.propagationMethod.configDrive",
+        "{accessCredentials: [{sshPublicKey: {source: {secret: {secretName: s}}, propagationMethod: {}}}], volumes: [{name: v, cloudInitConfigDrive: {userData: x}}]}",
+    ),
+    (
+        "accessCredentials[0].sshPublicKey",
+        "{accessCredentials: [{sshPublicKey: {source: {secret: {secretName: s}}, propagationMethod: {qemuGuestAgent: {users: [root]}}}}]}",
+    ),
+    (
+        "accessCredentials[0].userPassword",
+        "{accessCredentials: [{userPassword: {source: {secret: {secretName: s}}, propagationMethod: {qemuGuestAgent: {}}}}]}",
+    ),
     ("volumes[0].configMap", "{volumes: [{name: v, configMap: {name: m}}]}"),
     ("volumes[0].secret", "{volumes: [{name: v, secret: {secretName: s}}]}"),
     (

@@ -18,6 +18,11 @@ pub(crate) const STOPPED: &str = "Stopped";
 /// The guest could not be made what the VMI says.
 pub(crate) const SYNC_FAILED: &str = "SyncFailed";
 
+/// The guest's users have their keys and passwords.
+pub(crate) const CREDENTIALS_SYNCED: &str = "AccessCredentialsSyncSuccess";
+/// They have not.
+pub(crate) const CREDENTIALS_NOT_SYNCED: &str = "AccessCredentialsSyncFailed";
+
 /// How long an event waits: what a start waits for comes first at the API server.
 const BEHIND: Duration = Duration::from_secs(1);
 

@@ -131,6 +131,15 @@ impl Agent {
         answered.map_err(|_| AgentError::TimedOut(timeout))?.map(drop)
     }
 
+    /// Has the agent do something that returns nothing.
+    ///
+    /// # Errors
+    /// It does not, or does not answer.
+    pub async fn order(&self, domain: Domain, command: &Value) -> Result<(), AgentError> {
+        let timeout = Duration::from_secs(u64::from(TIMEOUT.unsigned_abs()));
+        self.command::<Value>(domain, command, timeout).await.map(drop)
+    }
+
     /// One command of the agent, on its thread; takes [`TIMEOUT`] there at most. Cancelling it before its turn has
     /// come means that it is not asked.
     async fn command<T: DeserializeOwned>(

@@ -112,6 +112,11 @@ impl Layout {
         self.below(paths::SECRET_DIR).join(format!("{volume}-{kind}"))
     }
 
+    /// Where the pod mounts the Secret of an access credential.
+    pub fn credential(&self, volume: &str) -> PathBuf {
+        self.below(paths::SECRET_DIR).join(volume)
+    }
+
     /// Where the pod mounts the files of a volume.
     pub fn volume_files(&self, volume: &str, origin: &FilesOrigin) -> PathBuf {
         let parent = match origin {

@@ -14,6 +14,7 @@ mod agent;
 mod args;
 mod capabilities;
 mod children;
+mod credentials;
 mod dhcp;
 mod disks;
 mod driver;

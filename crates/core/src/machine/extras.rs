@@ -1,5 +1,7 @@
 //! What a machine gets from objects of the cluster: files on an image, a kernel, credentials.
 
+use super::CloudInitFlavor;
+
 /// The content of an ISO image: the files of one object, as the pod mounts them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Files {
@@ -46,6 +48,28 @@ pub struct KernelBoot {
     pub initrd: Option<String>,
     /// The kernel's command line.
     pub args: Option<String>,
+}
+
+/// Keys or passwords of the guest's users, from a Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessCredential {
+    /// The Secret.
+    pub secret: String,
+    /// The pod's volume with it. Credentials from the same Secret share it.
+    pub volume: String,
+    /// What they are, and how they get into the guest.
+    pub method: CredentialMethod,
+}
+
+/// How credentials get into the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CredentialMethod {
+    /// SSH keys, on the cloud-init disk of this format: they are there at the boot, and never change.
+    KeysOnSeed(CloudInitFlavor),
+    /// SSH keys of these users, by the guest agent, again when the Secret changes.
+    KeysByAgent(Vec<String>),
+    /// Passwords, by the guest agent, again when the Secret changes: the Secret's keys are the users' names.
+    PasswordsByAgent,
 }
 
 /// The account that the machine's pod runs as.

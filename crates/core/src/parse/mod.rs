@@ -4,6 +4,7 @@
 //! decides about it.
 
 mod cpu;
+mod credentials;
 mod devices;
 mod disks;
 mod files;
@@ -108,7 +109,6 @@ impl Cx<'_> {
         self.causes.none_of(
             path,
             &[
-                ("accessCredentials", !access_credentials.is_empty()),
                 ("resourceClaims", !resource_claims.is_empty()),
                 ("utilityVolumes", !utility_volumes.is_empty()),
             ],
@@ -116,6 +116,7 @@ impl Cx<'_> {
         self.architecture(architecture.as_deref(), path);
         let mut machine = self.domain(name, domain, path);
         let sources = self.volumes(volumes, path);
+        machine.access_credentials = self.access_credentials(access_credentials, &sources, path);
         machine.service_account = self.service_account(service_account_name.as_deref(), volumes, path);
         machine.disks = self.disks(&domain.devices.disks, volumes, &sources, path);
         machine.interfaces = self.interfaces(&domain.devices.interfaces, networks, path);
@@ -219,6 +220,7 @@ impl Cx<'_> {
             start_paused: false,
             terminate_on_reboot: self.reboot_policy(reboot_policy.as_deref(), path),
             kernel_boot: None,
+            access_credentials: Vec::new(),
             service_account: None,
         };
         self.features(features.as_ref(), &mut parsed, path);

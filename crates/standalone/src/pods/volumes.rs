@@ -3,9 +3,11 @@
 //! The layout is a kubelet's: `PODS/<uid>/volumes/kubernetes.io~<kind>/<volume>`. Preparing is idempotent: what is
 //! there already (after a restart of the pod runner) is kept.
 
+pub(super) mod current;
 mod projected;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
@@ -374,8 +376,23 @@ pub(super) fn field_value(pod: &Pod, path: &str) -> Result<String, String> {
 fn write_files(directory: &Path, group: u32, files: &[VolumeFile]) -> io::Result<()> {
     chown(directory, Some(0), Some(group))?;
     fs::set_permissions(directory, fs::Permissions::from_mode(0o750))?;
+    let kept: BTreeSet<&OsStr> = files.iter().filter_map(|file| file.path.iter().next()).collect();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if kept.contains(entry.file_name().as_os_str()) {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
     for file in files {
         let path = directory.join(&file.path);
+        if fs::read(&path).is_ok_and(|content| content == file.content) {
+            continue;
+        }
         if let Some(parent) = path.parent().filter(|parent| *parent != directory) {
             fs::create_dir_all(parent)?;
             chown(parent, Some(0), Some(group))?;
@@ -492,6 +509,31 @@ mod tests {
                 "{path}"
             );
         }
+    }
+
+    #[test]
+    fn files_of_a_volume_are_those_of_its_object() {
+        let directory = tempfile::tempdir().unwrap();
+        let group = fs::metadata(directory.path()).unwrap().gid();
+        let files = |names: &[(&str, &str)]| -> Vec<VolumeFile> {
+            let file = |(path, content): &(&str, &str)| VolumeFile {
+                path: path.into(),
+                content: content.as_bytes().to_vec(),
+                mode: 0o440,
+            };
+            names.iter().map(file).collect()
+        };
+        let names = || {
+            let entries = fs::read_dir(directory.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        write_files(directory.path(), group, &files(&[("a", "1"), ("d/b", "2")])).unwrap();
+        assert_eq!(names(), ["a", "d"]);
+        write_files(directory.path(), group, &files(&[("a", "changed"), ("c", "3")])).unwrap();
+        assert_eq!(names(), ["a", "c"]);
+        assert_eq!(fs::read(directory.path().join("a")).unwrap(), b"changed");
     }
 
     #[test]

@@ -88,6 +88,9 @@ pub(crate) fn bounded(mut state: GuestState) -> GuestState {
     let mut info = GuestInfo::of(&state);
     state.reason = text(state.reason, MAX_WORD);
     state.message = text(state.message, MAX_MESSAGE);
+    if let Some(credentials) = &mut state.access_credentials {
+        credentials.message = text(std::mem::take(&mut credentials.message), MAX_MESSAGE);
+    }
     state.domain_type = text(state.domain_type, MAX_WORD);
     state.machine_type = text(state.machine_type, MAX_WORD);
     state.volumes = json(&volumes(&state).into_iter().map(volume).collect::<Vec<_>>());

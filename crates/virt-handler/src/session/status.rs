@@ -11,7 +11,7 @@ use ferrovirt_core::vmi::conditions::{AGENT_CONNECTED, CONTROLLER_REASONS, PAUSE
 use ferrovirt_core::vmi::migratable::live_migratable;
 use ferrovirt_core::vmi::phase::{GuestView, Seen, next_phase};
 use ferrovirt_core::vmi::{Phase, phase::Owner};
-use ferrovirt_protocol::launcher::{GuestState, Lifecycle, Nic};
+use ferrovirt_protocol::launcher::{AccessCredentials, GuestState, Lifecycle, Nic};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -20,6 +20,8 @@ use crate::events::{self, Note};
 
 /// Condition type: the guest runs without KVM.
 pub(crate) const SOFTWARE_EMULATION: &str = "SoftwareEmulation";
+/// Condition type: the guest's users have the credentials of the VMI.
+const ACCESS_CREDENTIALS: &str = "AccessCredentialsSynchronized";
 /// Reason of [`SOFTWARE_EMULATION`].
 const NO_KVM: &str = "NoUsableKVM";
 /// Reason of `Synchronized=False`, as users know it.
@@ -75,6 +77,10 @@ pub(crate) fn change(vmi: &VirtualMachineInstance, view: &View<'_>, now: Timesta
         describe_guest(&mut status, vmi, guest, view.nics);
     }
     let mut notes = Vec::new();
+    let credentials = view.guest.and_then(|guest| guest.access_credentials.as_ref());
+    if let Some(credentials) = credentials.filter(|_| current == Phase::Running) {
+        notes.extend(set_credentials(&mut status.conditions, credentials, now));
+    }
     if let Some((phase, reason)) = next {
         status.phase = Some(phase.as_str().to_owned());
         status.reason = reason.map(str::to_owned).or(status.reason);
@@ -233,6 +239,26 @@ fn set_conditions(
             }
         }
     }
+}
+
+/// Returns what to tell, if the condition changes.
+fn set_credentials(
+    list: &mut Vec<VirtualMachineInstanceCondition>,
+    credentials: &AccessCredentials,
+    now: Timestamp,
+) -> Option<Note> {
+    let AccessCredentials { synchronized, message } = credentials;
+    let desired = Desired::new(ACCESS_CREDENTIALS, *synchronized, "", message);
+    conditions::set(list, &desired, now).then(|| {
+        if *synchronized {
+            Note::normal(events::CREDENTIALS_SYNCED, "Access credentials sync successful.")
+        } else {
+            Note::warning(
+                events::CREDENTIALS_NOT_SYNCED,
+                format!("Access credentials sync failed: {message}"),
+            )
+        }
+    })
 }
 
 fn pause(guest: Option<&GuestState>) -> Desired {

@@ -5,10 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ferrovirt_core::machine::{CloudInit, CloudInitData, CloudInitFlavor, Machine};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::iso;
 use crate::children::Children;
+use crate::credentials;
 use crate::layout::Layout;
 
 /// Largest piece of user or network data from a Secret; Kubernetes allows 1 MiB per Secret.
@@ -40,6 +41,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The keys of users.
+    #[error(transparent)]
+    Keys(#[from] credentials::Error),
     /// The tool failed.
     #[error(transparent)]
     Iso(#[from] iso::Error),
@@ -108,9 +112,18 @@ fn files(layout: &Layout, machine: &Machine, volume: &str, data: &CloudInit) -> 
         network_keys,
     )?;
     let instance = machine.uuid.to_string();
+    let keys = credentials::seed_keys(layout, &machine.access_credentials, data.flavor)?;
+    let keys: serde_json::Map<String, Value> = keys
+        .into_iter()
+        .enumerate()
+        .map(|(i, key)| (i.to_string(), key.into()))
+        .collect();
     Ok(match data.flavor {
         CloudInitFlavor::NoCloud => {
-            let meta = json!({ "instance-id": instance, "local-hostname": machine.hostname });
+            let mut meta = json!({ "instance-id": instance, "local-hostname": machine.hostname });
+            if !keys.is_empty() {
+                meta["public-keys"] = Value::Object(keys);
+            }
             // Cloud-init ignores a seed without user-data.
             let mut files = vec![
                 ("meta-data", meta.to_string().into_bytes()),
@@ -121,7 +134,10 @@ fn files(layout: &Layout, machine: &Machine, volume: &str, data: &CloudInit) -> 
         }
         CloudInitFlavor::ConfigDrive => {
             let legacy = format!("{}.{}", layout.name(), layout.namespace());
-            let meta = json!({ "instance_id": legacy, "hostname": machine.hostname, "uuid": instance });
+            let mut meta = json!({ "instance_id": legacy, "hostname": machine.hostname, "uuid": instance });
+            if !keys.is_empty() {
+                meta["public_keys"] = Value::Object(keys);
+            }
             let mut files = vec![("openstack/latest/meta_data.json", meta.to_string().into_bytes())];
             files.extend(user.map(|content| ("openstack/latest/user_data", content)));
             files.extend(network.map(|content| ("openstack/latest/network_data.json", content)));

@@ -20,6 +20,7 @@
 //! Nothing else changes the guest or its published state.
 
 mod admission;
+mod credentials;
 mod publisher;
 mod questions;
 mod start;
@@ -37,9 +38,11 @@ pub use publisher::is_final;
 
 use crate::agent::{Agent, AgentError, Command, Ended, Report};
 use crate::children::Children;
+use crate::credentials::Order;
 use crate::hypervisor::{self, Activity, Event, Hypervisor, Stats, Verb};
 use crate::layout::Layout;
 use admission::{Phase, Step, admit};
+use credentials::Credentials;
 use publisher::Publisher;
 use start::{StartFailure, Started};
 
@@ -91,6 +94,8 @@ pub enum Input {
     Started(Result<Started, StartFailure>),
     /// The agent answered.
     Reported(Report),
+    /// The agent has done these orders, or why not.
+    Ordered(Vec<Order>, Result<(), String>),
 }
 
 /// How the guest ended.
@@ -152,6 +157,7 @@ pub struct Driver {
     agent_connected: bool,
     agent_retried: bool,
     next_report: Option<Instant>,
+    credentials: Credentials,
     dhcp: JoinSet<()>,
 }
 
@@ -171,6 +177,7 @@ impl Driver {
             agent_connected: false,
             agent_retried: false,
             next_report: None,
+            credentials: Credentials::default(),
             dhcp: JoinSet::new(),
         };
         (driver, sender, published)
@@ -197,7 +204,8 @@ impl Driver {
             State::ShuttingDown { deadline, ask_again } => Some(deadline.min(ask_again)),
             _ => None,
         };
-        shutdown.into_iter().chain(self.next_report).min()
+        let others = self.next_report.into_iter().chain(self.credentials.next);
+        shutdown.into_iter().chain(others).min()
     }
 
     async fn on_time(&mut self) {
@@ -205,6 +213,9 @@ impl Driver {
         if self.next_report.is_some_and(|at| at <= now) {
             self.next_report = None;
             self.ask_agent().await;
+        }
+        if self.credentials.next.is_some_and(|at| at <= now) {
+            self.sync_credentials().await;
         }
         if let State::ShuttingDown { deadline, ask_again } = self.state {
             if deadline <= now {
@@ -270,6 +281,7 @@ impl Driver {
         self.agent_connected = connected;
         self.agent_retried = false;
         self.next_report = connected.then(Instant::now);
+        self.credentials_agent(connected);
         self.publisher.update(|state| {
             state.agent_connected = connected;
             if !connected {
@@ -297,6 +309,7 @@ impl Driver {
             }
             Input::Started(result) => self.on_started(result).await,
             Input::Reported(report) => self.on_report(report),
+            Input::Ordered(orders, result) => self.on_ordered(orders, result),
         }
     }
 
@@ -349,6 +362,7 @@ impl Driver {
             "the guest was started"
         );
         self.grace = started.grace;
+        self.credentials_known(started.credentials);
         for server in started.dhcp {
             self.dhcp.spawn(server.run());
         }

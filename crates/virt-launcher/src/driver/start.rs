@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
-use ferrovirt_core::machine::Machine;
+use ferrovirt_core::machine::{AccessCredential, Machine};
 use ferrovirt_protocol::launcher::NodeFacts;
 
 use crate::children::Children;
@@ -42,6 +42,8 @@ pub struct Started {
     pub dhcp: Vec<dhcp::Server>,
     /// Its CPUs do not run yet.
     pub paused: bool,
+    /// Keys and passwords of its users.
+    pub credentials: Vec<AccessCredential>,
     /// Seconds it has for its shutdown.
     pub grace: Duration,
 }
@@ -155,6 +157,7 @@ impl DomainDefined {
             description,
             dhcp: self.dhcp,
             paused,
+            credentials: self.machine.access_credentials,
             grace,
         })
     }

@@ -1,5 +1,7 @@
 //! A full Debian guest: real cloud-init with data from Secrets, ssh, the guest agent and the probes that ask it.
 
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +28,10 @@ const PROBES: &str = "    spec:
         periodSeconds: 5
         timeoutSeconds: 20
         failureThreshold: 200
+      accessCredentials:
+      - sshPublicKey:
+          source: {secret: {secretName: keys}}
+          propagationMethod: {qemuGuestAgent: {users: [alice, root]}}
       domain:
 ";
 
@@ -36,17 +42,14 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
 async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     let dir = tempfile::tempdir()?;
-    let key = dir.path().join("key");
-    run(std::process::Command::new("ssh-keygen")
-        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-        .arg(&key))?;
-    let public = std::fs::read_to_string(key.with_extension("pub"))?;
+    let (key, public) = new_key(dir.path(), "key")?;
+    home.apply(ns, &keys(&public))?;
     let manifest = std::fs::read_to_string("../../examples/vm-debian.yaml")?
         .replace("demo/debian:12", "test/debian:12")
-        .replace("ssh-ed25519 AAAA-put-your-key-here alice", public.trim())
+        .replace("ssh-ed25519 AAAA-put-your-key-here alice", &public)
         .replace("    spec:\n      domain:\n", PROBES);
     ensure!(
-        manifest.contains(public.trim()) && manifest.contains(PROBES),
+        manifest.contains(&public) && manifest.contains(PROBES),
         "examples/vm-debian.yaml has no place for a key or probes"
     );
     home.apply(ns, &manifest)?;
@@ -68,35 +71,75 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     ensure!(info["os"]["id"] == json!("debian"), "{info}");
     probes(home, ns).await?;
 
-    let key = key.to_string_lossy().into_owned();
-    let known = dir.path().join("known").to_string_lossy().into_owned();
     // sshd may be up before runcmd, cloud-init's last step, has run.
     eventually("ssh logs in and runcmd has run", LONG, || async {
-        let answer = run(&mut home.virtctl(&[
-            "ssh",
-            "-n",
-            ns,
-            "--username=alice",
-            "-i",
-            &key,
-            "--known-hosts",
-            &known,
-            "-t",
-            "-o StrictHostKeyChecking=no",
-            "-t",
-            "-o BatchMode=yes",
-            "-c",
-            "echo $(whoami) $(cat /var/lib/ferrovirt-runcmd) $(ip -4 -o addr show dev eth0)",
-            "vmi/debian",
-        ]))
-        .map_err(|e| format!("{e:#}"))?;
+        let command = "echo $(whoami) $(cat /var/lib/ferrovirt-runcmd) $(ip -4 -o addr show dev eth0)";
+        let answer = run(&mut ssh(home, ns, "alice", &key, command)).map_err(|e| format!("{e:#}"))?;
         if answer.contains("alice ran") && answer.contains("10.0.2.2") {
             Ok(())
         } else {
             Err(answer)
         }
     })
-    .await
+    .await?;
+    other_keys(home, ns, dir.path(), &key).await
+}
+
+/// Makes a key and gives its file and its public half.
+fn new_key(directory: &Path, name: &str) -> Result<(PathBuf, String)> {
+    let key = directory.join(name);
+    run(Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(&key))?;
+    let public = std::fs::read_to_string(key.with_extension("pub"))?;
+    Ok((key, public.trim().to_owned()))
+}
+
+/// The Secret with the users' keys.
+fn keys(public: &str) -> String {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"key": public}})
+        .to_string()
+}
+
+fn ssh(home: &Home, ns: &str, user: &str, key: &Path, command: &str) -> Command {
+    let known = key.with_extension("known");
+    home.virtctl(&[
+        "ssh",
+        "-n",
+        ns,
+        "--username",
+        user,
+        "-i",
+        &key.to_string_lossy(),
+        "--known-hosts",
+        &known.to_string_lossy(),
+        "-t",
+        "-o StrictHostKeyChecking=no",
+        "-t",
+        "-o BatchMode=yes",
+        "-c",
+        command,
+        "vmi/debian",
+    ])
+}
+
+/// A change of the Secret while the guest runs changes who may log in.
+async fn other_keys(home: &Home, ns: &str, directory: &Path, old: &Path) -> Result<()> {
+    let synced = |o: &Value| condition(o, "AccessCredentialsSynchronized")["status"] == "True";
+    let kind = "VirtualMachineInstance";
+    home.wait(kind, ns, "debian", LONG, "the agent has given the keys", synced)
+        .await?;
+    let (new, public) = new_key(directory, "new")?;
+    home.apply(ns, &keys(&public))?;
+    for user in ["alice", "root"] {
+        eventually("the new key opens", LONG, || async {
+            run(&mut ssh(home, ns, user, &new, "whoami")).map_err(|e| format!("{e:#}"))
+        })
+        .await?;
+    }
+    let (_, said) = fails(&mut ssh(home, ns, "alice", old, "whoami"))?;
+    ensure!(said.contains("Permission denied"), "{said}");
+    Ok(())
 }
 
 /// The guest's own command makes it ready; before its agent came, the pod's events say what was missing.

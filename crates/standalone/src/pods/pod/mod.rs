@@ -34,6 +34,7 @@ use kube::{Api, Client, ResourceExt};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -41,14 +42,14 @@ use tracing::{debug, info, warn};
 use super::cgroup;
 use super::clean::remove_volumes;
 use super::config::RunnerConfig;
-use super::container::{Role, in_start_order, refuse};
+use super::container::{Role, group, in_start_order, refuse};
 use super::kubelet::LogLimits;
 use super::network::{Attachment, PortMapping, Sandbox};
 use super::probes::{self, ProbeResult};
 use super::process::{Exit, Process};
 use super::state::{Ended, LogDir, PodRecord};
 use super::status::{self, View, Waiting, differs, render};
-use super::volumes::Volumes;
+use super::volumes::{self, Volumes};
 use crate::events::Events;
 use crate::images::ImageStore;
 
@@ -164,6 +165,16 @@ impl PodTask {
             return self.wait_for_deletion().await;
         }
         if self.prepare().await {
+            let mut current = JoinSet::new();
+            if volumes::current::any(&self.pod) {
+                let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
+                let directory = context.directory(&self.uid);
+                current.spawn(async move {
+                    let group = group(&pod);
+                    volumes::current::keep(&context.client, &context.images, &pod, &directory, group).await;
+                });
+            }
+            // What is current ends with it.
             self.supervise().await;
         }
     }

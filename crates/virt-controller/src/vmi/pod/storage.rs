@@ -93,6 +93,12 @@ impl Storage {
             }
             storage.add_disk(disk, policy);
         }
+        let mut mounted = BTreeSet::new();
+        for credential in &machine.access_credentials {
+            if mounted.insert(&credential.volume) {
+                storage.add_secret(&credential.volume, paths::SECRET_DIR, &needed(&credential.secret));
+            }
+        }
         let boot = vmi.spec.domain.firmware.as_ref().and_then(|f| f.kernel_boot.as_ref());
         if let Some(container) = boot.and_then(|boot| boot.container.as_ref()) {
             secrets.extend(container.image_pull_secret.clone().filter(|s| !s.is_empty()));

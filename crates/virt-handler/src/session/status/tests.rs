@@ -197,6 +197,45 @@ fn the_agent_adds_but_does_not_choose_the_address() {
 }
 
 #[test]
+fn credentials_are_told_when_they_change() {
+    let mut vmi = vmi("Running");
+    for (credentials, status, told) in [
+        (None, None, None),
+        (
+            Some((false, "Guest agent is offline")),
+            Some("False"),
+            Some("AccessCredentialsSyncFailed"),
+        ),
+        (Some((true, "")), Some("True"), Some("AccessCredentialsSyncSuccess")),
+        (Some((true, "")), Some("True"), None),
+        (
+            Some((false, "user \"x\": no")),
+            Some("False"),
+            Some("AccessCredentialsSyncFailed"),
+        ),
+    ] {
+        let mut guest = guest(Lifecycle::Running, "Booted");
+        guest.access_credentials = credentials.map(|(synchronized, message)| AccessCredentials {
+            synchronized,
+            message: message.to_owned(),
+        });
+        let view = View {
+            guest: Some(&guest),
+            ..View::default()
+        };
+        let changed = change(&vmi, &view, now());
+        let notes = changed.as_ref().map(|change| change.notes.clone()).unwrap_or_default();
+        assert_eq!(notes.first().map(|note| note.reason), told, "{credentials:?}");
+        if let Some(changed) = changed {
+            vmi.status = Some(changed.status);
+        }
+        let list = &vmi.status.as_ref().unwrap().conditions;
+        let found = conditions::find(list, "AccessCredentialsSynchronized");
+        assert_eq!(found.map(|c| c.status.as_str()), status, "{credentials:?}");
+    }
+}
+
+#[test]
 fn pauses_come_and_go() {
     let mut vmi = vmi("Running");
     for (lifecycle, reason, expected) in [

@@ -108,6 +108,8 @@ goldens! {
     sysprep_config_map => "spec: {volumes: [{name: answers, sysprep: {configMap: {name: windows}}}]}"
     kernel_boot => "spec: {domain: {firmware: {kernelBoot: {container: {image: 'r/kernel:1', kernelPath: /vmlinuz, imagePullSecret: key}, kernelArgs: quiet}}}}"
     kernel_boot_helper => "{helper: true, spec: {domain: {firmware: {kernelBoot: {container: {image: 'r/kernel:1', kernelPath: /vmlinuz, imagePullPolicy: Always}}}}}}"
+    ssh_keys_by_agent => "spec: {accessCredentials: [{sshPublicKey: {source: {secret: {secretName: keys}}, propagationMethod: {qemuGuestAgent: {users: [root]}}}}]}"
+    credentials_of_one_secret => "spec: {accessCredentials: [{userPassword: {source: {secret: {secretName: a.b}}, propagationMethod: {qemuGuestAgent: {}}}}, {sshPublicKey: {source: {secret: {secretName: a.b}}, propagationMethod: {qemuGuestAgent: {users: [root]}}}}]}"
     sysprep_secret => "spec: {volumes: [{name: answers, sysprep: {secret: {name: windows}}}]}"
 }
 
