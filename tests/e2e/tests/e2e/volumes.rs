@@ -1,4 +1,4 @@
-//! Volumes without claims: what the guest finds on them.
+//! What guests get without disks of their own: files of the cluster's objects, and a kernel.
 
 use std::sync::Arc;
 
@@ -6,11 +6,14 @@ use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use super::manifest::{add_disk, add_script, spec};
-use super::{BOOT, Shared, trial};
+use super::manifest::{add_disk, add_script, spec, vmi};
+use super::{BOOT, Shared, archive, trial};
 
 pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
-    vec![trial(shared, "files-of-objects", files_of_objects)]
+    vec![
+        trial(shared, "files-of-objects", files_of_objects),
+        trial(shared, "kernel-boot", kernel_boot),
+    ]
 }
 
 /// Mounts the volumes in the order of the manifest, and prints what is on them.
@@ -59,11 +62,11 @@ async fn files_of_objects(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
         add_disk(&mut spec, disk, volume);
     }
     add_script(&mut spec, SCRIPT);
-    let vmi = json!({
+    let labelled = json!({
         "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
         "metadata": {"name": "a", "labels": {"app": "web"}}, "spec": spec,
     });
-    home.apply(ns, &vmi.to_string())?;
+    home.apply(ns, &labelled.to_string())?;
     let log = home.wait_serial(ns, "a", "volumes-2", BOOT).await?;
     for line in [
         "motd: hello on web conf".to_owned(),
@@ -77,4 +80,22 @@ async fn files_of_objects(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
         ensure!(log.contains(&line), "{line:?} is not in {log}");
     }
     Ok(())
+}
+
+/// No disk has anything to boot from.
+async fn kernel_boot(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    home.import(&archive("FERROVIRT_TINY", "tiny")?, "test/kernel:1")?;
+    let mut spec = spec();
+    spec["domain"]["devices"]["disks"] = json!([]);
+    spec["volumes"] = json!([]);
+    spec["domain"]["firmware"] = json!({"kernelBoot": {
+        "container": {"image": "test/kernel:1", "kernelPath": "/boot/vmlinuz", "initrdPath": "/boot/initrd"},
+        "kernelArgs": "console=ttyS0,115200 loglevel=3 panic=1 random.trust_cpu=on said=here",
+    }});
+    add_script(&mut spec, "echo kernel arguments: $(cat /proc/cmdline)");
+    home.apply(ns, &vmi("a", spec))?;
+    let log = home.wait_serial(ns, "a", "kernel arguments:", BOOT).await?;
+    ensure!(log.contains("said=here"), "{log}");
+    home.wait_serial(ns, "a", "is ready at", BOOT).await.map(drop)
 }
