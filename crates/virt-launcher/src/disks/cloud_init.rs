@@ -199,16 +199,57 @@ mod tests {
     }
 
     fn machine(source: &str) -> Machine {
+        machine_with(source, json!([]))
+    }
+
+    fn machine_with(source: &str, credentials: Value) -> Machine {
         let vmi = json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
             "metadata": {"name": "vm", "namespace": "ns"},
             "spec": {
+                "accessCredentials": credentials,
                 "domain": {"memory": {"guest": "64Mi"}, "devices": {}},
                 "volumes": [serde_json::from_str::<serde_json::Value>(source).unwrap()],
             },
         });
         let vmi = serde_json::from_value(vmi).unwrap();
         Machine::parse(&vmi, &ferrovirt_core::ClusterConfig::standalone()).unwrap()
+    }
+
+    /// Shows `spec.accessCredentials[].sshPublicKey.propagationMethod.noCloud`,
+    /// `spec.accessCredentials[].sshPublicKey.propagationMethod.configDrive`.
+    #[test]
+    fn keys_of_users_reach_the_image() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path(), "ns", "vm", "u");
+        let mounted = layout.credential("s-access-cred");
+        fs::create_dir_all(&mounted).unwrap();
+        fs::write(mounted.join("alice"), "ssh-rsa A\nssh-rsa B\n").unwrap();
+        for (volume, method, file, keys) in [
+            ("cloudInitNoCloud", "noCloud", "meta-data", "public-keys"),
+            (
+                "cloudInitConfigDrive",
+                "configDrive",
+                "openstack/latest/meta_data.json",
+                "public_keys",
+            ),
+        ] {
+            let source = format!(r##"{{"name": "seed", "{volume}": {{"userData": "#cloud-config"}}}}"##);
+            let credential = json!([{"sshPublicKey": {
+                "source": {"secret": {"secretName": "s"}}, "propagationMethod": {method: {}},
+            }}]);
+            let meta = |machine: &Machine| -> Value {
+                let ferrovirt_core::machine::Source::CloudInit(data) = &machine.disks[0].source else {
+                    panic!("{:?}", machine.disks);
+                };
+                let files = files(&layout, machine, "seed", data).unwrap();
+                let (_, content) = files.iter().find(|(name, _)| *name == file).unwrap();
+                serde_json::from_slice(content).unwrap()
+            };
+            let with = meta(&machine_with(&source, credential));
+            assert_eq!(with[keys], json!({"0": "ssh-rsa A", "1": "ssh-rsa B"}), "{with}");
+            assert_eq!(meta(&machine(&source)).get(keys), None);
+        }
     }
 
     /// Shows `spec.volumes[].cloudInitNoCloud.userData`, `spec.volumes[].cloudInitNoCloud.userDataBase64`,

@@ -159,6 +159,8 @@ mod tests {
         ))
     }
 
+    /// Shows `spec.volumes[].configMap.volumeLabel`, `spec.volumes[].secret.volumeLabel`,
+    /// `spec.volumes[].downwardAPI.volumeLabel`.
     #[tokio::test]
     async fn files_are_found_below_their_names_only() {
         let map = FilesOrigin::ConfigMap(ObjectRef {

@@ -123,6 +123,9 @@ fn ssh(home: &Home, ns: &str, user: &str, key: &Path, command: &str) -> Command 
     ])
 }
 
+/// Shows `spec.accessCredentials[].sshPublicKey.source.secret.secretName`,
+/// `spec.accessCredentials[].sshPublicKey.propagationMethod.qemuGuestAgent.users`.
+///
 /// A change of the Secret while the guest runs changes who may log in.
 async fn other_keys(home: &Home, ns: &str, directory: &Path, old: &Path) -> Result<()> {
     let synced = |o: &Value| condition(o, "AccessCredentialsSynchronized")["status"] == "True";

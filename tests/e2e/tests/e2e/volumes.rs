@@ -28,6 +28,9 @@ echo "answers: $(cat /m/sr0/Autounattend.xml) on $(label sr0)"
 echo volumes-$((1+1))
 "#;
 
+/// Shows `spec.volumes[].configMap.name`, `spec.volumes[].configMap.volumeLabel`, `spec.volumes[].secret.secretName`,
+/// `spec.volumes[].serviceAccount.serviceAccountName`, `spec.volumes[].downwardAPI.fields`,
+/// `spec.volumes[].sysprep.secret.name`.
 async fn files_of_objects(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     for object in [
@@ -83,6 +86,9 @@ async fn files_of_objects(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
 }
 
 /// No disk has anything to boot from.
+///
+/// Shows `spec.domain.firmware.kernelBoot.container.image`, `spec.domain.firmware.kernelBoot.container.kernelPath`,
+/// `spec.domain.firmware.kernelBoot.container.initrdPath`, `spec.domain.firmware.kernelBoot.kernelArgs`.
 async fn kernel_boot(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     home.import(&archive("FERROVIRT_TINY", "tiny")?, "test/kernel:1")?;
