@@ -60,11 +60,11 @@ impl Preparation<'_> {
             .and_then(|spec| spec.service_account_name.clone());
         let account = account.unwrap_or_else(|| "default".to_owned());
         let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: wanted.audience.iter().cloned().collect(),
+            spec: Some(TokenRequestSpec {
+                audiences: wanted.audience.clone().map(|audience| vec![audience]),
                 bound_object_ref: None,
                 expiration_seconds: Some(wanted.expiration_seconds.unwrap_or(TOKEN_SECONDS)),
-            },
+            }),
             ..TokenRequest::default()
         };
         let api = Api::<ServiceAccount>::namespaced(self.client.clone(), &self.namespace());
@@ -72,7 +72,7 @@ impl Preparation<'_> {
             .create_token_request(&account, &PostParams::default(), &request)
             .await
             .map_err(|error| format!("cannot get a token of service account \"{account}\": {error}"))?;
-        let token = issued.status.map(|status| status.token);
+        let token = issued.status.and_then(|status| status.token);
         token.ok_or_else(|| format!("service account \"{account}\" got no token"))
     }
 }
