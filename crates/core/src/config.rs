@@ -50,6 +50,8 @@ pub struct ClusterConfig {
     pub feature_gates: BTreeSet<String>,
     /// Guests may run without KVM.
     pub use_emulation: bool,
+    /// Kubelets can give CPUs to one guest alone.
+    pub dedicated_cpus: bool,
     /// No serial console is logged unless the VMI asks for it.
     pub disable_serial_console_log: bool,
     /// Seconds between balloon statistics; 0: none.
@@ -152,6 +154,7 @@ impl Default for ClusterConfig {
             eviction_strategy: "None".to_owned(),
             feature_gates: BTreeSet::new(),
             use_emulation: false,
+            dedicated_cpus: true,
             disable_serial_console_log: false,
             mem_balloon_stats_period: 10,
             smbios: Smbios {
@@ -180,6 +183,7 @@ impl ClusterConfig {
         Self {
             feature_gates: [GATE_HOST_DISK.to_owned()].into(),
             use_emulation: true,
+            dedicated_cpus: false,
             ..Self::default()
         }
     }

@@ -2,8 +2,8 @@
 
 use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{
-    CPU, CPUTopology, Disk, DiskTarget, DomainSpec, FeatureState, Features, Firmware, Input, Interface,
-    InterfaceBridge, InterfaceMasquerade, MemoryStatus, Network, PodNetwork, Probe, VirtualMachine,
+    CPU, CPUFeature, CPUTopology, Disk, DiskTarget, DomainSpec, FeatureHyperv, FeatureState, Features, Firmware, Input,
+    Interface, InterfaceBridge, InterfaceMasquerade, MemoryStatus, Network, PodNetwork, Probe, VirtualMachine,
     VirtualMachineInstance, VirtualMachineInstancePhaseTransitionTimestamp, VirtualMachineInstanceSpec, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::config::ClusterConfig;
 use crate::machine::{Architecture, Binding};
 use crate::names::{RUNTIME_USER, VMI_FINALIZER};
+use crate::parse::HYPERV_REQUIREMENTS;
 
 /// Annotation on VM templates and VMIs.
 pub const PCI_TOPOLOGY_ANNOTATION: &str = "kubevirt.io/pci-topology-version";
@@ -135,8 +136,16 @@ fn default_architecture(spec: &mut VirtualMachineInstanceSpec, config: &ClusterC
 
 fn default_resources(domain: &mut DomainSpec, config: &ClusterConfig) {
     let resources = domain.resources.get_or_insert_default();
+    let dedicated = domain
+        .cpu
+        .as_ref()
+        .is_some_and(|c| c.dedicated_cpu_placement == Some(true));
     if !resources.requests.contains_key("cpu") {
-        let cpu = resources.limits.get("cpu").or(config.cpu_request.as_ref()).cloned();
+        let cpu = resources
+            .limits
+            .get("cpu")
+            .or(config.cpu_request.as_ref().filter(|_| !dedicated))
+            .cloned();
         if let Some(cpu) = cpu {
             resources.requests.insert("cpu".to_owned(), cpu);
         }
@@ -176,7 +185,9 @@ fn default_cpu(domain: &mut DomainSpec, arch: Architecture, config: &ClusterConf
     let cpu = domain.cpu.get_or_insert_default();
     let (sockets, cores, threads) = topology(Some(cpu));
     let unset = cpu.max_sockets.is_none_or(|n| n == 0);
-    if unset && config.live_update && arch != Architecture::Arm64 {
+    // There may be no CPU left to dedicate when the guest wants one more.
+    let dedicated = cpu.dedicated_cpu_placement == Some(true);
+    if unset && !dedicated && config.live_update && arch != Architecture::Arm64 {
         let per_socket = cores.saturating_mul(threads).max(1);
         let ratio = i64::try_from(config.max_hotplug_ratio).unwrap_or(i64::MAX);
         let wanted = config.max_cpu_sockets.unwrap_or(sockets.saturating_mul(ratio));
@@ -220,7 +231,7 @@ fn default_max_guest(domain: &mut DomainSpec, arch: Architecture, config: &Clust
 }
 
 /// `bytes` in the largest binary unit that holds it exactly.
-fn binary(bytes: i64) -> Quantity {
+pub(crate) fn binary(bytes: i64) -> Quantity {
     let units = [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
     let exact = units.into_iter().find(|(_, shift)| bytes % (1i64 << shift) == 0);
     Quantity(exact.map_or(bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift)))
@@ -385,6 +396,39 @@ fn default_features(domain: &mut DomainSpec, arch: Architecture) {
         && *spinlocks.enabled.get_or_insert(true)
     {
         spinlocks.spinlocks.get_or_insert(4096);
+    }
+    h.vendorid.iter_mut().for_each(|v| _ = v.enabled.get_or_insert(true));
+    h.synictimer.iter_mut().for_each(|t| _ = t.enabled.get_or_insert(true));
+    h.tlbflush.iter_mut().for_each(|t| _ = t.enabled.get_or_insert(true));
+    default_hyperv_requirements(h);
+    let nested = h.evmcs.as_ref().is_some_and(|e| e.enabled == Some(true));
+    let cpu = domain.cpu.get_or_insert_default();
+    if nested && !cpu.features.iter().any(|f| f.name == "vmx") {
+        cpu.features.push(CPUFeature {
+            name: "vmx".to_owned(),
+            policy: Some("require".to_owned()),
+        });
+    }
+}
+
+/// Adds what enlightenments that are on need, where it is not mentioned.
+fn default_hyperv_requirements(h: &mut FeatureHyperv) {
+    for (name, needs) in HYPERV_REQUIREMENTS {
+        let enabled = match name {
+            "synictimer" => h.synictimer.as_ref().and_then(|t| t.enabled),
+            "tlbflush" => h.tlbflush.as_ref().and_then(|t| t.enabled),
+            "synic" => h.synic.as_ref().and_then(|s| s.enabled),
+            "ipi" => h.ipi.as_ref().and_then(|s| s.enabled),
+            _ => h.evmcs.as_ref().and_then(|s| s.enabled),
+        };
+        let need = match needs {
+            "synic" => &mut h.synic,
+            "vpindex" => &mut h.vpindex,
+            _ => &mut h.vapic,
+        };
+        if enabled == Some(true) {
+            need.get_or_insert(FeatureState { enabled: Some(true) });
+        }
     }
 }
 

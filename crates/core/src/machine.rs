@@ -3,10 +3,17 @@
 //! Not serializable on purpose: the wire form is the VMI. The only way to a [`Machine`] is `Machine::parse`.
 
 mod extras;
+mod hyperv;
+
+use std::net::Ipv4Addr;
 
 use uuid::Uuid;
 
 pub use extras::{AccessCredential, CredentialMethod, Files, FilesOrigin, KernelBoot, ObjectRef, ServiceAccount};
+pub use hyperv::{Enlightenment, Hyperv};
+
+/// Most queues of a tap device.
+const MAX_QUEUES: u32 = 256;
 
 /// The guest's processor architecture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +92,8 @@ pub struct Machine {
     pub boot: Boot,
     /// ACPI on.
     pub acpi: bool,
+    /// ACPI tables beside those of the machine.
+    pub acpi_tables: Vec<AcpiTable>,
     /// APIC on.
     pub apic: bool,
     /// APIC end of interrupt accelerated; `None`: as QEMU does.
@@ -95,12 +104,18 @@ pub struct Machine {
     pub pv_spinlock: Option<bool>,
     /// System management mode on.
     pub smm: bool,
+    /// Hyper-V enlightenments.
+    pub hyperv: Option<Hyperv>,
     /// Clock base.
     pub clock: Clock,
     /// Timers that differ from QEMU's defaults.
     pub timers: Vec<Timer>,
     /// Disks, in the order of `spec.domain.devices.disks` (then volumes without a disk).
     pub disks: Vec<Disk>,
+    /// Threads that serve disks, numbered from 1.
+    pub io_threads: u32,
+    /// The thread of the SCSI controller; `None`: QEMU's main loop.
+    pub scsi_io_thread: Option<u32>,
     /// NICs, in the order of `spec.domain.devices.interfaces`.
     pub interfaces: Vec<Interface>,
     /// virtio-rng.
@@ -123,8 +138,16 @@ pub struct Machine {
     pub panic_devices: Vec<String>,
     /// One queue per vCPU on virtio disks.
     pub block_multi_queue: bool,
+    /// One queue per vCPU on virtio NICs.
+    pub network_multi_queue: bool,
     /// Input devices.
     pub inputs: Vec<Input>,
+    /// Sound card.
+    pub sound: Option<Sound>,
+    /// An emulated TPM 2.0, new at each start.
+    pub tpm: bool,
+    /// Ports that a client's USB devices can be plugged into.
+    pub usb_redirection: bool,
     /// virtio models are the non-transitional ones unless this is set.
     pub virtio_transitional: bool,
     /// `spec.hostname` or the VMI's name made a DNS label.
@@ -143,6 +166,18 @@ pub struct Machine {
     pub access_credentials: Vec<AccessCredential>,
     /// Account of the pod; `None`: the namespace's default one, without its token.
     pub service_account: Option<ServiceAccount>,
+}
+
+impl Machine {
+    /// How many queues a NIC has, and therefore its tap: one per vCPU where that is wanted and the model can.
+    #[must_use]
+    pub fn network_queues(&self, interface: &Interface) -> u32 {
+        if self.network_multi_queue && interface.model == "virtio" {
+            self.cpu.vcpus().clamp(1, MAX_QUEUES)
+        } else {
+            1
+        }
+    }
 }
 
 /// SMBIOS strings that a cluster gives all its guests.
@@ -175,6 +210,15 @@ pub struct Chassis {
     pub version: Option<String>,
 }
 
+/// An ACPI table by which Windows finds its license.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcpiTable {
+    /// slic or msdm.
+    pub kind: &'static str,
+    /// Volume of the Secret whose key `<kind>.bin` is the table.
+    pub volume: String,
+}
+
 /// A timer of the guest, in libvirt's words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timer {
@@ -199,6 +243,15 @@ pub struct Watchdog {
     pub action: String,
 }
 
+/// A sound card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sound {
+    /// Name in the spec.
+    pub name: String,
+    /// ich9 or ac97.
+    pub model: String,
+}
+
 /// Processor topology and model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cpu {
@@ -214,6 +267,17 @@ pub struct Cpu {
     pub model: CpuModel,
     /// Features over the model: name and libvirt policy (force, require, optional, disable, forbid).
     pub features: Vec<(String, String)>,
+    /// CPUs of the node that are this guest's alone.
+    pub pinning: Option<Pinning>,
+}
+
+/// How a guest has CPUs of the node to itself: one for each vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinning {
+    /// One more, for what QEMU does beside running vCPUs.
+    pub isolate_emulator: bool,
+    /// The guest has NUMA nodes as its CPUs have.
+    pub host_numa: bool,
 }
 
 impl Cpu {
@@ -248,6 +312,8 @@ pub struct Memory {
     pub guest: u64,
     /// Ceiling of hotplug, if above `guest`.
     pub max_guest: Option<u64>,
+    /// Bytes of the huge pages that the guest's memory is made of.
+    pub huge_page: Option<u64>,
 }
 
 /// Firmware.
@@ -297,10 +363,34 @@ pub struct Disk {
     pub io: Option<String>,
     /// stop, ignore, report or enospace; default stop.
     pub error_policy: Option<String>,
+    /// Sizes that the guest sees; `None`: 512.
+    pub block_size: Option<BlockSize>,
+    /// Other machines may write to it at the same time.
+    pub shareable: bool,
+    /// A thread serves this disk and no other.
+    pub dedicated_io_thread: bool,
+    /// Threads that serve it; none: QEMU's main loop, or its controller's thread.
+    pub io_threads: Vec<u32>,
     /// PCI address, if chosen; virtio only.
     pub pci_address: Option<PciAddress>,
     /// Where its bytes come from.
     pub source: Source,
+}
+
+/// Block sizes of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockSize {
+    /// Those of the medium behind it.
+    MatchVolume,
+    /// Bytes.
+    Custom {
+        /// Least access.
+        logical: u32,
+        /// Unit of the medium.
+        physical: u32,
+        /// Least discard.
+        discard: Option<u32>,
+    },
 }
 
 /// `domain:bus:slot.function`.
@@ -433,6 +523,8 @@ pub struct Interface {
     pub ports: Vec<Port>,
     /// `pod.vmNetworkCIDR`, if given.
     pub vm_network_cidr: Option<String>,
+    /// What DHCP tells the guest beside its address.
+    pub dhcp: DhcpOptions,
 }
 
 /// How a NIC is bound.
@@ -442,6 +534,19 @@ pub enum Binding {
     Masquerade,
     /// The guest takes over the pod's address.
     Bridge,
+}
+
+/// What DHCP tells a guest beside its address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DhcpOptions {
+    /// Boot file (option 67).
+    pub boot_file: Option<String>,
+    /// TFTP server (option 66): a name or an address.
+    pub tftp_server: Option<String>,
+    /// Time servers (option 42).
+    pub ntp_servers: Vec<Ipv4Addr>,
+    /// Options 224 to 254, as text.
+    pub private: Vec<(u8, String)>,
 }
 
 /// A forwarded port.

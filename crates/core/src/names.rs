@@ -14,6 +14,8 @@ pub const VM_NAME_LABEL: &str = "vm.kubevirt.io/name";
 pub const VMI_ID_LABEL: &str = "vmi.kubevirt.io/id";
 /// Label of nodes that may run VMs.
 pub const SCHEDULABLE_LABEL: &str = "kubevirt.io/schedulable";
+/// Label of nodes whose kubelet can give CPUs to one container alone.
+pub const CPU_MANAGER_LABEL: &str = "kubevirt.io/cpumanager";
 /// Annotation of nodes: when the node agent was alive, as RFC 3339.
 pub const HEARTBEAT_ANNOTATION: &str = "kubevirt.io/heartbeat";
 /// Annotation of a pod: name of its VMI.

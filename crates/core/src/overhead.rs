@@ -6,6 +6,7 @@ use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::VirtualMachineInstanceSpec;
 
 use crate::config::ClusterConfig;
+use crate::defaults::binary;
 use crate::machine::{Architecture, Machine};
 
 const MI: u64 = 1 << 20;
@@ -36,18 +37,28 @@ const PAGE_TABLES: u64 = 512;
 /// One run of `virt-probe`. Measured: 4.2 MiB of its own; the rest of it is the executable, which all containers of the
 /// image share. Nothing stays between runs.
 const AGENT_PROBE: u64 = 5 * MI;
+/// swtpm, which plays the TPM.
+const TPM: u64 = 3 * MI;
+/// What QEMU and libvirtd need for moments, where nothing may be borrowed.
+const GUARANTEED: u64 = 100 * MI;
 /// Scratch files of every launcher.
 const EPHEMERAL_STORAGE: i128 = 50_000_000;
 
 /// Bytes that the compute container needs beside the guest's memory.
 #[must_use]
 pub fn memory_overhead(machine: &Machine, spec: &VirtualMachineInstanceSpec, config: &ClusterConfig) -> u64 {
-    let mut bytes = LAUNCHER + LIBVIRTD + QEMU + IO_THREAD;
+    let mut bytes = LAUNCHER + LIBVIRTD + QEMU + IO_THREAD * u64::from(machine.io_threads.max(1));
     bytes = bytes.saturating_add(machine.memory.guest / PAGE_TABLES);
     bytes = bytes.saturating_add(PER_VCPU * u64::from(machine.cpu.vcpus()));
     bytes = bytes.saturating_add(PER_DISK.saturating_mul(machine.disks.len() as u64));
     if machine.graphics {
         bytes += GRAPHICS;
+    }
+    if machine.tpm {
+        bytes += TPM;
+    }
+    if machine.cpu.pinning.is_some() {
+        bytes += GUARANTEED;
     }
     if machine.architecture == Architecture::Arm64 {
         bytes += ARM64;
@@ -100,7 +111,21 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
     let asked = requests.get("memory").or(limits.get("memory"));
     let asked = asked.and_then(|m| m.bytes().ok()).and_then(|b| u64::try_from(b).ok());
     let counted = if uncounted { 0 } else { overhead };
-    let request = asked.unwrap_or(guest).saturating_add(counted);
+    let mut request = asked.unwrap_or(guest);
+    if let Some(page) = machine.memory.huge_page {
+        // The guest's memory is not ordinary memory, and none of it can be overcommitted.
+        let held = machine.memory.guest;
+        request = request.saturating_sub(held);
+        let name = format!("hugepages-{}", binary(i64::try_from(page).unwrap_or(i64::MAX)));
+        for side in [&mut requests, &mut limits] {
+            side.insert(name.clone(), Quantity(held.to_string()));
+        }
+        if let Some(limit) = limits.get("memory").and_then(|m| m.bytes().ok()) {
+            let rest = limit.saturating_sub(i64::try_from(held).unwrap_or(i64::MAX)).max(0);
+            limits.insert("memory".to_owned(), Quantity(rest.to_string()));
+        }
+    }
+    let request = request.saturating_add(counted);
     requests.insert("memory".to_owned(), Quantity(request.to_string()));
     if let Some(limit) = limits.get("memory").and_then(|m| m.bytes().ok()) {
         let translations = if config.use_emulation { TRANSLATIONS } else { 0 };
@@ -109,10 +134,26 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
         limits.insert("memory".to_owned(), Quantity(limit.to_string()));
     }
 
+    let pool = spec
+        .domain
+        .io_threads
+        .as_ref()
+        .and_then(|t| t.supplemental_pool_thread_count);
+    let pool = pool.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
     requests.entry("cpu".to_owned()).or_insert_with(|| {
-        let millis = u64::from(machine.cpu.vcpus()) * 1000 / config.cpu_allocation_ratio.max(1);
+        let millis = (u64::from(machine.cpu.vcpus()) + pool) * 1000 / config.cpu_allocation_ratio.max(1);
         Quantity(format!("{}m", millis.max(1)))
     });
+
+    if let Some(pinning) = machine.cpu.pinning {
+        // The kubelet gives whole CPUs to pods that may have no more than they ask for.
+        let cpus = u64::from(machine.cpu.vcpus()) + pool + u64::from(pinning.isolate_emulator);
+        let memory = requests["memory"].clone();
+        for side in [&mut requests, &mut limits] {
+            side.insert("cpu".to_owned(), Quantity(cpus.to_string()));
+            side.insert("memory".to_owned(), memory.clone());
+        }
+    }
 
     let more = |quantity: Option<&Quantity>| {
         let bytes = quantity.and_then(|q| q.millis().ok()).unwrap_or_default() / 1000;
@@ -124,6 +165,16 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
         limits.insert(storage.to_owned(), more(limits.get(storage)));
     }
 
+    PodResources {
+        requests,
+        limits,
+        devices: devices(machine, config),
+        overhead,
+    }
+}
+
+/// Device plugins' resources of a machine.
+fn devices(machine: &Machine, config: &ClusterConfig) -> BTreeMap<String, Quantity> {
     let mut devices = BTreeMap::new();
     let mut device = |name: &str| {
         devices.insert(format!("devices.kubevirt.io/{name}"), Quantity("1".to_owned()));
@@ -137,12 +188,7 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
     if !machine.interfaces.is_empty() {
         device("tun");
     }
-    PodResources {
-        requests,
-        limits,
-        devices,
-        overhead,
-    }
+    devices
 }
 
 #[cfg(test)]

@@ -50,6 +50,9 @@ const VALID: &[(&str, &str)] = &[
     ("domain.clock.timer.rtc.tickPolicy", "catchup"),
     ("domain.clock.timer.rtc.track", "wall"),
     ("domain.cpu.features[0].policy", "disable"),
+    ("domain.devices.disks[0].blockSize.custom.discardGranularity", "8192"),
+    ("domain.devices.disks[0].blockSize.custom.logical", "4096"),
+    ("domain.devices.disks[0].blockSize.custom.physical", "8192"),
     ("domain.devices.disks[0].cache", "writeback"),
     ("domain.devices.disks[0].cdrom.bus", "scsi"),
     ("domain.devices.disks[0].cdrom.tray", "open"),
@@ -59,20 +62,29 @@ const VALID: &[(&str, &str)] = &[
     ("domain.devices.disks[0].io", "threads"),
     ("domain.devices.inputs[0].bus", "virtio"),
     ("domain.devices.inputs[0].type", "tablet"),
+    ("domain.devices.interfaces[0].dhcpOptions.ntpServers[0]", "10.0.0.1"),
+    (
+        "domain.devices.interfaces[0].dhcpOptions.privateOptions[0].option",
+        "240",
+    ),
     ("domain.devices.interfaces[0].macAddress", "02:00:00:00:00:01"),
     ("domain.devices.interfaces[0].model", "e1000"),
     ("domain.devices.interfaces[0].pciAddress", "0000:01:00.0"),
     ("domain.devices.interfaces[0].ports[0].protocol", "UDP"),
     ("domain.devices.interfaces[0].state", "down"),
     ("domain.devices.panicDevices[0].model", "isa"),
+    ("domain.devices.sound.model", "ac97"),
     ("domain.devices.video.type", "virtio"),
     ("domain.devices.watchdog.diag288.action", "poweroff"),
     ("domain.devices.watchdog.i6300esb.action", "poweroff"),
+    ("domain.features.hyperv.spinlocks.spinlocks", "8191"),
     ("domain.firmware.kernelBoot.container.initrdPath", "/initrd"),
     ("domain.firmware.kernelBoot.container.kernelPath", "/vmlinuz"),
     ("domain.firmware.uuid", "5d307ca9-b3ef-428c-8861-06e72d69f223"),
+    ("domain.ioThreadsPolicy", "shared"),
     ("domain.machine.type", "pc-q35-8.0"),
     ("domain.memory.guest", "256Mi"),
+    ("domain.memory.hugepages.pageSize", "2Mi"),
     ("domain.memory.maxGuest", "2Gi"),
     ("domain.rebootPolicy", "Terminate"),
     ("networks[0].pod.vmNetworkCIDR", "10.1.0.0/24"),
@@ -89,8 +101,40 @@ const VALID: &[(&str, &str)] = &[
 
 /// What must be there for a field to make sense, by the beginning of its path.
 const CONTEXT: &[(&str, &str)] = &[
+    (
+        "domain.cpu.isolateEmulatorThread",
+        "{domain: {cpu: {dedicatedCpuPlacement: true}}}",
+    ),
+    (
+        "domain.cpu.numa",
+        "{domain: {cpu: {dedicatedCpuPlacement: true}, memory: {hugepages: {pageSize: 2Mi}}}}",
+    ),
     ("domain.cpu.sockets", "{domain: {cpu: {maxSockets: 8}}}"),
+    (
+        "domain.devices.disks[0].blockSize.custom",
+        "{domain: {devices: {disks: [{name: v, disk: {bus: virtio}, blockSize: {custom: {logical: 512, physical: 4096}}}]}}}",
+    ),
+    (
+        "domain.devices.disks[0].shareable",
+        "{volumes: [{name: v, hostDisk: {type: Disk, path: /y.img}}]}",
+    ),
+    (
+        "domain.features.hyperv.synictimer",
+        "{domain: {clock: {timer: {hyperv: {}}}}}",
+    ),
+    (
+        "domain.features.hyperv.vendorid.enabled",
+        "{domain: {features: {hyperv: {vendorid: {vendorid: y}}}}}",
+    ),
+    (
+        "domain.ioThreads.",
+        "{domain: {ioThreadsPolicy: supplementalPool, ioThreads: {supplementalPoolThreadCount: 2}}}",
+    ),
     ("domain.devices.watchdog.diag288", "{architecture: s390x}"),
+    (
+        "domain.firmware.acpi.",
+        "{volumes: [{name: v, emptyDisk: {capacity: 1Gi}}, {name: x, secret: {secretName: s}}]}",
+    ),
     ("domain.firmware.bootloader.efi", "{domain: {features: {smm: {}}}}"),
     (
         "domain.devices.watchdog.name",
@@ -250,7 +294,7 @@ impl Schemas {
     fn least(&self, schema: &Value, path: &str) -> Value {
         let schema = self.resolve(schema);
         if let Some((_, value)) = VALID.iter().find(|(p, _)| *p == path) {
-            return json!(value);
+            return serde_yaml_ng::from_str(value).unwrap();
         }
         if let Some(value) = schema["enum"].as_array().and_then(|values| values.first()) {
             return value.clone();

@@ -1,12 +1,31 @@
 //! Machine type, firmware and how it boots.
 
-use ferrovirt_core::machine::{Architecture, Boot, Machine};
+use ferrovirt_core::machine::{AcpiTable, Architecture, Boot, Machine};
 
 use crate::facts::{Facts, MissingFact};
 use crate::xml::{Element, el};
 
 /// Time to connect and choose a boot device when a machine starts paused.
 const MENU_MILLIS: u32 = 10_000;
+
+fn acpi_tables(machine: &Machine, facts: &Facts) -> Result<Option<Element>, MissingFact> {
+    if machine.acpi_tables.is_empty() {
+        return Ok(None);
+    }
+    let tables: Result<Vec<Element>, MissingFact> = machine
+        .acpi_tables
+        .iter()
+        .map(|AcpiTable { kind, volume }| {
+            let missing = || MissingFact::AcpiTable {
+                kind,
+                volume: volume.clone(),
+            };
+            let file = facts.acpi_tables.get(kind).ok_or_else(missing)?;
+            Ok(el("table").attr("type", kind).text(file.display()))
+        })
+        .collect();
+    Ok(Some(el("acpi").children(tables?)))
+}
 
 pub(crate) fn os(machine: &Machine, facts: &Facts) -> Result<Element, MissingFact> {
     let kind = el("type")
@@ -45,6 +64,7 @@ pub(crate) fn os(machine: &Machine, facts: &Facts) -> Result<Element, MissingFac
         }
         os = os.children(boot.args.as_ref().map(|args| el("cmdline").text(args)));
     }
+    os = os.children(acpi_tables(machine, facts)?);
     if machine.start_paused {
         os = os.child(el("bootmenu").attr("enable", "yes").attr("timeout", MENU_MILLIS));
     }

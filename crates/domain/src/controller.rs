@@ -10,14 +10,16 @@ pub(crate) fn controllers(machine: &Machine) -> Vec<Element> {
     let has = |bus| machine.disks.iter().any(|disk| disk.bus == bus);
     let controller = |kind: &str| el("controller").attr("type", kind).attr("index", 0);
     // Without a word, libvirt adds a USB controller that costs a guest's kernel its polling.
-    let usb = has(Bus::Usb) || has_usb_input(machine);
+    let usb = has(Bus::Usb) || has_usb_input(machine) || machine.usb_redirection;
     let mut controllers = vec![controller("usb").attr("model", if usb { "qemu-xhci" } else { "none" })];
     if has(Bus::Scsi) {
         let model = match virtio(machine) {
             "virtio" => "virtio-scsi",
             model => model,
         };
-        controllers.push(controller("scsi").attr("model", model));
+        let thread = machine.scsi_io_thread;
+        let thread = thread.map(|thread| el("driver").attr("iothread", thread));
+        controllers.push(controller("scsi").attr("model", model).children(thread));
     }
     // For the guest agent's channel, which is always there.
     controllers.push(controller("virtio-serial").attr("model", virtio(machine)));

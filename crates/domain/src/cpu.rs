@@ -2,8 +2,9 @@
 
 use ferrovirt_core::machine::{Architecture, CpuModel, Machine};
 
-use crate::facts::Facts;
+use crate::facts::{Facts, MissingFact};
 use crate::memory::numa;
+use crate::pinning;
 use crate::xml::{Element, el};
 
 /// All vCPUs that can be plugged; those above the boot count are off.
@@ -26,7 +27,7 @@ pub(crate) fn vcpus(machine: &Machine) -> Vec<Element> {
     vec![count.attr("current", current).text(max), el("vcpus").children(list)]
 }
 
-pub(crate) fn cpu(machine: &Machine, facts: &Facts) -> Element {
+pub(crate) fn cpu(machine: &Machine, facts: &Facts) -> Result<Element, MissingFact> {
     let cpu = &machine.cpu;
     let host = |mode| el("cpu").attr("mode", mode).attr("check", "none");
     let mode = match &cpu.model {
@@ -46,7 +47,9 @@ pub(crate) fn cpu(machine: &Machine, facts: &Facts) -> Element {
         .attr("cores", cpu.cores)
         .attr("threads", cpu.threads);
     let features = cpu.features.iter();
-    mode.child(topology)
+    Ok(mode
+        .child(topology)
         .children(features.map(|(name, policy)| el("feature").attr("policy", policy).attr("name", name)))
         .children(numa(machine))
+        .children(pinning::numa(machine, facts)?))
 }

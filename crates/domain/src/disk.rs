@@ -1,10 +1,10 @@
 //! Disks and CD-ROMs.
 
-use ferrovirt_core::machine::{Bus, Disk, DiskDevice, Machine};
+use ferrovirt_core::machine::{BlockSize, Bus, Disk, DiskDevice, Machine};
 
 use crate::facts::{Backing, DiskFile, Facts, MissingFact};
 use crate::xml::{Element, el};
-use crate::{alias, pci_address, virtio};
+use crate::{alias, io_threads, pci_address, virtio};
 
 /// Name of the target device of each disk, in order: `vda`, `sda`, …
 #[must_use]
@@ -43,12 +43,13 @@ pub(crate) fn disks(machine: &Machine, facts: &Facts) -> Result<Vec<Element>, Mi
         .map(|(disk, target)| {
             let missing = || MissingFact::Disk(disk.name.clone());
             let file = facts.disks.get(&disk.name).ok_or_else(missing)?;
-            Ok(element(machine, disk, file, &target))
+            let block_io = block_io(disk, facts)?;
+            Ok(element(machine, disk, file, &target, block_io))
         })
         .collect()
 }
 
-fn element(machine: &Machine, disk: &Disk, file: &DiskFile, target: &str) -> Element {
+fn element(machine: &Machine, disk: &Disk, file: &DiskFile, target: &str, block_io: Option<Element>) -> Element {
     let (device, tray) = match disk.device {
         DiskDevice::Disk => ("disk", None),
         DiskDevice::Cdrom { open } => ("cdrom", Some(if open { "open" } else { "closed" })),
@@ -67,9 +68,13 @@ fn element(machine: &Machine, disk: &Disk, file: &DiskFile, target: &str) -> Ele
         .child(driver(machine, disk, file))
         .child(el("source").attr("file", file.path.display()))
         .child(backing(file.backing.as_ref()))
+        .children(block_io)
         .child(el("target").attr("dev", target).attr("bus", bus).attr_if("tray", tray));
     if disk.readonly {
         element = element.child(el("readonly"));
+    }
+    if disk.shareable {
+        element = element.child(el("shareable"));
     }
     element
         .children(disk.serial.as_ref().map(|serial| el("serial").text(serial)))
@@ -80,14 +85,37 @@ fn element(machine: &Machine, disk: &Disk, file: &DiskFile, target: &str) -> Ele
 
 fn driver(machine: &Machine, disk: &Disk, file: &DiskFile) -> Element {
     let queues = machine.block_multi_queue && disk.bus == Bus::Virtio;
-    el("driver")
+    let driver = el("driver")
         .attr("name", "qemu")
         .attr("type", file.format.name())
         .attr("cache", disk.cache.as_ref().unwrap_or(&file.cache))
         .attr("error_policy", disk.error_policy.as_deref().unwrap_or("stop"))
         .attr_if("io", disk.io.as_deref())
         .attr("discard", "unmap")
-        .attr_if("queues", queues.then(|| machine.cpu.vcpus()))
+        .attr_if("queues", queues.then(|| machine.cpu.vcpus()));
+    io_threads::driver(driver, &disk.io_threads)
+}
+
+fn block_io(disk: &Disk, facts: &Facts) -> Result<Option<Element>, MissingFact> {
+    let sizes = match disk.block_size {
+        None => return Ok(None),
+        Some(BlockSize::Custom {
+            logical,
+            physical,
+            discard,
+        }) => (logical, physical, discard),
+        Some(BlockSize::MatchVolume) => {
+            let size = facts.block_sizes.get(&disk.name);
+            let size = *size.ok_or_else(|| MissingFact::BlockSize(disk.name.clone()))?;
+            (size, size, Some(size))
+        }
+    };
+    let (logical, physical, discard) = sizes;
+    let element = el("blockio")
+        .attr("logical_block_size", logical)
+        .attr("physical_block_size", physical)
+        .attr_if("discard_granularity", discard);
+    Ok(Some(element))
 }
 
 /// The chain below the image, said in full: libvirt need not look into files to find it.

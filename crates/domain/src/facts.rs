@@ -24,16 +24,33 @@ pub struct Facts {
     pub kernel: Option<PathBuf>,
     /// Its initial RAM disk.
     pub initrd: Option<PathBuf>,
+    /// Files of ACPI tables by kind: slic, msdm.
+    pub acpi_tables: BTreeMap<&'static str, PathBuf>,
     /// UEFI firmware; needed when the machine boots by it.
     pub firmware: Option<FirmwareFiles>,
+    /// CPUs that are this machine's alone, those of one core side by side; empty where they are shared.
+    pub cpus: Vec<HostCpu>,
     /// Unix socket of serial0, made by QEMU.
     pub serial_socket: PathBuf,
     /// Everything that serial0 says is appended here, if the machine logs it.
     pub serial_log: PathBuf,
     /// Unix socket of VNC, made by QEMU.
     pub vnc_socket: PathBuf,
+    /// Unix sockets that clients' USB devices come through, made by QEMU.
+    pub usb_redirection_sockets: Vec<PathBuf>,
+    /// Bytes of the smallest efficient access to the image of each disk that matches its volume.
+    pub block_sizes: BTreeMap<String, u32>,
     /// Unix socket of the guest agent's channel, made by QEMU.
     pub agent_socket: PathBuf,
+}
+
+/// A CPU of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostCpu {
+    /// Number.
+    pub id: u32,
+    /// Its NUMA node.
+    pub node: u32,
 }
 
 /// The image behind a disk.
@@ -123,6 +140,25 @@ pub enum MissingFact {
     /// No image.
     #[error("disk \"{0}\" was not prepared: it has no image")]
     Disk(String),
+    /// Fewer CPUs than the machine has.
+    #[error("the machine needs {wanted} CPUs of its own, and has {given}")]
+    Cpus {
+        /// Needed.
+        wanted: usize,
+        /// There.
+        given: usize,
+    },
+    /// Nobody asked the image's file system.
+    #[error("the block size of disk \"{0}\" is not known")]
+    BlockSize(String),
+    /// A Secret has no such key.
+    #[error("the Secret of volume \"{volume}\" has no ACPI table under the key {kind}.bin")]
+    AcpiTable {
+        /// slic or msdm.
+        kind: &'static str,
+        /// Volume.
+        volume: String,
+    },
     /// No tap device.
     #[error("interface \"{0}\" was not prepared: it has no tap device")]
     Nic(String),

@@ -4,9 +4,10 @@ use ferrovirt_core::machine::{Architecture, Machine};
 use ferrovirt_core::overhead::TRANSLATIONS;
 
 use crate::Facts;
+use crate::hyperv::hyperv;
 use crate::xml::{Element, el};
 
-fn on_off(on: bool) -> &'static str {
+pub(crate) fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
@@ -18,6 +19,7 @@ pub(crate) fn features(machine: &Machine, facts: &Facts) -> Element {
     if machine.apic && machine.architecture == Architecture::Amd64 {
         features = features.child(el("apic").attr_if("eoi", machine.apic_eoi.map(on_off)));
     }
+    features = features.children(hyperv(machine, facts));
     if machine.kvm_hidden {
         features = features.child(el("kvm").child(el("hidden").attr("state", "on")));
     }

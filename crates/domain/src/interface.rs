@@ -18,6 +18,12 @@ pub(crate) fn interfaces(machine: &Machine, facts: &Facts) -> Result<Vec<Element
         .collect()
 }
 
+/// Queues of a NIC that has more than one; its tap must have been made for that.
+fn queues(machine: &Machine, interface: &Interface) -> Option<u32> {
+    let queues = machine.network_queues(interface);
+    (queues > 1).then_some(queues)
+}
+
 fn element(machine: &Machine, interface: &Interface, nic: &NicFact) -> Element {
     let model = match interface.model.as_str() {
         "virtio" => virtio(machine),
@@ -28,12 +34,14 @@ fn element(machine: &Machine, interface: &Interface, nic: &NicFact) -> Element {
         // An option ROM costs memory and boot time, and only network boot needs it.
         None => el("rom").attr("enabled", "no"),
     };
+    let queues = queues(machine, interface).map(|queues| el("driver").attr("queues", queues));
     let down = interface.link_down.then(|| el("link").attr("state", "down"));
     el("interface")
         .attr("type", "ethernet")
         .child(el("mac").attr("address", interface.mac.as_ref().unwrap_or(&nic.mac)))
         .child(el("target").attr("dev", &nic.tap).attr("managed", "no"))
         .child(el("model").attr("type", model))
+        .children(queues)
         .child(el("mtu").attr("size", nic.mtu))
         .children(down)
         .child(boot)

@@ -13,14 +13,20 @@ mod disk;
 mod facts;
 mod features;
 mod graphics;
+mod hyperv;
 mod input;
 mod interface;
+mod io_threads;
 mod lifecycle;
 mod memory;
 mod metadata;
 mod panic;
+mod pinning;
+mod redirection;
 mod rng;
+mod sound;
 mod sysinfo;
+mod tpm;
 mod video;
 mod watchdog;
 mod xml;
@@ -28,7 +34,7 @@ mod xml;
 use ferrovirt_core::machine::{Architecture, Machine};
 
 pub use disk::targets as disk_targets;
-pub use facts::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, MissingFact, NicFact};
+pub use facts::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, MissingFact, NicFact};
 pub use lifecycle::domain_name;
 use xml::{Element, el};
 
@@ -43,11 +49,15 @@ pub fn domain_xml(machine: &Machine, facts: &Facts) -> Result<String, MissingFac
         .child(el("uuid").text(machine.uuid))
         .child(metadata::metadata(machine, facts))
         .children(memory::memory(machine))
+        .children(memory::backing(machine))
         .children(cpu::vcpus(machine))
+        .children(io_threads::count(machine))
+        .children(pinning::tune(machine, facts)?)
+        .children(pinning::numa_tune(machine, facts)?)
         .children(sysinfo::sysinfo(machine))
         .child(boot::os(machine, facts)?)
         .child(features::features(machine, facts))
-        .child(cpu::cpu(machine, facts))
+        .child(cpu::cpu(machine, facts)?)
         .child(clock::clock(machine))
         .children(lifecycle::actions(machine))
         .child(devices(machine, facts)?);
@@ -65,6 +75,9 @@ fn devices(machine: &Machine, facts: &Facts) -> Result<Element, MissingFact> {
         .children(input::inputs(machine))
         .children(graphics::graphics(machine, facts))
         .children(video::video(machine))
+        .children(sound::sound(machine))
+        .children(tpm::tpm(machine))
+        .children(redirection::ports(machine, facts))
         .child(balloon::balloon(machine))
         .children(rng::rng(machine))
         .children(watchdog::watchdog(machine))

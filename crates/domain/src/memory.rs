@@ -4,7 +4,7 @@ use ferrovirt_core::machine::Machine;
 
 use crate::xml::{Element, el};
 
-/// virtio-mem plugs and unplugs blocks of this size.
+/// virtio-mem plugs and unplugs blocks of this size, or of a page if that is more.
 const BLOCK_MIB: u64 = 2;
 
 fn bytes(name: &'static str, bytes: u64) -> Element {
@@ -23,6 +23,17 @@ pub(crate) fn memory(machine: &Machine) -> Vec<Element> {
     }
 }
 
+/// What the guest's memory is made of. Huge pages come from a memory file: no mount, and the pod is charged for them.
+pub(crate) fn backing(machine: &Machine) -> Option<Element> {
+    let page = machine.memory.huge_page?;
+    let page = el("page").attr("size", page >> 10).attr("unit", "KiB");
+    Some(
+        el("memoryBacking")
+            .child(el("hugepages").child(page))
+            .child(el("source").attr("type", "memfd")),
+    )
+}
+
 /// The guest's one NUMA node, which memory hotplug needs.
 pub(crate) fn numa(machine: &Machine) -> Option<Element> {
     machine.memory.max_guest?;
@@ -38,10 +49,11 @@ pub(crate) fn numa(machine: &Machine) -> Option<Element> {
 /// The device that memory is plugged through; empty at boot.
 pub(crate) fn device(machine: &Machine) -> Option<Element> {
     let room = machine.memory.max_guest? - machine.memory.guest;
+    let block = BLOCK_MIB.max(machine.memory.huge_page.unwrap_or_default() >> 20);
     let target = el("target")
         .child(bytes("size", room))
         .child(el("node").text(0))
-        .child(el("block").attr("unit", "MiB").text(BLOCK_MIB))
+        .child(el("block").attr("unit", "MiB").text(block))
         .child(bytes("requested", 0));
     Some(el("memory").attr("model", "virtio-mem").child(target))
 }

@@ -5,6 +5,8 @@
 
 mod facts;
 
+use std::process::Command;
+
 use facts::facts;
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::machine::Machine;
@@ -13,6 +15,8 @@ use ferrovirt_domain::domain_xml;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -30,24 +34,40 @@ fn seed() -> Value {
         readinessProbe: {tcpSocket: {port: 22}, periodSeconds: 3}
         domain:
           chassis: {asset: A}
-          clock: {utc: {offsetSeconds: 3}, timer: {hpet: {present: false}, rtc: {tickPolicy: catchup}}}
+          clock: {utc: {offsetSeconds: 3}, timer: {hpet: {present: false}, rtc: {tickPolicy: catchup}, hyperv: {}}}
           cpu: {sockets: 2, cores: 2, threads: 1, maxSockets: 4, model: EPYC, features: [{name: vmx, policy: disable}]}
-          features: {acpi: {}, apic: {endOfInterrupt: true}, smm: {}, kvm: {hidden: true}}
+          features:
+            acpi: {}
+            apic: {endOfInterrupt: true}
+            smm: {}
+            kvm: {hidden: true}
+            hyperv:
+              relaxed: {}
+              spinlocks: {spinlocks: 8191}
+              synictimer: {direct: {}}
+              tlbflush: {direct: {}, extended: {enabled: false}}
+              vendorid: {vendorid: KVM Hv}
+          ioThreadsPolicy: supplementalPool
+          ioThreads: {supplementalPoolThreadCount: 3}
           firmware: {serial: s, bootloader: {efi: {}}}
           machine: {type: q35}
-          memory: {guest: 1Gi, maxGuest: 2Gi}
+          memory: {guest: 1Gi, maxGuest: 2Gi, hugepages: {pageSize: 2Mi}}
           resources: {requests: {cpu: 100m, memory: 1Gi}, limits: {memory: 2Gi}}
           devices:
             rng: {}
             blockMultiQueue: true
+            networkInterfaceMultiqueue: true
+            clientPassthrough: {}
+            sound: {name: card, model: ac97}
             inputs: [{name: tablet, type: tablet, bus: usb}]
             video: {type: vga}
             watchdog: {name: dog, i6300esb: {action: reset}}
             panicDevices: [{model: isa}]
             disks:
             - {name: root, bootOrder: 1, serial: S, cache: none, io: native, disk: {bus: virtio, pciAddress: '0000:01:00.0'}}
-            - {name: scratch, disk: {bus: scsi}}
-            - {name: host, disk: {bus: usb}}
+            - {name: scratch, blockSize: {custom: {logical: 512, physical: 4096, discardGranularity: 4096}}, disk: {bus: scsi}}
+            - {name: host, shareable: true, dedicatedIOThread: true, disk: {bus: virtio}}
+            - {name: usb, blockSize: {matchVolume: {}}, disk: {bus: usb}}
             - {name: seed, cdrom: {bus: sata, tray: closed}}
             interfaces: [{name: default, masquerade: {}, bootOrder: 2, macAddress: '02:00:00:00:00:01', acpiIndex: 3, ports: [{name: ssh, port: 22}]}]
         networks: [{name: default, pod: {vmNetworkCIDR: 10.1.0.0/24}}]
@@ -55,6 +75,7 @@ fn seed() -> Value {
         - {name: root, containerDisk: {image: 'r/i:1', path: /disk/x.img}}
         - {name: scratch, emptyDisk: {capacity: 1Gi}}
         - {name: host, hostDisk: {path: /data/x.img, type: DiskOrCreate, capacity: 1Gi}}
+        - {name: usb, emptyDisk: {capacity: 1Gi}}
         - {name: seed, cloudInitNoCloud: {userData: x, networkDataBase64: eA==}}
         ",
     )
@@ -241,4 +262,36 @@ proptest! {
             }
         }
     }
+}
+
+/// One run of the schema's reader for all of them: it takes longer to read the schema than a domain.
+#[test]
+fn libvirts_schema_accepts_what_we_accept() {
+    let mut runner = TestRunner::deterministic();
+    let strategy = prop::collection::vec(mutation(), 1..3);
+    let directory = tempfile::tempdir().unwrap();
+    let mut xmllint = Command::new("xmllint");
+    xmllint.args(["--noout", "--relaxng", "/usr/share/libvirt/schemas/domain.rng"]);
+    let mut accepted = 0;
+    for i in 0..1000 {
+        let mut spec = seed();
+        for mutation in strategy.new_tree(&mut runner).unwrap().current() {
+            mutate(&mut spec, &mutation);
+        }
+        let Some(vmi) = read(spec) else { continue };
+        let Ok(machine) = Machine::parse(&vmi, &ClusterConfig::standalone()) else {
+            continue;
+        };
+        let file = directory.path().join(format!("{i}.xml"));
+        std::fs::write(&file, domain_xml(&machine, &facts(&machine, true)).unwrap()).unwrap();
+        xmllint.arg(file);
+        accepted += 1;
+    }
+    assert!(accepted > 200, "{accepted}");
+    let output = xmllint
+        .output()
+        .expect("xmllint is installed (Debian package libxml2-utils)");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let errors: Vec<&str> = errors.lines().filter(|line| !line.ends_with(" validates")).collect();
+    assert!(output.status.success() && errors.is_empty(), "{}", errors.join("\n"));
 }

@@ -30,6 +30,8 @@ pub mod paths {
     pub const SERIAL_LOG: &str = "virt-serial0-log";
     /// VNC socket, below `<PRIVATE_DIR>/<vmi uid>/`.
     pub const VNC_SOCKET: &str = "virt-vnc";
+    /// Sockets of clients' USB devices, `<this><0..4>` below `<PRIVATE_DIR>/<vmi uid>/`.
+    pub const USB_REDIRECTION_SOCKET: &str = "virt-usbredir-";
     /// containerDisk image volumes are mounted at `disk_<index of the volume in spec.volumes>` below this.
     pub const IMAGE_VOLUME_DIR: &str = "/var/run/kubevirt-image-volume";
     /// Where a cluster has no image volumes: the volume whose `disk_<index>` virt-handler mounts the containerDisks

@@ -15,8 +15,8 @@ use tokio::io::unix::AsyncFd;
 const SO_PEERPIDFD: libc::c_int = 77;
 
 /// Creates (or adopts) the persistent tap device `name` in the calling thread's network namespace and lets
-/// `uid` and `gid` attach to it. Fails with `EBUSY` while somebody is attached.
-pub(crate) fn create_tap(name: &str, uid: u32, gid: u32) -> io::Result<()> {
+/// `uid` and `gid` attach to it, with several queues if `many_queues`. Fails with `EBUSY` while somebody is attached.
+pub(crate) fn create_tap(name: &str, uid: u32, gid: u32, many_queues: bool) -> io::Result<()> {
     let tun: File = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     if name.is_empty() || name.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
@@ -26,8 +26,9 @@ pub(crate) fn create_tap(name: &str, uid: u32, gid: u32) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR)
-        .map_err(|_| io::ErrorKind::InvalidInput)?;
+    let queues = if many_queues { libc::IFF_MULTI_QUEUE } else { 0 };
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(|_| io::ErrorKind::InvalidInput)?;
     let fd = tun.as_raw_fd();
     // SAFETY: fd is open, and request outlives the call, which reads and writes one ifreq.
     check(unsafe { libc::ioctl(fd, libc::TUNSETIFF, &raw mut request) })?;

@@ -184,12 +184,30 @@ fn nic(binding: Binding, ports: &[u16]) -> WantedNic {
         chosen_mac: None,
         ports: ports.iter().map(|&port| Port { port, udp: false }).collect(),
         cidr: None,
+        many_queues: false,
         seed: "ns/vm/default".into(),
     }
 }
 
 fn address(text: &str) -> Option<IpAddr> {
     Some(text.parse().unwrap())
+}
+
+/// Shows `spec.domain.devices.networkInterfaceMultiqueue`.
+#[tokio::test]
+async fn taps_have_the_queues_that_are_wanted() {
+    for many_queues in [false, true] {
+        let site = Site::new();
+        let nic = WantedNic {
+            many_queues,
+            ..nic(Binding::Bridge, &[])
+        };
+        site.prepare(&nic).await;
+        // Again, as after a restart: what is there is found.
+        site.prepare(&nic).await;
+        let tap = site.pod.ip("-d link show tap0");
+        assert_eq!(tap.contains("multi_queue numqueues"), many_queues, "{tap}");
+    }
 }
 
 #[tokio::test]

@@ -144,6 +144,11 @@ impl Layout {
         self.below("/dev/termination-log")
     }
 
+    /// An ACPI table in the Secret of a volume.
+    pub fn acpi_table(&self, volume: &str, kind: &str) -> PathBuf {
+        self.below(paths::SECRET_DIR).join(volume).join(format!("{kind}.bin"))
+    }
+
     /// Unix socket of serial0.
     pub fn serial_socket(&self) -> PathBuf {
         self.guest_sockets().join(paths::SERIAL_SOCKET)
@@ -157,6 +162,15 @@ impl Layout {
     /// Unix socket of VNC.
     pub fn vnc_socket(&self) -> PathBuf {
         self.guest_sockets().join(paths::VNC_SOCKET)
+    }
+
+    /// Unix sockets of clients' USB devices: as many as a guest has ports for them.
+    pub fn usb_redirection_sockets(&self) -> Vec<PathBuf> {
+        let socket = |i| {
+            self.guest_sockets()
+                .join(format!("{}{i}", paths::USB_REDIRECTION_SOCKET))
+        };
+        (0..4).map(socket).collect()
     }
 
     /// Unix socket of the guest agent's channel; only libvirtd uses it.

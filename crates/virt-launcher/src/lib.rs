@@ -14,6 +14,7 @@ mod agent;
 mod args;
 mod capabilities;
 mod children;
+mod cpus;
 mod credentials;
 mod dhcp;
 mod disks;

@@ -116,6 +116,8 @@ impl Libvirtd {
             .env("XDG_CONFIG_HOME", &self.private)
             .env("LISTEN_FDS", "1")
             .env("LISTEN_FDNAMES", "libvirtd.socket")
+            // The set-up of a TPM has temporary files, and the root directory is read-only.
+            .env("TMPDIR", &self.private)
             // One arena and early trimming: libvirtd's heap is small, its threads are many.
             .env("MALLOC_ARENA_MAX", "1")
             .env("MALLOC_TRIM_THRESHOLD_", "65536")

@@ -1,5 +1,6 @@
 //! From the wire's VMI to the domain's XML, by the rules that admission uses, too.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ferrovirt_api::v1::VirtualMachineInstance;
@@ -9,6 +10,7 @@ use ferrovirt_core::machine::{Boot, Machine};
 use ferrovirt_domain::{Facts, FirmwareFiles, MissingFact, NicFact};
 use ferrovirt_protocol::launcher::NodeFacts;
 
+use crate::cpus;
 use crate::disks::{KernelFiles, Prepared};
 use crate::layout::Layout;
 
@@ -29,6 +31,12 @@ pub fn domain_xml(
     layout: &Layout,
 ) -> Result<String, MissingFact> {
     ferrovirt_domain::domain_xml(machine, &facts(machine, node, disks, kernel, layout))
+}
+
+/// What the file system of a disk's image likes to be asked for.
+fn block_size(disk: &Prepared) -> Option<(String, u32)> {
+    let size = std::fs::metadata(&disk.file.path).ok()?.blksize();
+    Some((disk.name.clone(), u32::try_from(size).ok()?))
 }
 
 fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: KernelFiles, layout: &Layout) -> Facts {
@@ -61,10 +69,23 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
         nics: node.nics.iter().map(nic).collect(),
         kernel: kernel.kernel,
         initrd: kernel.initrd,
+        acpi_tables: machine
+            .acpi_tables
+            .iter()
+            .map(|table| (table.kind, layout.acpi_table(&table.volume, table.kind)))
+            .filter(|(_, file)| file.exists())
+            .collect(),
         firmware,
+        cpus: if machine.cpu.pinning.is_some() {
+            cpus::own()
+        } else {
+            Vec::new()
+        },
         serial_socket: layout.serial_socket(),
         serial_log: layout.serial_log(),
         vnc_socket: layout.vnc_socket(),
+        usb_redirection_sockets: layout.usb_redirection_sockets(),
+        block_sizes: disks.iter().filter_map(block_size).collect(),
         agent_socket: layout.agent_socket(),
     }
 }

@@ -149,6 +149,19 @@ const VIRTUALIZATION: DebianLayer = DebianLayer {
                 "usr/share/seabios/vgabios*.bin",
             ],
         },
+        // An emulated TPM; libvirt makes its certificates with certtool.
+        Files {
+            package: "gnutls-bin",
+            keep: &["usr/bin/certtool"],
+        },
+        Files {
+            package: "swtpm",
+            keep: &["usr/bin/swtpm"],
+        },
+        Files {
+            package: "swtpm-tools",
+            keep: &["usr/bin/swtpm_cert", "usr/bin/swtpm_localca", "usr/bin/swtpm_setup"],
+        },
         // QEMU's clock for `clock.timezone`.
         Files {
             package: "tzdata",

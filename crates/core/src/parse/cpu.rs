@@ -27,15 +27,7 @@ impl Cx<'_> {
             threads,
         } = cpu.unwrap_or(&default);
         let dedicated = on(*dedicated_cpu_placement);
-        self.causes.none_of(
-            path,
-            &[
-                ("dedicatedCpuPlacement", dedicated),
-                ("isolateEmulatorThread", on(*isolate_emulator_thread)),
-                ("numa", numa.is_some()),
-                ("realtime", realtime.is_some()),
-            ],
-        );
+        self.causes.none_of(path, &[("realtime", realtime.is_some())]);
         self.dedicated_only(dedicated, on(*isolate_emulator_thread), path, "isolateEmulatorThread");
         self.dedicated_only(dedicated, numa.is_some(), path, "numa");
         self.dedicated_only(dedicated, realtime.is_some(), path, "realtime");
@@ -70,6 +62,7 @@ impl Cx<'_> {
             max_sockets: max_sockets.min(MAX_VCPUS / per_socket.max(1)).max(sockets),
             model: self.cpu_model(model.as_deref(), &path.child("model")),
             features: self.cpu_features(features, &path.child("features")),
+            pinning: None,
         }
     }
 

@@ -1,13 +1,13 @@
 //! `spec.domain.devices`, but for disks and interfaces.
 
 use ferrovirt_api::v1::{
-    Devices, Diag288Watchdog, I6300ESBWatchdog, Input as WireInput, PanicDevice, TPMDevice, VideoDevice,
+    Devices, Diag288Watchdog, I6300ESBWatchdog, Input as WireInput, PanicDevice, SoundDevice, TPMDevice, VideoDevice,
     Watchdog as WireWatchdog,
 };
 
 use super::{Cx, on, text};
 use crate::cause::FieldPath;
-use crate::machine::{Architecture, Input, Machine, Watchdog};
+use crate::machine::{Architecture, Input, Machine, Sound, Watchdog};
 
 impl Cx<'_> {
     pub(super) fn devices(&mut self, devices: &Devices, machine: &mut Machine, path: &FieldPath) {
@@ -41,21 +41,14 @@ impl Cx<'_> {
             video,
             watchdog,
         } = devices;
-        let tpm_wanted = tpm
-            .as_ref()
-            .is_some_and(|TPMDevice { enabled, persistent }| enabled.unwrap_or(true) || on(*persistent));
         self.causes.none_of(
             path,
             &[
                 ("autoattachVSOCK", on(*autoattach_vsock)),
-                ("clientPassthrough", client_passthrough.is_some()),
                 ("downwardMetrics", downward_metrics.is_some()),
                 ("filesystems", !filesystems.is_empty()),
                 ("gpus", !gpus.is_empty()),
                 ("hostDevices", !host_devices.is_empty()),
-                ("networkInterfaceMultiqueue", on(*network_interface_multiqueue)),
-                ("sound", sound.is_some()),
-                ("tpm", tpm_wanted),
             ],
         );
         machine.graphics = autoattach_graphics_device.unwrap_or(true);
@@ -64,7 +57,15 @@ impl Cx<'_> {
         machine.log_serial_console =
             machine.serial_console && log_serial_console.unwrap_or(!self.config.disable_serial_console_log);
         machine.block_multi_queue = on(*block_multi_queue);
+        machine.network_multi_queue = on(*network_interface_multiqueue);
         machine.rng = rng.is_some();
+        machine.sound = self.sound(sound.as_ref(), &path.child("sound"));
+        machine.tpm = self.tpm(tpm.as_ref(), &path.child("tpm"));
+        machine.usb_redirection = client_passthrough.is_some();
+        if machine.usb_redirection && self.architecture == Architecture::S390x {
+            let field = path.child("clientPassthrough");
+            self.causes.not_supported(&field, "s390x has no USB");
+        }
         machine.virtio_transitional = on(*use_virtio_transitional);
         machine.inputs = self.inputs(inputs, &path.child("inputs"));
         machine.panic_devices = self.panic_devices(panic_devices, &path.child("panicDevices"));
@@ -117,6 +118,32 @@ impl Cx<'_> {
             models.push(model.to_owned());
         }
         models
+    }
+
+    fn tpm(&mut self, tpm: Option<&TPMDevice>, path: &FieldPath) -> bool {
+        let Some(TPMDevice { enabled, persistent }) = tpm else {
+            return false;
+        };
+        self.causes.none_of(path, &[("persistent", on(*persistent))]);
+        let enabled = enabled.unwrap_or(true);
+        if enabled && self.architecture == Architecture::S390x {
+            self.causes.not_supported(path, "s390x has no TPM");
+        }
+        enabled
+    }
+
+    fn sound(&mut self, sound: Option<&SoundDevice>, path: &FieldPath) -> Option<Sound> {
+        let SoundDevice { model, name } = sound?;
+        self.device_name(name, &path.child("name"));
+        let model = model.as_deref().filter(|m| !m.is_empty()).unwrap_or("ich9");
+        self.causes.one_of(&path.child("model"), model, &["ac97", "ich9"]);
+        if self.architecture == Architecture::S390x {
+            self.causes.not_supported(path, "s390x has no sound cards");
+        }
+        Some(Sound {
+            name: name.clone(),
+            model: model.to_owned(),
+        })
     }
 
     fn video(&mut self, video: Option<&VideoDevice>, graphics: bool, path: &FieldPath) -> Option<String> {

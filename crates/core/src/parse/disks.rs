@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use ferrovirt_api::v1::{CDRomTarget, Devices, Disk as WireDisk, DiskTarget, LunTarget, Volume};
+use ferrovirt_api::v1::{
+    BlockSize as WireBlockSize, CDRomTarget, CustomBlockSize, Devices, Disk as WireDisk, DiskTarget, LunTarget, Volume,
+};
 
 use super::{Cx, on, text};
 use crate::cause::FieldPath;
-use crate::machine::{Bus, Disk, DiskDevice, Interface, PciAddress, Source};
+use crate::machine::{BlockSize, Bus, Disk, DiskDevice, Interface, PciAddress, Source};
 
 const CACHES: [&str; 3] = ["none", "writethrough", "writeback"];
+/// Least and largest block size.
+const BLOCK_SIZES: std::ops::RangeInclusive<i32> = 512..=2 << 20;
 const ERROR_POLICIES: [&str; 4] = ["stop", "ignore", "report", "enospace"];
 
 /// What disk, cdrom or lun say about the device.
@@ -17,6 +21,7 @@ struct Target {
     bus: Bus,
     readonly: bool,
     pci_address: Option<PciAddress>,
+    block_size: Option<BlockSize>,
 }
 
 impl Cx<'_> {
@@ -49,7 +54,14 @@ impl Cx<'_> {
             let (Some(volume_index), Some(source), Some(target)) = (volume_index, source, target) else {
                 continue;
             };
-            parsed.push(join(disk, target, volume_index, source));
+            let disk = join(disk, target, volume_index, source);
+            if disk.shareable && !matches!(disk.source, Source::HostDisk { .. }) {
+                self.causes.invalid(
+                    &path.child("shareable"),
+                    "a disk that is made for one machine cannot be shared; share a hostDisk",
+                );
+            }
+            parsed.push(disk);
         }
         parsed
     }
@@ -75,10 +87,7 @@ impl Cx<'_> {
         self.causes.none_of(
             path,
             &[
-                ("blockSize", block_size.is_some()),
                 ("changedBlockTracking", on(*changed_block_tracking)),
-                ("dedicatedIOThread", on(*dedicated_io_thread)),
-                ("shareable", on(*shareable)),
                 ("tag", tag.is_some()),
             ],
         );
@@ -96,6 +105,10 @@ impl Cx<'_> {
                 self.causes.invalid(&path.child("io"), "native I/O needs cache none");
             }
         }
+        if on(*shareable) && set(cache).is_some_and(|c| c != "none") {
+            self.causes
+                .invalid(&path.child("cache"), "a shareable disk needs cache none");
+        }
         if let Some(policy) = set(error_policy) {
             self.causes.one_of(&path.child("errorPolicy"), &policy, &ERROR_POLICIES);
         }
@@ -104,7 +117,9 @@ impl Cx<'_> {
             self.causes.invalid(path, "disk, cdrom and lun exclude each other");
             return None;
         }
-        match (hard_disk, cdrom, lun) {
+        let block_size = block_size.as_ref();
+        let block_size = block_size.and_then(|b| self.block_size(b, &path.child("blockSize")));
+        let target = match (hard_disk, cdrom, lun) {
             (Some(target), _, _) => self.hard_disk(target, &path.child("disk")),
             (_, Some(target), _) => self.cdrom(target, &path.child("cdrom")),
             (_, _, Some(target)) => {
@@ -112,7 +127,57 @@ impl Cx<'_> {
                 None
             }
             (None, None, None) => None,
+        }?;
+        if on(*dedicated_io_thread) && target.bus != Bus::Virtio {
+            self.causes.invalid(
+                &path.child("dedicatedIOThread"),
+                "only virtio disks have an I/O thread of their own",
+            );
         }
+        Some(Target { block_size, ..target })
+    }
+
+    fn block_size(&mut self, sizes: &WireBlockSize, path: &FieldPath) -> Option<BlockSize> {
+        let WireBlockSize { custom, match_volume } = sizes;
+        let matching = match_volume.as_ref().is_some_and(|m| m.enabled.unwrap_or(true));
+        let Some(CustomBlockSize {
+            discard_granularity,
+            logical,
+            physical,
+        }) = custom
+        else {
+            return matching.then_some(BlockSize::MatchVolume);
+        };
+        if matching {
+            self.causes.invalid(path, "custom and matchVolume exclude each other");
+        }
+        let path = path.child("custom");
+        let mut size = |name: &str, size: i32| {
+            if !BLOCK_SIZES.contains(&size) || size.count_ones() != 1 {
+                let field = path.child(name);
+                let message = format!("{size} is not a power of two from 512 to {}", BLOCK_SIZES.end());
+                self.causes.invalid(&field, message);
+            }
+            u32::try_from(size).unwrap_or_default()
+        };
+        let logical = size("logical", logical.unwrap_or_default());
+        let physical = size("physical", physical.unwrap_or_default());
+        let discard = discard_granularity.map(|d| u32::try_from(d).unwrap_or_default());
+        if logical > physical {
+            self.causes
+                .invalid(&path.child("logical"), "logical is more than physical");
+        }
+        if discard.is_some_and(|d| logical == 0 || d == 0 || !d.is_multiple_of(logical)) {
+            self.causes.invalid(
+                &path.child("discardGranularity"),
+                "the granularity of discards is a multiple of logical",
+            );
+        }
+        Some(BlockSize::Custom {
+            logical,
+            physical,
+            discard,
+        })
     }
 
     fn hard_disk(&mut self, target: &DiskTarget, path: &FieldPath) -> Option<Target> {
@@ -142,6 +207,7 @@ impl Cx<'_> {
             bus,
             readonly,
             pci_address: parsed,
+            block_size: None,
         })
     }
 
@@ -152,15 +218,15 @@ impl Cx<'_> {
             self.causes
                 .invalid(&path.child("bus"), "virtio has no CD-ROM; use sata, scsi or usb");
         }
-        self.causes.none_of(path, &[("readonly", *readonly == Some(false))]);
         let tray = tray.as_deref().filter(|t| !t.is_empty()).unwrap_or("closed");
         self.causes.one_of(&path.child("tray"), tray, &["open", "closed"]);
         let device = DiskDevice::Cdrom { open: tray == "open" };
         Some(Target {
             device,
             bus,
-            readonly: true,
+            readonly: readonly.unwrap_or(true),
             pci_address: None,
+            block_size: None,
         })
     }
 
@@ -246,9 +312,14 @@ fn join(disk: &WireDisk, target: Target, volume_index: usize, source: Source) ->
         readonly: target.readonly,
         serial: set(&disk.serial),
         boot_order: boot_order(disk.boot_order),
-        cache: set(&disk.cache),
+        // What a host's cache holds back, the other machines would not see.
+        cache: set(&disk.cache).or_else(|| on(disk.shareable).then(|| "none".to_owned())),
         io: set(&disk.io),
         error_policy: set(&disk.error_policy),
+        block_size: target.block_size,
+        shareable: on(disk.shareable),
+        dedicated_io_thread: on(disk.dedicated_io_thread),
+        io_threads: Vec::new(),
         pci_address: target.pci_address,
         source,
     }

@@ -1,19 +1,20 @@
 //! `spec.domain.firmware`, `features`, `clock` and `chassis`.
 
 use ferrovirt_api::v1::{
-    BIOS, Bootloader, Chassis as WireChassis, Clock as WireClock, ClockOffsetUTC, EFI, FeatureAPIC, FeatureKVM,
-    FeatureState, Features, Firmware, HPETTimer, HypervTimer, KVMTimer, PITTimer, RTCTimer, Timer as WireTimer,
+    ACPI, BIOS, Bootloader, Chassis as WireChassis, Clock as WireClock, ClockOffsetUTC, EFI, FeatureAPIC, FeatureKVM,
+    FeatureState, Features, Firmware, HPETTimer, HypervTimer, KVMTimer, PITTimer, RTCTimer, Timer as WireTimer, Volume,
 };
 use uuid::Uuid;
 
 use super::{Cx, on, text};
 use crate::cause::FieldPath;
-use crate::machine::{Architecture, Boot, Chassis, Clock, Machine, Timer};
+use crate::machine::{AcpiTable, Architecture, Boot, Chassis, Clock, Machine, Timer};
 
 impl Cx<'_> {
     pub(super) fn firmware(&mut self, firmware: Option<&Firmware>, machine: &mut Machine, path: &FieldPath) {
         let Some(Firmware {
-            acpi,
+            // Its volumes are not known yet.
+            acpi: _,
             bootloader,
             kernel_boot,
             serial,
@@ -23,7 +24,6 @@ impl Cx<'_> {
             return;
         };
         let path = &path.child("firmware");
-        self.causes.none_of(path, &[("acpi", acpi.is_some())]);
         machine.kernel_boot = kernel_boot.as_ref().and_then(|boot| self.kernel_boot(boot, path));
         if let Some(uuid) = uuid.as_deref().filter(|u| !u.is_empty()) {
             match Uuid::try_parse(uuid) {
@@ -42,6 +42,48 @@ impl Cx<'_> {
         if matches!(machine.boot, Boot::Efi { .. }) && !machine.acpi {
             self.causes.invalid(&path.child("efi"), "efi needs features.acpi");
         }
+    }
+
+    pub(super) fn acpi_tables(
+        &mut self,
+        firmware: Option<&Firmware>,
+        volumes: &[Volume],
+        acpi: bool,
+        path: &FieldPath,
+    ) -> Vec<AcpiTable> {
+        let Some(ACPI {
+            msdm_name_ref,
+            slic_name_ref,
+        }) = firmware.and_then(|firmware| firmware.acpi.as_ref())
+        else {
+            return Vec::new();
+        };
+        let path = path.child("domain.firmware.acpi");
+        if !acpi {
+            self.causes.invalid(&path, "ACPI tables need features.acpi");
+        }
+        if self.architecture != Architecture::Amd64 {
+            self.causes
+                .not_supported(&path, "only Windows on amd64 looks for these tables");
+        }
+        let tables = [
+            ("slic", "slicNameRef", slic_name_ref),
+            ("msdm", "msdmNameRef", msdm_name_ref),
+        ];
+        let mut parsed = Vec::new();
+        for (kind, field, volume) in tables {
+            let Some(volume) = volume.clone().filter(|v| !v.is_empty()) else {
+                continue;
+            };
+            if !volumes.iter().any(|v| v.name == volume && v.secret.is_some()) {
+                self.causes.invalid(
+                    &path.child(field),
+                    format!("there is no volume \"{volume}\" of a Secret"),
+                );
+            }
+            parsed.push(AcpiTable { kind, volume });
+        }
+        parsed
     }
 
     fn boot(&mut self, bootloader: Option<&Bootloader>, smm: bool, path: &FieldPath) -> Boot {
@@ -90,30 +132,27 @@ impl Cx<'_> {
         }
     }
 
-    pub(super) fn features(&mut self, features: Option<&Features>, machine: &mut Machine, path: &FieldPath) {
-        let Some(Features {
+    pub(super) fn features(
+        &mut self,
+        features: Option<&Features>,
+        clock: Option<&WireClock>,
+        machine: &mut Machine,
+        path: &FieldPath,
+    ) {
+        let Some(features) = features else { return };
+        let path = &path.child("features");
+        let hyperv_clock = clock.and_then(|c| c.timer.as_ref()?.hyperv.as_ref());
+        let hyperv_clock = hyperv_clock.is_some_and(|HypervTimer { present }| present.unwrap_or(true));
+        machine.hyperv = self.hyperv(features, hyperv_clock, path);
+        let Features {
             acpi,
             apic,
-            hyperv,
-            hyperv_passthrough,
+            hyperv: _,
+            hyperv_passthrough: _,
             kvm,
             pvspinlock,
             smm,
-        }) = features
-        else {
-            return;
-        };
-        let path = &path.child("features");
-        self.causes.none_of(
-            path,
-            &[
-                ("hyperv", hyperv.is_some()),
-                (
-                    "hypervPassthrough",
-                    hyperv_passthrough.as_ref().is_some_and(|p| p.enabled != Some(false)),
-                ),
-            ],
-        );
+        } = features;
         let enabled = |state: &FeatureState| state.enabled.unwrap_or(true);
         machine.acpi = acpi.as_ref().is_none_or(enabled);
         if let Some(FeatureAPIC {

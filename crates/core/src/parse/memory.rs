@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ferrovirt_api::Quantity;
-use ferrovirt_api::v1::{Memory as WireMemory, ReservedOverhead, ResourceRequirements};
+use ferrovirt_api::v1::{Hugepages, Memory as WireMemory, ReservedOverhead, ResourceRequirements};
 
 use super::Cx;
 use crate::cause::FieldPath;
@@ -28,7 +28,6 @@ impl Cx<'_> {
             reserved_overhead,
         } = memory.unwrap_or(&default);
         let field = path.child("memory");
-        self.causes.none_of(&field, &[("hugepages", hugepages.is_some())]);
         self.reserved_overhead(reserved_overhead.as_ref(), &field);
         let limit = self.resources(resources, path);
 
@@ -40,12 +39,14 @@ impl Cx<'_> {
             return Memory {
                 guest: 0,
                 max_guest: None,
+                huge_page: None,
             };
         };
         let Some(guest) = self.bytes(guest, &field.child("guest")) else {
             return Memory {
                 guest: 0,
                 max_guest: None,
+                huge_page: None,
             };
         };
         if guest < LEAST {
@@ -64,7 +65,38 @@ impl Cx<'_> {
         Memory {
             guest: u64::try_from(guest).unwrap_or_default(),
             max_guest,
+            huge_page: self.huge_page(hugepages.as_ref(), guest, max_guest, &field),
         }
+    }
+
+    fn huge_page(
+        &mut self,
+        pages: Option<&Hugepages>,
+        guest: i64,
+        max_guest: Option<u64>,
+        path: &FieldPath,
+    ) -> Option<u64> {
+        let Hugepages { page_size } = pages?;
+        let field = path.child("hugepages.pageSize");
+        let Some(size) = page_size.as_deref().filter(|s| !s.is_empty()) else {
+            self.causes.required(&field, "huge pages need a size, such as 2Mi");
+            return None;
+        };
+        let page = self.bytes(&Quantity(size.to_owned()), &field)?;
+        let page = u64::try_from(page).ok().filter(|p| p.is_power_of_two() && *p >= 4096);
+        let Some(page) = page else {
+            self.causes.invalid(
+                &field,
+                format!("\"{size}\" is not the size of a page, such as 2Mi or 1Gi"),
+            );
+            return None;
+        };
+        let whole = |bytes: u64| bytes >= page && bytes.is_multiple_of(page);
+        if !whole(u64::try_from(guest).unwrap_or_default()) || !max_guest.is_none_or(whole) {
+            self.causes
+                .invalid(&field, format!("the guest's memory is not a multiple of {size}"));
+        }
+        Some(page)
     }
 
     fn max_guest(&mut self, guest: i64, max: Option<&Quantity>, field: &FieldPath) -> Option<u64> {

@@ -6,12 +6,16 @@
 mod cpu;
 mod credentials;
 mod devices;
+mod dhcp;
 mod disks;
 mod files;
 mod firmware;
+mod hyperv;
+mod io_threads;
 mod kernel_boot;
 mod memory;
 mod networks;
+mod pinning;
 mod pod;
 mod text;
 mod volumes;
@@ -23,6 +27,7 @@ use crate::machine::{Architecture, Boot, Clock, Machine};
 use crate::names::firmware_uuid;
 use ferrovirt_api::v1::{DomainSpec, Machine as WireMachine, VirtualMachineInstance, VirtualMachineInstanceSpec};
 
+pub(crate) use hyperv::REQUIREMENTS as HYPERV_REQUIREMENTS;
 pub(crate) use text::{is_dns_label, is_dns_subdomain};
 
 /// Grace period of a VMI that names none.
@@ -102,7 +107,7 @@ impl Cx<'_> {
             subdomain,
             termination_grace_period_seconds,
             tolerations: _,
-            topology_spread_constraints: _,
+            topology_spread_constraints,
             utility_volumes,
             volumes,
         } = spec;
@@ -118,7 +123,14 @@ impl Cx<'_> {
         let sources = self.volumes(volumes, path);
         machine.access_credentials = self.access_credentials(access_credentials, &sources, path);
         machine.service_account = self.service_account(service_account_name.as_deref(), volumes, path);
+        machine.acpi_tables = self.acpi_tables(domain.firmware.as_ref(), volumes, machine.acpi, path);
         machine.disks = self.disks(&domain.devices.disks, volumes, &sources, path);
+        self.io_threads(
+            domain.io_threads_policy.as_deref(),
+            domain.io_threads.as_ref(),
+            &mut machine,
+            &path.child("domain"),
+        );
         machine.interfaces = self.interfaces(&domain.devices.interfaces, networks, path);
         self.boot_orders(&domain.devices, path);
         if let Some(address) = disks::taken_twice(&machine.disks, &machine.interfaces) {
@@ -127,6 +139,7 @@ impl Cx<'_> {
                 .duplicate(&field, format!("two devices ask for PCI address {address}"));
         }
         self.hostname(own_hostname.as_deref(), subdomain.as_deref(), path);
+        self.topology_spread(topology_spread_constraints, path);
         self.dns(dns_policy.as_deref(), dns_config.as_ref(), path);
         self.eviction_strategy(eviction_strategy.as_deref(), path);
         self.probe(readiness_probe.as_ref(), networks, &path.child("readinessProbe"));
@@ -166,22 +179,17 @@ impl Cx<'_> {
             devices,
             features,
             firmware,
-            io_threads,
-            io_threads_policy,
+            // They are counted when the disks are known.
+            io_threads: _,
+            io_threads_policy: _,
             launch_security,
             machine,
             memory,
             reboot_policy,
             resources,
         } = domain;
-        self.causes.none_of(
-            path,
-            &[
-                ("ioThreads", io_threads.is_some()),
-                ("ioThreadsPolicy", io_threads_policy.is_some()),
-                ("launchSecurity", launch_security.is_some()),
-            ],
-        );
+        self.causes
+            .none_of(path, &[("launchSecurity", launch_security.is_some())]);
         let mut parsed = Machine {
             architecture: self.architecture,
             machine_type: self.machine_type(machine.as_ref(), path),
@@ -193,14 +201,18 @@ impl Cx<'_> {
             memory: self.memory(memory.as_ref(), resources.as_ref(), path),
             boot: Boot::Bios { use_serial: false },
             acpi: true,
+            acpi_tables: Vec::new(),
             apic: true,
             apic_eoi: None,
             kvm_hidden: false,
             pv_spinlock: None,
             smm: false,
+            hyperv: None,
             clock: Clock::Utc(0),
             timers: Vec::new(),
             disks: Vec::new(),
+            io_threads: 0,
+            scsi_io_thread: None,
             interfaces: Vec::new(),
             rng: false,
             serial_console: true,
@@ -212,7 +224,11 @@ impl Cx<'_> {
             watchdog: None,
             panic_devices: Vec::new(),
             block_multi_queue: false,
+            network_multi_queue: false,
             inputs: Vec::new(),
+            sound: None,
+            tpm: false,
+            usb_redirection: false,
             virtio_transitional: false,
             hostname: String::new(),
             subdomain: None,
@@ -223,7 +239,8 @@ impl Cx<'_> {
             access_credentials: Vec::new(),
             service_account: None,
         };
-        self.features(features.as_ref(), &mut parsed, path);
+        parsed.cpu.pinning = self.pinning(cpu.as_ref(), resources.as_ref(), &parsed, path);
+        self.features(features.as_ref(), clock.as_ref(), &mut parsed, path);
         self.firmware(firmware.as_ref(), &mut parsed, path);
         self.clock(clock.as_ref(), &mut parsed, path);
         self.devices(devices, &mut parsed, path);

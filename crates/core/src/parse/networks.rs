@@ -139,14 +139,8 @@ impl Cx<'_> {
             state,
             tag,
         } = interface;
-        self.causes.none_of(
-            path,
-            &[
-                ("dhcpOptions", dhcp_options.is_some()),
-                ("portRanges", !port_ranges.is_empty()),
-                ("tag", tag.is_some()),
-            ],
-        );
+        self.causes
+            .none_of(path, &[("portRanges", !port_ranges.is_empty()), ("tag", tag.is_some())]);
         let pod = network.and_then(|n| n.pod.as_ref());
         let binding = self.binding(interface, pod.is_some(), path);
         let model = model.as_deref().filter(|m| !m.is_empty()).unwrap_or("virtio");
@@ -163,6 +157,7 @@ impl Cx<'_> {
                 None
             }
         });
+        let dhcp = self.dhcp(dhcp_options.as_ref(), &path.child("dhcpOptions"));
         let link_down = self.state(state.as_deref(), &path.child("state"));
         let ports = self.ports(ports, &path.child("ports"));
         let vm_network_cidr = pod
@@ -179,6 +174,7 @@ impl Cx<'_> {
             boot_order: boot_order(*order),
             ports,
             vm_network_cidr,
+            dhcp,
         })
     }
 

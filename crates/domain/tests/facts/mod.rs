@@ -1,7 +1,7 @@
 //! Facts that fit any machine.
 
 use ferrovirt_core::machine::{Boot, Machine, Source};
-use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, NicFact};
+use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, NicFact};
 
 pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
 
@@ -52,14 +52,25 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         nics: nics.collect(),
         kernel: boot_file(boot.and_then(|boot| boot.kernel.as_ref())),
         initrd: boot_file(boot.and_then(|boot| boot.initrd.as_ref())),
+        acpi_tables: ["slic", "msdm"]
+            .map(|kind| (kind, format!("/acpi/{kind}.bin").into()))
+            .into(),
         firmware: Some(FirmwareFiles::ovmf(
             "/usr/share/OVMF".as_ref(),
             secure_boot,
             "/nvram.fd".into(),
         )),
+        cpus: (0..16)
+            .map(|i| HostCpu {
+                id: 4 + i,
+                node: i / 2 % 2,
+            })
+            .collect(),
         serial_socket: private("virt-serial0"),
         serial_log: private("virt-serial0-log"),
         vnc_socket: private("virt-vnc"),
+        usb_redirection_sockets: (0..4).map(|i| private(&format!("virt-usbredir-{i}"))).collect(),
+        block_sizes: machine.disks.iter().map(|disk| (disk.name.clone(), 4096)).collect(),
         agent_socket: private("agent"),
     }
 }

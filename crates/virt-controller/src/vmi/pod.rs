@@ -106,6 +106,9 @@ pub fn render(
     if machine.serial_console && machine.log_serial_console {
         helpers.push(console_log(vmi, config, options));
     }
+    if machine.cpu.pinning.is_some() {
+        helpers.iter_mut().for_each(guarantee);
+    }
     Ok(Pod {
         metadata: metadata(vmi, &machine, &resources),
         spec: Some(PodSpec {
@@ -146,6 +149,14 @@ pub fn render(
         }),
         status: None,
     })
+}
+
+/// The kubelet gives CPUs away to pods only whose containers all ask for as much as they may have.
+fn guarantee(container: &mut Container) {
+    if let Some(resources) = &mut container.resources {
+        let limits = resources.limits.clone().unwrap_or_default();
+        resources.requests.get_or_insert_default().extend(limits);
+    }
 }
 
 fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodResources) -> ObjectMeta {
@@ -432,6 +443,9 @@ fn node_selector(
     ]);
     if options.home == Home::Cluster {
         all.insert(format!("machine-type.node.kubevirt.io/{}", machine.machine_type), yes());
+        if machine.cpu.pinning.is_some() {
+            all.insert(names::CPU_MANAGER_LABEL.to_owned(), yes());
+        }
         if let CpuModel::Named(model) = &machine.cpu.model {
             all.insert(format!("cpu-model.node.kubevirt.io/{model}"), yes());
         }

@@ -61,7 +61,9 @@ pub(super) async fn apply(
         links.set_mac(&link, Mac::derive(&nic.seed, "pod")).await?;
     }
     links.enslave(&link, &bridge).await?;
-    links.ensure_tap(&devices.tap, wanted.owner, &bridge, pod.mtu).await
+    links
+        .ensure_tap(&devices.tap, nic.many_queues, wanted.owner, &bridge, pod.mtu)
+        .await
 }
 
 #[cfg(test)]

@@ -189,9 +189,16 @@ impl Links {
     }
 
     /// Makes the tap that `owner` may attach to, or finds it; then puts it on the bridge and sets it up.
-    pub(super) async fn ensure_tap(&self, name: &str, owner: u32, bridge: &Link, mtu: u32) -> Result<(), Error> {
+    pub(super) async fn ensure_tap(
+        &self,
+        name: &str,
+        many_queues: bool,
+        owner: u32,
+        bridge: &Link,
+        mtu: u32,
+    ) -> Result<(), Error> {
         if self.find(name).await?.is_none() {
-            crate::syscall::create_tap(name, owner, owner).map_err(|source| Error::Tap {
+            crate::syscall::create_tap(name, owner, owner, many_queues).map_err(|source| Error::Tap {
                 name: name.to_owned(),
                 source,
             })?;

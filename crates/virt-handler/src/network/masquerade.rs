@@ -88,7 +88,9 @@ pub(super) async fn apply(
     } else {
         set_sysctl(&format!("ipv6/conf/{}/disable_ipv6", devices.bridge), "1")?;
     }
-    links.ensure_tap(&devices.tap, wanted.owner, &bridge, pod.mtu).await?;
+    links
+        .ensure_tap(&devices.tap, nic.many_queues, wanted.owner, &bridge, pod.mtu)
+        .await?;
     Ok(rules(subnet, pod, devices, nic))
 }
 
@@ -228,6 +230,7 @@ mod tests {
             chosen_mac: None,
             ports: ports.iter().map(|&(port, udp)| Port { port, udp }).collect(),
             cidr: cidr.map(str::to_owned),
+            many_queues: false,
             seed: String::new(),
         }
     }

@@ -79,6 +79,8 @@ pub struct WantedNic {
     pub ports: Vec<Port>,
     /// `vmNetworkCIDR`.
     pub cidr: Option<String>,
+    /// QEMU attaches to the tap more than once.
+    pub many_queues: bool,
     /// What other addresses are derived from.
     pub seed: String,
 }
@@ -105,13 +107,13 @@ impl Wanted {
         let machine = Machine::parse(vmi, &ClusterConfig::permissive())?;
         let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
         let name = vmi.metadata.name.as_deref().unwrap_or_default();
-        let nics = machine.interfaces.into_iter().map(|interface| {
+        let nics = machine.interfaces.iter().map(|interface| {
             let seed = format!("{namespace}/{name}/{}", interface.name);
-            let chosen_mac = interface.mac.and_then(|mac| mac.parse().ok());
+            let chosen_mac = interface.mac.as_ref().and_then(|mac| mac.parse().ok());
             WantedNic {
                 mac: chosen_mac.unwrap_or_else(|| Mac::derive_guest(&seed)),
                 chosen_mac,
-                name: interface.name,
+                name: interface.name.clone(),
                 binding: interface.binding,
                 ports: interface
                     .ports
@@ -121,7 +123,8 @@ impl Wanted {
                         udp: port.udp,
                     })
                     .collect(),
-                cidr: interface.vm_network_cidr,
+                cidr: interface.vm_network_cidr.clone(),
+                many_queues: machine.network_queues(interface) > 1,
                 seed,
             }
         });

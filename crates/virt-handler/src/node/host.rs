@@ -9,6 +9,13 @@ use quick_xml::events::{BytesStart, Event};
 /// Longest description that is looked at.
 const MAX_XML: usize = 4 << 20;
 
+/// Whether the kubelet's policy gives CPUs to one container alone, by its own state.
+pub(crate) fn cpu_manager(state: &Path) -> bool {
+    let state = std::fs::read(state).ok();
+    let state = state.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    state.is_some_and(|state| state["policyName"] == "static")
+}
+
 /// A vendor by the name that node labels use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CpuVendor(pub(crate) &'static str);
@@ -122,5 +129,19 @@ mod tests {
         ] {
             assert_eq!(HostModel::of_domain_capabilities(none), None, "{none}");
         }
+    }
+
+    #[test]
+    fn the_kubelets_state_tells_its_policy() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, given) in [
+            (r#"{"policyName":"static","defaultCpuSet":"0-3","checksum":1}"#, true),
+            (r#"{"policyName":"none","defaultCpuSet":"","checksum":2}"#, false),
+            ("torn", false),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            assert_eq!(cpu_manager(file.path()), given, "{text}");
+        }
+        assert!(!cpu_manager(Path::new("/nowhere")));
     }
 }

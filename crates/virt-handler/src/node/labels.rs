@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ferrovirt_core::names::SCHEDULABLE_LABEL;
+use ferrovirt_core::names::{CPU_MANAGER_LABEL, SCHEDULABLE_LABEL};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -44,6 +44,8 @@ pub(crate) struct Facts {
     pub(crate) capabilities: Capabilities,
     pub(crate) vendor: Option<CpuVendor>,
     pub(crate) host_model: Option<HostModel>,
+    /// The kubelet gives CPUs to one container alone.
+    pub(crate) cpu_manager: bool,
 }
 
 impl Facts {
@@ -66,6 +68,7 @@ fn wanted(facts: &Facts) -> BTreeMap<String, String> {
         capabilities,
         vendor,
         host_model,
+        cpu_manager,
     } = facts;
     let mut named: Vec<(&str, &str)> = Vec::new();
     named.extend(capabilities.machines.iter().map(|name| (MACHINE_PREFIX, name.as_str())));
@@ -87,6 +90,7 @@ fn wanted(facts: &Facts) -> BTreeMap<String, String> {
     let mut wanted: BTreeMap<String, String> = labels
         .map(|(prefix, name)| (format!("{prefix}{name}"), "true".to_owned()))
         .collect();
+    wanted.insert(CPU_MANAGER_LABEL.to_owned(), cpu_manager.to_string());
     wanted.insert(KVM_LABEL.to_owned(), kvm.usable.to_string());
     wanted
 }
@@ -146,6 +150,7 @@ mod tests {
                 name: "EPYC-Rome".into(),
                 features: set(&["ibpb"]),
             }),
+            cpu_manager: true,
         }
     }
 
@@ -172,6 +177,7 @@ mod tests {
             change["labels"],
             json!({
                 "kubevirt.io/schedulable": "true",
+                "kubevirt.io/cpumanager": "true",
                 "ferrovirt.node.kubevirt.io/kvm": "false",
                 "machine-type.node.kubevirt.io/q35": "true",
                 "cpu-model.node.kubevirt.io/EPYC": "true",
@@ -196,7 +202,11 @@ mod tests {
         let change = patch(&node, &facts()).unwrap();
         assert_eq!(
             change["labels"],
-            json!({"kubevirt.io/schedulable": "true", "ferrovirt.node.kubevirt.io/kvm": "false"})
+            json!({
+                "kubevirt.io/cpumanager": "true",
+                "kubevirt.io/schedulable": "true",
+                "ferrovirt.node.kubevirt.io/kvm": "false",
+            })
         );
         apply(&mut node, &change);
         assert_eq!(patch(&node, &facts()), None);

@@ -19,6 +19,8 @@ use crate::{Devices, Options};
 use host::{CpuVendor, HostModel};
 use labels::{Facts, HEARTBEAT_ANNOTATION};
 
+/// What the kubelet keeps about CPUs, in its own directory.
+const CPU_MANAGER_STATE: &str = "cpu_manager_state";
 /// Least time between heartbeats; the other half of the interval is chance, so that many nodes do not write at once.
 const HEARTBEAT: Duration = Duration::from_secs(60);
 /// How long the last write may take.
@@ -33,6 +35,10 @@ pub(crate) async fn gather(options: &Options, kvm: &Verdict) -> Facts {
         host_model: options
             .domain_capabilities(kvm.usable)
             .and_then(|path| HostModel::read(&path)),
+        cpu_manager: match &options.devices {
+            Devices::Status => false,
+            Devices::Plugins(directory) => host::cpu_manager(&directory.with_file_name(CPU_MANAGER_STATE)),
+        },
     }
 }
 

@@ -5,6 +5,7 @@ mod reply;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
+use ferrovirt_core::machine::DhcpOptions;
 use ferrovirt_protocol::launcher::Nic;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
 use tokio::net::UdpSocket;
@@ -40,11 +41,11 @@ pub enum Error {
 }
 
 /// Opens the server for one NIC; `None` if it wants no DHCP. Requests are queued from now on.
-pub fn open(nic: &Nic) -> Result<Option<Server>, Error> {
+pub fn open(nic: &Nic, options: &DhcpOptions) -> Result<Option<Server>, Error> {
     if nic.dhcp.is_none() {
         return Ok(None);
     }
-    let lease = Lease::new(nic).map_err(|source| Error::Lease {
+    let lease = Lease::new(nic, options).map_err(|source| Error::Lease {
         network: nic.network.clone(),
         source,
     })?;

@@ -4,6 +4,7 @@ use std::net::{AddrParseError, Ipv4Addr};
 
 use dhcproto::v4::{DhcpOption, Flags, Message, MessageType, Opcode, OptionCode, UnknownOption};
 use dhcproto::{Decodable, Decoder, Encodable, Name};
+use ferrovirt_core::machine::DhcpOptions;
 use ferrovirt_protocol::launcher::Nic;
 
 /// As good as forever for a guest, and what KubeVirt's guests see: 999 days.
@@ -39,12 +40,13 @@ pub struct Lease {
     mac: [u8; 6],
     client: Ipv4Addr,
     server: Ipv4Addr,
+    next: Option<Ipv4Addr>,
     options: Vec<DhcpOption>,
 }
 
 impl Lease {
     /// Reads the description; every field is checked here, none later.
-    pub fn new(nic: &Nic) -> Result<Self, LeaseError> {
+    pub fn new(nic: &Nic, more: &DhcpOptions) -> Result<Self, LeaseError> {
         let dhcp = nic.dhcp.as_ref().ok_or(LeaseError::Nothing)?;
         let client = address("client_ip", &dhcp.client_ip)?;
         let mask = netmask(dhcp.prefix)?;
@@ -87,8 +89,11 @@ impl Lease {
             }
             options.push(classless_routes(&routes));
         }
+        options.extend(asked_for(more));
         Ok(Self {
             mac: mac(&nic.mac)?,
+            // Firmware looks for the boot file there.
+            next: more.tftp_server.as_deref().and_then(|server| server.parse().ok()),
             client,
             server: address("server_ip", &dhcp.server_ip)?,
             options,
@@ -139,7 +144,7 @@ impl Lease {
         reply.set_flags(Flags::default().set_broadcast());
         reply.set_giaddr(request.giaddr());
         reply.set_chaddr(&self.mac);
-        reply.set_siaddr(self.server);
+        reply.set_siaddr(self.next.unwrap_or(self.server));
         let inform = request.opts().msg_type() == Some(MessageType::Inform);
         let options = reply.opts_mut();
         options.insert(DhcpOption::MessageType(kind));
@@ -157,6 +162,36 @@ impl Lease {
         reply.set_ciaddr(request.ciaddr());
         reply
     }
+}
+
+/// What the VMI wants its guest to be told.
+fn asked_for(options: &DhcpOptions) -> Vec<DhcpOption> {
+    let DhcpOptions {
+        boot_file,
+        tftp_server,
+        ntp_servers,
+        private,
+    } = options;
+    let mut all = Vec::new();
+    all.extend(
+        boot_file
+            .iter()
+            .map(|file| DhcpOption::BootfileName(file.clone().into_bytes())),
+    );
+    all.extend(
+        tftp_server
+            .iter()
+            .map(|server| DhcpOption::TFTPServerName(server.clone().into_bytes())),
+    );
+    if !ntp_servers.is_empty() {
+        all.push(DhcpOption::NtpServers(ntp_servers.clone()));
+    }
+    let private = private.iter();
+    all.extend(private.map(|(number, value)| {
+        let option = UnknownOption::new(OptionCode::from(*number), value.clone().into_bytes());
+        DhcpOption::Unknown(option)
+    }));
+    all
 }
 
 fn classless_routes(routes: &[(Ipv4Addr, u32, Ipv4Addr)]) -> DhcpOption {
@@ -241,7 +276,9 @@ mod tests {
                 .opts_mut()
                 .insert(DhcpOption::ServerIdentifier(address.parse().unwrap()));
         }
-        let answer = Lease::new(&nic()).unwrap().answer(&request.to_vec().unwrap())?;
+        let answer = Lease::new(&nic(), &DhcpOptions::default())
+            .unwrap()
+            .answer(&request.to_vec().unwrap())?;
         Some(Message::decode(&mut Decoder::new(&answer)).unwrap())
     }
 
@@ -310,12 +347,42 @@ mod tests {
         assert_eq!(routes, ["10.1.0.0/16 10.0.2.9", "0.0.0.0/0 10.0.2.1"]);
     }
 
+    /// Shows `spec.domain.devices.interfaces[].dhcpOptions.bootFileName`,
+    /// `spec.domain.devices.interfaces[].dhcpOptions.tftpServerName`,
+    /// `spec.domain.devices.interfaces[].dhcpOptions.ntpServers`,
+    /// `spec.domain.devices.interfaces[].dhcpOptions.privateOptions[].option`,
+    /// `spec.domain.devices.interfaces[].dhcpOptions.privateOptions[].value`.
+    #[test]
+    fn the_offer_says_what_the_vmi_wants() {
+        let options = DhcpOptions {
+            boot_file: Some("boot/pxelinux.0".into()),
+            tftp_server: Some("10.9.9.9".into()),
+            ntp_servers: vec![Ipv4Addr::new(10, 0, 0, 1), Ipv4Addr::new(10, 0, 0, 2)],
+            private: vec![(240, "private".into())],
+        };
+        let mut request = Message::default();
+        request.set_opcode(Opcode::BootRequest).set_chaddr(&MAC);
+        request
+            .opts_mut()
+            .insert(DhcpOption::MessageType(MessageType::Discover));
+        let lease = Lease::new(&nic(), &options).unwrap();
+        let answer = lease.answer(&request.to_vec().unwrap()).unwrap();
+        let offer = Message::decode(&mut Decoder::new(&answer)).unwrap();
+        assert_eq!(offer.siaddr(), Ipv4Addr::new(10, 9, 9, 9));
+        let option = |code: u8| offer.opts().get(OptionCode::from(code)).cloned();
+        assert_eq!(option(67), Some(DhcpOption::BootfileName(b"boot/pxelinux.0".to_vec())));
+        assert_eq!(option(66), Some(DhcpOption::TFTPServerName(b"10.9.9.9".to_vec())));
+        assert_eq!(option(42), Some(DhcpOption::NtpServers(options.ntp_servers.clone())));
+        let private = UnknownOption::new(OptionCode::from(240), b"private".to_vec());
+        assert_eq!(option(240), Some(DhcpOption::Unknown(private)));
+    }
+
     #[test]
     fn wrong_descriptions_are_refused() {
         let refuse = |edit: fn(&mut Nic)| {
             let mut nic = nic();
             edit(&mut nic);
-            assert!(Lease::new(&nic).is_err());
+            assert!(Lease::new(&nic, &DhcpOptions::default()).is_err());
         };
         refuse(|nic| nic.mac = "52:54".into());
         refuse(|nic| nic.dhcp = None);
@@ -327,7 +394,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn garbage_is_ignored(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..400)) {
-            let _ = Lease::new(&nic()).unwrap().answer(&bytes);
+            let _ = Lease::new(&nic(), &DhcpOptions::default()).unwrap().answer(&bytes);
         }
     }
 }

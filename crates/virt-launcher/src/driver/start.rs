@@ -4,8 +4,8 @@ use std::error::Error;
 use std::time::Duration;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
-use ferrovirt_core::machine::{AccessCredential, Machine};
-use ferrovirt_protocol::launcher::NodeFacts;
+use ferrovirt_core::machine::{AccessCredential, DhcpOptions, Machine};
+use ferrovirt_protocol::launcher::{Nic, NodeFacts};
 
 use crate::children::Children;
 use crate::disks::{self, KernelFiles, Prepared};
@@ -82,7 +82,19 @@ impl Parsed {
 
     async fn prepare(self) -> Result<DisksPrepared, StartFailure> {
         let Self { context, machine, node } = self;
-        let servers: Result<Vec<_>, _> = node.nics.iter().map(dhcp::open).collect();
+        let none = DhcpOptions::default();
+        let options = |nic: &Nic| {
+            machine
+                .interfaces
+                .iter()
+                .find(|i| i.name == nic.network)
+                .map(|i| &i.dhcp)
+        };
+        let servers = node
+            .nics
+            .iter()
+            .map(|nic| dhcp::open(nic, options(nic).unwrap_or(&none)));
+        let servers: Result<Vec<_>, _> = servers.collect();
         let servers = servers.map_err(|error| StartFailure::new("NetworkNotReady", &error))?;
         let disks = disks::prepare(&context.layout, &context.children, &machine).await;
         let disks = disks.map_err(|error| StartFailure::new("DisksNotPrepared", &error))?;
