@@ -11,7 +11,7 @@ help: ## Show this
 demo: packages ## From nothing to a running guest on this machine
 	@scripts/demo
 
-test: ## All tests, those with real guests included
+test: ## All tests, with real guests here and on a cluster of two nodes
 	@scripts/packages --test
 	@cargo xtask ci
 

@@ -40,6 +40,8 @@ pub fn run(quick: bool) -> Result<()> {
     // One selection of packages for everything: another one would build the dependencies again with other features.
     step("build", "cargo", &["build", "--workspace", "--locked"], &[])?;
     super::deploy::check()?;
+    println!("ci: docs/compat.md says what the tests show");
+    super::compat::run(true)?;
     if quick {
         step(
             "tests",
@@ -63,6 +65,8 @@ pub fn run(quick: bool) -> Result<()> {
             &["test", "--workspace", "--locked", "--no-fail-fast"],
             &guests,
         )?;
+        // The same suite in its other home. The first time on a machine, Kubernetes is built.
+        super::e2e::run(None, false, Some(&[]))?;
     }
     println!("ci: all green after {} s", start.elapsed().as_secs());
     Ok(())

@@ -43,7 +43,7 @@ pub fn run(check: bool) -> Result<()> {
     let text = document(&fields, &tests);
     let unshown: Vec<&str> = fields
         .iter()
-        .filter(|(field, outcome)| **outcome != Outcome::Refused && shown(&tests, field).is_empty())
+        .filter(|(field, outcome)| outcome.is_effective() && shown(&tests, field).is_empty())
         .map(|(field, _)| field.as_str())
         .collect();
     if !check {
@@ -71,7 +71,16 @@ pub fn run(check: bool) -> Result<()> {
 enum Outcome {
     Machine,
     Elsewhere,
+    /// Asks for what every machine does.
+    Always,
     Refused,
+}
+
+impl Outcome {
+    /// A test must show it.
+    fn is_effective(self) -> bool {
+        matches!(self, Self::Machine | Self::Elsewhere)
+    }
 }
 
 fn fields(path: &Path) -> Result<BTreeMap<String, Outcome>> {
@@ -83,6 +92,7 @@ fn fields(path: &Path) -> Result<BTreeMap<String, Outcome>> {
             let outcome = match outcome {
                 "machine" => Outcome::Machine,
                 "elsewhere" => Outcome::Elsewhere,
+                "always" => Outcome::Always,
                 "refused" => Outcome::Refused,
                 other => bail!("{field} is {other}"),
             };
@@ -286,8 +296,13 @@ fn document(fields: &BTreeMap<String, Outcome>, tests: &Tests) -> String {
     );
     for (field, outcome) in fields {
         let name = field.replace("[0]", "[]");
-        if *outcome == Outcome::Refused {
-            text += &format!("| `{name}` | refused | |\n");
+        let fixed = match outcome {
+            Outcome::Refused => Some("refused"),
+            Outcome::Always => Some("always so: nothing is plugged into a running machine yet"),
+            Outcome::Machine | Outcome::Elsewhere => None,
+        };
+        if let Some(fixed) = fixed {
+            text += &format!("| `{name}` | {fixed} | |\n");
             continue;
         }
         let shown = shown(tests, field);

@@ -253,12 +253,12 @@ mod tests {
     }
 
     /// Shows `spec.volumes[].cloudInitNoCloud.userData`, `spec.volumes[].cloudInitNoCloud.userDataBase64`,
-    /// `spec.volumes[].cloudInitNoCloud.secretRef`, `spec.volumes[].cloudInitNoCloud.networkData`,
-    /// `spec.volumes[].cloudInitNoCloud.networkDataBase64`, `spec.volumes[].cloudInitNoCloud.networkDataSecretRef`,
+    /// `spec.volumes[].cloudInitNoCloud.secretRef.name`, `spec.volumes[].cloudInitNoCloud.networkData`,
+    /// `spec.volumes[].cloudInitNoCloud.networkDataBase64`, `spec.volumes[].cloudInitNoCloud.networkDataSecretRef.name`,
     /// `spec.volumes[].cloudInitConfigDrive.userData`, `spec.volumes[].cloudInitConfigDrive.userDataBase64`,
-    /// `spec.volumes[].cloudInitConfigDrive.secretRef`, `spec.volumes[].cloudInitConfigDrive.networkData`,
+    /// `spec.volumes[].cloudInitConfigDrive.secretRef.name`, `spec.volumes[].cloudInitConfigDrive.networkData`,
     /// `spec.volumes[].cloudInitConfigDrive.networkDataBase64`,
-    /// `spec.volumes[].cloudInitConfigDrive.networkDataSecretRef`.
+    /// `spec.volumes[].cloudInitConfigDrive.networkDataSecretRef.name`.
     #[test]
     fn every_spelling_reaches_the_image() {
         let root = tempfile::tempdir().unwrap();

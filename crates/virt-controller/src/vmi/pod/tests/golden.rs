@@ -32,6 +32,7 @@ goldens! {
     hostname => "spec: {hostname: web}"
     subdomain => "spec: {hostname: web, subdomain: backend}"
     log_verbosity => "metadata: {labels: {logVerbosity: '5'}}"
+    log_verbosity_of_the_cluster => "config: {developerConfiguration: {logVerbosity: {virtLauncher: 7}}}"
     debug_logs => "metadata: {labels: {debugLogs: 'true'}}"
     // Scheduling
     node_selector => "spec: {nodeSelector: {disk: fast}}"
