@@ -46,8 +46,9 @@ use crate::webhooks;
 
 const NAME: &str = "virt-api";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// After SIGTERM the API server still sends requests for a moment, until it knows that this pod is going.
-const LAME_DUCK: Duration = Duration::from_secs(3);
+/// After SIGTERM the API server still sends requests for a moment, until it and the Service's rules on its node know
+/// that this pod is going; on a busy machine that takes some seconds.
+const LAME_DUCK: Duration = Duration::from_secs(8);
 const GRACE: Duration = Duration::from_secs(5);
 /// Between attempts to read the configuration at the start.
 const PAUSE: Duration = Duration::from_secs(1);
