@@ -54,7 +54,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "ferrovirt-runtime",
         ],
     ),
-    ("virtctl", &["ferrovirt-api"]),
+    ("virtctl", &["ferrovirt-api", "ferrovirt-core"]),
     (
         "ferrovirt-standalone",
         &[

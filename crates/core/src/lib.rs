@@ -4,6 +4,7 @@ pub mod cause;
 pub mod conditions;
 pub mod config;
 pub mod defaults;
+pub mod duration;
 pub mod machine;
 pub mod names;
 pub mod overhead;

@@ -3,7 +3,9 @@
 //! ```text
 //!  GET /v1/namespaces/NS/virtualmachineinstances/NAME/console        Upgrade: ferrovirt-stream ──► 101, raw bytes
 //!  GET                                             …/vnc[?preserveSession=true]      the same
-//!  PUT                                             …/pause | unpause | softreboot | reset ──► 200
+//!  PUT                                             …/pause | unpause | softreboot | reset | unfreeze ──► 200
+//!  PUT                                             …/freeze[?thawSeconds=N] ──► 200
+//!  GET                                             …/vnc/screenshot[?moveCursor=true] ──► 200, PNG
 //!  GET                                             …/guestosinfo ──► 200, JSON of GuestInfoReply
 //!  anything that fails ──► 4xx or 5xx with a Failure as JSON
 //! ```
@@ -37,23 +39,42 @@ pub enum Call {
     Stream(Stream),
     /// Something is done to the guest.
     Act(Action),
+    /// The guest's file systems stand still.
+    Freeze {
+        /// They thaw after so long in any case; 0: only when they are asked to.
+        thaw_seconds: u64,
+    },
+    /// The guest's screen.
+    Screenshot {
+        /// Wake it first.
+        move_cursor: bool,
+    },
     /// What the guest agent knows.
     GuestInfo,
 }
 
 /// Names of [`Call::Act`], for those actions that virt-api asks for.
-const ACTIONS: [(&str, Action); 4] = [
+const ACTIONS: [(&str, Action); 5] = [
     ("pause", Action::Pause),
     ("unpause", Action::Unpause),
     ("softreboot", Action::SoftReboot),
     ("reset", Action::Reset),
+    ("unfreeze", Action::Unfreeze),
 ];
 
 impl Call {
     /// Method, and path with query. `None` for an action that does not travel.
     #[must_use]
     pub fn request(self, namespace: &str, vmi: &str) -> Option<(&'static str, String)> {
+        let path = |verb: &str| format!("/v1/namespaces/{namespace}/virtualmachineinstances/{vmi}/{verb}");
         let (method, verb) = match self {
+            Self::Freeze { thaw_seconds: 0 } => ("PUT", "freeze"),
+            Self::Freeze { thaw_seconds } => {
+                let path = path(&format!("freeze?thawSeconds={thaw_seconds}"));
+                return Some(("PUT", path));
+            }
+            Self::Screenshot { move_cursor: false } => ("GET", "vnc/screenshot"),
+            Self::Screenshot { move_cursor: true } => ("GET", "vnc/screenshot?moveCursor=true"),
             Self::Stream(Stream::Console) => ("GET", "console"),
             Self::Stream(Stream::Vnc {
                 preserve_session: false,
@@ -62,8 +83,7 @@ impl Call {
             Self::GuestInfo => ("GET", "guestosinfo"),
             Self::Act(action) => ("PUT", ACTIONS.iter().find(|(_, known)| *known == action)?.0),
         };
-        let path = format!("/v1/namespaces/{namespace}/virtualmachineinstances/{vmi}/{verb}");
-        Some((method, path))
+        Some((method, path(verb)))
     }
 
     /// Reads a request line: namespace, name of the VMI, and what is asked. `None`: there is no such thing (404).
@@ -75,10 +95,20 @@ impl Call {
         if namespace.is_empty() || vmi.is_empty() {
             return None;
         }
-        let preserve_session = query.is_some_and(|query| query.split('&').any(|pair| pair == "preserveSession=true"));
+        let asked = |wanted: &str| query.is_some_and(|query| query.split('&').any(|pair| pair == wanted));
+        let preserve_session = asked("preserveSession=true");
         let call = match (method, verb) {
             ("GET", "console") => Self::Stream(Stream::Console),
             ("GET", "vnc") => Self::Stream(Stream::Vnc { preserve_session }),
+            ("GET", "vnc/screenshot") => Self::Screenshot {
+                move_cursor: asked("moveCursor=true"),
+            },
+            ("PUT", "freeze") => Self::Freeze {
+                thaw_seconds: match query {
+                    None => 0,
+                    Some(query) => query.strip_prefix("thawSeconds=")?.parse().ok()?,
+                },
+            },
             ("GET", "guestosinfo") => Self::GuestInfo,
             ("PUT", _) => Self::Act(ACTIONS.iter().find(|(name, _)| *name == verb)?.1),
             _ => return None,
@@ -156,7 +186,16 @@ mod tests {
     #[test]
     fn what_is_asked_is_understood() {
         let vnc = |preserve_session| Call::Stream(Stream::Vnc { preserve_session });
-        let calls = [Call::Stream(Stream::Console), vnc(false), vnc(true), Call::GuestInfo];
+        let calls = [
+            Call::Stream(Stream::Console),
+            vnc(false),
+            vnc(true),
+            Call::Freeze { thaw_seconds: 0 },
+            Call::Freeze { thaw_seconds: u64::MAX },
+            Call::Screenshot { move_cursor: false },
+            Call::Screenshot { move_cursor: true },
+            Call::GuestInfo,
+        ];
         let acts = ACTIONS.map(|(_, action)| Call::Act(action));
         for call in calls.into_iter().chain(acts) {
             let (method, target) = call.request("ns", "x").unwrap();
@@ -171,11 +210,17 @@ mod tests {
             ("PUT", format!("{base}/console")),
             ("GET", format!("{base}/pause")),
             ("PUT", format!("{base}/kill")),
+            ("PUT", format!("{base}/vnc/screenshot")),
+            ("GET", format!("{base}/freeze")),
             ("GET", base.to_owned()),
             ("GET", "/v1/namespaces//virtualmachineinstances/x/console".to_owned()),
             ("GET", "/v2/namespaces/ns/virtualmachineinstances/x/console".to_owned()),
         ] {
             assert_eq!(Call::parse(method, &path, None), None, "{method} {path}");
+        }
+        let freeze = format!("{base}/freeze");
+        for query in ["", "thawSeconds=", "thawSeconds=-1", "thawSeconds=1&x"] {
+            assert_eq!(Call::parse("PUT", &freeze, Some(query)), None, "{query}");
         }
     }
 

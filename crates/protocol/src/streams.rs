@@ -1,5 +1,7 @@
 //! Byte streams into a guest: console and VNC.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -66,6 +68,19 @@ pub trait NodeAgent: Send + Sync + 'static {
     /// # Errors
     /// The guest is not here, or the launcher refused.
     async fn act(&self, namespace: &str, vmi: &str, action: crate::launcher::Action) -> Result<(), StreamError>;
+
+    /// Freezes the guest's file systems, and waits until it is done. They thaw after `thaw_after` in any case, if
+    /// that is not zero.
+    ///
+    /// # Errors
+    /// The guest is not here, or its agent does not do it.
+    async fn freeze(&self, namespace: &str, vmi: &str, thaw_after: Duration) -> Result<(), StreamError>;
+
+    /// The guest's screen as a PNG. With `move_cursor` one that is asleep is woken first.
+    ///
+    /// # Errors
+    /// The guest is not here, or shows nothing.
+    async fn screenshot(&self, namespace: &str, vmi: &str, move_cursor: bool) -> Result<Vec<u8>, StreamError>;
 
     /// JSON of `launcher.GuestInfoReply`.
     ///

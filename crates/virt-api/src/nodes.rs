@@ -30,6 +30,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(65);
 /// What a guest agent says about its guest.
 const MAX_ANSWER: usize = 4 << 20;
+/// virt-handler bounds the pictures of screens, too.
+const MAX_PICTURE: usize = 33 << 20;
 
 /// Finds who reaches the guests of a node.
 pub trait Nodes: Send + Sync + 'static {
@@ -164,15 +166,15 @@ impl Handler {
             return Ok(response);
         }
         let status = response.status();
-        let body = self.body(response).await?;
+        let body = self.body(response, MAX_ANSWER).await?;
         match serde_json::from_slice::<Failure>(&body) {
             Ok(failure) => Err(failure.into_error(&format!("the guest through node {}", self.node))),
             Err(_) => Err(self.unreachable(format!("it answered {status}"))),
         }
     }
 
-    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, StreamError> {
-        let body = Limited::new(response.into_body(), MAX_ANSWER);
+    async fn body(&self, response: Response<Incoming>, limit: usize) -> Result<Bytes, StreamError> {
+        let body = Limited::new(response.into_body(), limit);
         let collected = self.within(ANSWER, body.collect()).await?;
         Ok(collected.to_bytes())
     }
@@ -200,9 +202,23 @@ impl NodeAgent for Handler {
         Ok(())
     }
 
+    async fn freeze(&self, namespace: &str, vmi: &str, thaw_after: Duration) -> Result<(), StreamError> {
+        let thaw_seconds = thaw_after.as_secs() + u64::from(thaw_after.subsec_nanos() > 0);
+        let call = Call::Freeze { thaw_seconds };
+        self.ask(namespace, vmi, call, StatusCode::OK).await?;
+        Ok(())
+    }
+
+    async fn screenshot(&self, namespace: &str, vmi: &str, move_cursor: bool) -> Result<Vec<u8>, StreamError> {
+        let call = Call::Screenshot { move_cursor };
+        let response = self.ask(namespace, vmi, call, StatusCode::OK).await?;
+        let body = self.body(response, MAX_PICTURE).await?;
+        Ok(body.into())
+    }
+
     async fn guest_info(&self, namespace: &str, vmi: &str) -> Result<Value, StreamError> {
         let response = self.ask(namespace, vmi, Call::GuestInfo, StatusCode::OK).await?;
-        let body = self.body(response).await?;
+        let body = self.body(response, MAX_ANSWER).await?;
         serde_json::from_slice(&body).map_err(|error| self.unreachable(error))
     }
 }

@@ -76,12 +76,14 @@ pub(crate) fn forbidden(what: &Attributes, user: &str, why: Option<&str>) -> Ref
         name,
     } = what;
     let group = crate::subresources::GROUP;
+    let path = [*resource, *subresource].join("/");
+    let path = path.trim_end_matches('/');
     let why = why.filter(|why| !why.is_empty()).map(|why| format!(": {why}"));
     let status = failure(
         StatusCode::FORBIDDEN,
         "Forbidden",
         format!(
-            "{resource}.{group} \"{name}\" is forbidden: User \"{user}\" cannot {verb} resource \"{resource}/{subresource}\" in API group \"{group}\" in the namespace \"{namespace}\"{}",
+            "{resource}.{group} \"{name}\" is forbidden: User \"{user}\" cannot {verb} resource \"{path}\" in API group \"{group}\" in the namespace \"{namespace}\"{}",
             why.unwrap_or_default()
         ),
     );

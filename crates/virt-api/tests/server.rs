@@ -298,6 +298,14 @@ async fn handle(State(agent): State<Arc<ScriptedNode>>, request: Request) -> Res
             .act(namespace, name, action)
             .await
             .map(IntoResponse::into_response),
+        Call::Freeze { thaw_seconds } => agent
+            .freeze(namespace, name, Duration::from_secs(thaw_seconds))
+            .await
+            .map(IntoResponse::into_response),
+        Call::Screenshot { move_cursor } => agent
+            .screenshot(namespace, name, move_cursor)
+            .await
+            .map(IntoResponse::into_response),
         Call::GuestInfo => agent
             .guest_info(namespace, name)
             .await

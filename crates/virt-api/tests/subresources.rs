@@ -103,7 +103,7 @@ async fn guests_are_acted_on_when_their_state_allows_it() {
     let home = Home::open().await;
     home.create_vmi("a", "Scheduled", &[]).await;
     #[expect(clippy::type_complexity, reason = "a row of the table")]
-    let rows: [(&str, &[&str], &str, u16, Option<Action>); 12] = [
+    let rows: [(&str, &[&str], &str, u16, Option<Action>); 16] = [
         ("Scheduled", &[], "pause", 409, None),
         ("Running", &[], "pause", 200, Some(Action::Pause)),
         ("Running", &["Paused"], "pause", 409, None),
@@ -113,7 +113,11 @@ async fn guests_are_acted_on_when_their_state_allows_it() {
         ("Running", &["Paused"], "softreboot", 409, None),
         ("Running", &[], "reset", 200, Some(Action::Reset)),
         ("Pending", &[], "reset", 400, None),
-        ("Running", &[], "freeze", 501, None),
+        ("Running", &[], "freeze", 200, Some(Action::Freeze)),
+        ("Scheduled", &[], "freeze", 409, None),
+        ("Running", &[], "unfreeze", 200, Some(Action::Unfreeze)),
+        ("Failed", &[], "unfreeze", 409, None),
+        ("Running", &[], "sev/setupsession", 400, None),
         ("Running", &[], "addvolume", 501, None),
         ("Running", &[], "start", 404, None),
     ];
@@ -139,6 +143,133 @@ async fn guests_are_acted_on_when_their_state_allows_it() {
     assert_eq!(home.ask("PUT", &format!("{VMI}/none/pause"), "").await.0, 404);
     let (code, body) = home.ask("PUT", &format!("{VMI}/a/nothing"), "").await;
     assert_eq!((code, body["reason"].as_str()), (404, Some("NotFound")));
+}
+
+#[tokio::test]
+async fn freezing_knows_when_to_end() {
+    let home = Home::open().await;
+    home.create_vmi("a", "Running", &[]).await;
+    let freeze = format!("{VMI}/a/freeze");
+    for (body, code, done) in [
+        ("", 200, Some("a for 0ns")),
+        ("{}", 200, Some("a for 0ns")),
+        (r#"{"unfreezeTimeout": "5m0s"}"#, 200, Some("a for 300s")),
+        ("unfreezeTimeout: 1.5s", 200, Some("a for 1.5s")),
+        (r#"{"unfreezeTimeout": "soon"}"#, 400, None),
+        (r#"{"unfreezeTimeout": 5}"#, 400, None),
+    ] {
+        assert_eq!(home.ask("PUT", &freeze, body).await.0, code, "{body}");
+        let acts: Vec<String> = home.node.take_acts().into_iter().map(|(guest, _)| guest).collect();
+        assert_eq!(acts, done.into_iter().collect::<Vec<_>>(), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn screens_are_shown() {
+    let home = Home::open().await;
+    home.create_vmi("a", "Scheduled", &[]).await;
+    let (code, body) = home.ask("GET", &format!("{VMI}/a/vnc/screenshot"), "").await;
+    assert_eq!((code, body["kind"].as_str()), (500, Some("Status")));
+    home.set_vmi("a", "Running", &[]).await;
+    for (query, said) in [("", "moved: false"), ("?moveCursor=true", "moved: true")] {
+        let path = format!("/apis/subresources.kubevirt.io/v1{VMI}/a/vnc/screenshot{query}");
+        let request = http::Request::get(path).body(kube::client::Body::empty()).unwrap();
+        let response = home.client.send(request).await.unwrap();
+        assert_eq!(response.headers()["content-type"], "image/png");
+        let picture = response.into_body().collect_bytes().await.unwrap();
+        let picture = String::from_utf8(picture.to_vec()).unwrap();
+        assert!(picture.ends_with(said), "{picture}");
+    }
+    let odd = home
+        .ask("GET", &format!("{VMI}/a/vnc/screenshot?moveCursor=x"), "")
+        .await;
+    assert_eq!(odd.0, 400);
+}
+
+#[tokio::test]
+async fn evacuations_are_cancelled() {
+    let home = Home::open().await;
+    home.create_vm("a", "Manual").await;
+    let cancel = |kind: &str| format!("{kind}/a/evacuate/cancel");
+    assert_eq!(home.ask("PUT", &cancel(VM), "").await.0, 409);
+    assert_eq!(home.ask("PUT", &cancel(VMI), "").await.0, 404);
+    assert_eq!(home.ask("PUT", &format!("{VM}/none/evacuate/cancel"), "").await.0, 404);
+    home.create_vmi("a", "Running", &[]).await;
+    let mark = async || {
+        let api: kube::Api<ferrovirt_api::v1::VirtualMachineInstance> =
+            kube::Api::namespaced(home.controller.clone(), "default");
+        let patch = kube::api::Patch::Merge(serde_json::json!({"status": {"evacuationNodeName": "n"}}));
+        api.patch_status("a", &kube::api::PatchParams::default(), &patch)
+            .await
+            .unwrap();
+    };
+    let marked = async || home.vmis().get("a").await.unwrap().status.unwrap().evacuation_node_name;
+    assert_eq!(home.ask("PUT", &cancel(VM), "").await.0, 200, "nothing to do");
+    for kind in [VM, VMI] {
+        mark().await;
+        assert_eq!(home.ask("PUT", &cancel(kind), r#"{"dryRun": ["All"]}"#).await.0, 200);
+        assert_eq!(
+            home.ask("PUT", &cancel(kind), r#"{"evacuationNodeName": "m"}"#).await.0,
+            400
+        );
+        assert_eq!(marked().await.as_deref(), Some("n"), "{kind}");
+        let body = r#"{"dryRun": null, "evacuationNodeName": "n"}"#;
+        assert_eq!(home.ask("PUT", &cancel(kind), body).await.0, 200);
+        assert_eq!(marked().await, None, "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn a_vm_without_instancetype_is_its_own_expansion() {
+    let home = Home::open().await;
+    let vm = home.create_vm("a", "Halted").await;
+    let (code, body) = home.ask("GET", &format!("{VM}/a/expand-spec"), "").await;
+    assert_eq!((code, &body["kind"]), (200, &Value::from("VirtualMachine")));
+    assert_eq!(body, serde_json::to_value(&vm).unwrap());
+    assert_eq!(home.ask("GET", &format!("{VM}/b/expand-spec"), "").await.0, 404);
+
+    let given = "/namespaces/default/expand-vm-spec";
+    let text = serde_json::to_string(&fixture::vm("new", "Always")).unwrap();
+    let (code, body) = home.ask("PUT", given, &text).await;
+    assert_eq!((code, &body["metadata"]["name"]), (200, &Value::from("new")));
+    for (body, code) in [
+        (String::new(), 400),
+        ("{".into(), 400),
+        (text.replace(r#""namespace":"default""#, r#""namespace":"other""#), 400),
+        (
+            text.replace(r#""runStrategy""#, r#""instancetype":{"name":"m1"},"runStrategy""#),
+            501,
+        ),
+    ] {
+        assert_eq!(home.ask("PUT", given, &body).await.0, code, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn what_no_machine_has_is_refused() {
+    let home = Home::open().await;
+    home.create_vmi("a", "Running", &[]).await;
+    for (method, sub, code) in [
+        ("GET", "usbredir", 409),
+        ("GET", "vsock?port=1", 400),
+        ("GET", "sev/fetchcertchain", 400),
+        ("GET", "sev/querylaunchmeasurement", 400),
+        ("PUT", "sev/injectlaunchsecret", 400),
+        ("PUT", "usbredir", 405),
+    ] {
+        let (got, body) = home.ask(method, &format!("{VMI}/a/{sub}"), "").await;
+        assert_eq!(got, code, "{sub}: {body}");
+    }
+    let kubevirt = serde_json::json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "KubeVirt", "metadata": {"name": "kubevirt"},
+        "spec": {"configuration": {"developerConfiguration": {"featureGates": ["WorkloadEncryptionSEV"]}}},
+    });
+    let kubevirt = serde_json::from_value(kubevirt).unwrap();
+    let parameters = kube::api::PostParams::default();
+    home.kubevirts().create(&parameters, &kubevirt).await.unwrap();
+    let (code, body) = home.ask("GET", &format!("{VMI}/a/sev/fetchcertchain"), "").await;
+    assert_eq!(code, 409, "{body}");
+    assert!(message(&body).contains("Attestation not requested"), "{body}");
 }
 
 #[tokio::test]
@@ -191,7 +322,10 @@ async fn the_group_describes_itself() {
     ] {
         assert!(names.contains(&name), "{names:?}");
     }
-    assert!(!names.contains(&"virtualmachineinstances/addvolume"), "{names:?}");
+    assert!(names.contains(&"expand-vm-spec"), "{names:?}");
+    for name in ["virtualmachineinstances/addvolume", "virtualmachineinstances/usbredir"] {
+        assert!(!names.contains(&name), "{names:?}");
+    }
 }
 
 type Socket = WebSocketStream<TcpStream>;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_protocol::launcher::launcher_client::LauncherClient;
-use ferrovirt_protocol::launcher::{ActRequest, Action, GuestInfoRequest};
+use ferrovirt_protocol::launcher::{ActRequest, Action, GuestInfoRequest, ScreenshotRequest};
 use ferrovirt_protocol::paths;
 use ferrovirt_protocol::streams::{Duplex, NodeAgent, Stream, StreamError};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -26,6 +26,8 @@ use crate::sockets;
 
 /// Longest wait for an action; a reset of a busy guest may take a while.
 const ACT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest picture of a screen; an honest one has a few bytes per pixel.
+const MAX_SCREENSHOT: usize = 32 << 20;
 
 /// A guest as virt-api can reach it.
 #[derive(Clone)]
@@ -235,13 +237,36 @@ impl NodeAgent for Agent {
     }
 
     async fn act(&self, namespace: &str, vmi: &str, action: Action) -> Result<(), StreamError> {
-        let mut client = self.client(namespace, vmi)?;
-        within(client.act(ActRequest {
+        let request = ActRequest {
             action: action.into(),
-            grace_seconds: 0,
-        }))
-        .await?;
-        Ok(())
+            ..ActRequest::default()
+        };
+        within(self.client(namespace, vmi)?.act(request)).await.map(drop)
+    }
+
+    async fn freeze(&self, namespace: &str, vmi: &str, thaw_after: Duration) -> Result<(), StreamError> {
+        let request = ActRequest {
+            action: Action::Freeze.into(),
+            thaw_seconds: thaw_after.as_secs() + u64::from(thaw_after.subsec_nanos() > 0),
+            ..ActRequest::default()
+        };
+        within(self.client(namespace, vmi)?.act(request)).await.map(drop)
+    }
+
+    async fn screenshot(&self, namespace: &str, vmi: &str, move_cursor: bool) -> Result<Vec<u8>, StreamError> {
+        let mut client = self.client(namespace, vmi)?;
+        let picture = async {
+            let mut parts = client.screenshot(ScreenshotRequest { move_cursor }).await?.into_inner();
+            let mut png = Vec::new();
+            while let Some(part) = parts.message().await? {
+                if png.len() + part.png.len() > MAX_SCREENSHOT {
+                    return Err(tonic::Status::out_of_range("the screen is too large for a picture"));
+                }
+                png.extend_from_slice(&part.png);
+            }
+            Ok(tonic::Response::new(png))
+        };
+        within(picture).await
     }
 
     async fn guest_info(&self, namespace: &str, vmi: &str) -> Result<serde_json::Value, StreamError> {

@@ -13,8 +13,8 @@ use ferrovirt_apiserver::{ApiServer, Config, UserInfo};
 use ferrovirt_protocol::launcher::launcher_server::{Launcher, LauncherServer};
 use ferrovirt_protocol::launcher::{
     ActReply, ActRequest, Action, AgentExecReply, AgentExecRequest, AgentPingReply, AgentPingRequest, GuestInfoReply,
-    GuestInfoRequest, GuestState, Lifecycle, Stat, StatsReply, StatsRequest, SyncReply, SyncRequest, WatchRequest,
-    stat,
+    GuestInfoRequest, GuestState, Lifecycle, ScreenshotPart, ScreenshotRequest, Stat, StatsReply, StatsRequest,
+    SyncReply, SyncRequest, WatchRequest, stat,
 };
 use ferrovirt_protocol::streams::NodeAgent;
 use futures::{Stream, StreamExt};
@@ -115,7 +115,11 @@ impl Launcher for Script {
 
     async fn act(&self, request: Request<ActRequest>) -> Result<Response<ActReply>, Status> {
         let request = request.into_inner();
-        self.log(&json!({"act": request.action().as_str_name(), "grace": request.grace_seconds}));
+        let mut entry = json!({"act": request.action().as_str_name(), "grace": request.grace_seconds});
+        if request.action() == Action::Freeze {
+            entry["thaw"] = request.thaw_seconds.into();
+        }
+        self.log(&entry);
         match request.action() {
             Action::Pause => self.enter(Lifecycle::Paused, "User"),
             Action::Unpause => self.enter(Lifecycle::Running, "Unpaused"),
@@ -132,6 +136,14 @@ impl Launcher for Script {
         Ok(Response::new(Box::pin(
             WatchStream::new(self.state.subscribe()).map(Ok),
         )))
+    }
+
+    type ScreenshotStream = Pin<Box<dyn Stream<Item = Result<ScreenshotPart, Status>> + Send>>;
+
+    async fn screenshot(&self, _: Request<ScreenshotRequest>) -> Result<Response<Self::ScreenshotStream>, Status> {
+        let part = |png: &[u8]| Ok(ScreenshotPart { png: png.to_vec() });
+        let parts = [part(b"\x89PNG"), part(b" in pieces")];
+        Ok(Response::new(Box::pin(futures::stream::iter(parts))))
     }
 
     async fn stats(&self, _: Request<StatsRequest>) -> Result<Response<StatsReply>, Status> {
@@ -657,6 +669,15 @@ async fn the_next_agent_adopts_and_writes_nothing() {
         world.agent.guest_info("default", "vm").await.unwrap(),
         json!({"hostname": "guest"})
     );
+    let (thaw_after, done) = (Duration::from_millis(1500), world.requests().len());
+    world.agent.freeze("default", "vm", thaw_after).await.unwrap();
+    assert_eq!(
+        world.requests()[done..],
+        [json!({"act": "FREEZE", "grace": 0, "thaw": 2})],
+        "never sooner than asked for"
+    );
+    let png = world.agent.screenshot("default", "vm", false).await.unwrap();
+    assert_eq!(png, b"\x89PNG in pieces");
 }
 
 #[tokio::test]

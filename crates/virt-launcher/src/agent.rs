@@ -4,6 +4,7 @@
 //! silent agent delays nothing else. libvirtd itself gives up an agent that says more than ten megabytes at a time.
 
 mod exec;
+mod freeze;
 #[cfg(test)]
 mod tests;
 
@@ -35,6 +36,9 @@ const MAX_ITEMS: usize = 128;
 const MAX_INTERFACES: usize = 64;
 const MAX_ADDRESSES: usize = 16;
 const MAX_TEXT: usize = 256;
+/// What file systems do.
+const FROZEN: &str = "frozen";
+const THAWED: &str = "thawed";
 
 /// What the agent said, and whether it said all we asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +47,27 @@ pub struct Report {
     pub json: Vec<u8>,
     /// Every command was answered.
     pub complete: bool,
+    /// File systems stand still: the agent says nothing else, lest it write.
+    pub frozen: bool,
+}
+
+impl Report {
+    /// What is known now, if `known` is what was known before.
+    pub fn over(self, known: &[u8]) -> Vec<u8> {
+        if self.frozen && !known.is_empty() {
+            with_freeze_status(known, true)
+        } else {
+            self.json
+        }
+    }
+}
+
+/// What is known, with another state of the file systems.
+pub fn with_freeze_status(known: &[u8], frozen: bool) -> Vec<u8> {
+    let mut fields: serde_json::Map<String, Value> = serde_json::from_slice(known).unwrap_or_default();
+    let status = if frozen { FROZEN } else { THAWED };
+    fields.insert("fsFreezeStatus".to_owned(), status.into());
+    serde_json::to_vec(&fields).unwrap_or_default()
 }
 
 /// Why the agent did not do what it was asked.
@@ -77,6 +102,7 @@ enum Request {
         reply: oneshot::Sender<Result<String, AgentError>>,
     },
     Shutdown(Domain),
+    Reboot(Domain, oneshot::Sender<Result<(), AgentError>>),
 }
 
 /// Handle of the agent thread.
@@ -97,6 +123,7 @@ impl Agent {
                     Request::Collect(domain, reply) => drop(reply.send(collect(&domain))),
                     // What nobody waits for any more is not asked: a silent agent takes long for each question.
                     Request::Command { reply, .. } if reply.is_closed() => {}
+                    Request::Reboot(_, reply) if reply.is_closed() => {}
                     Request::Command {
                         domain,
                         text,
@@ -104,6 +131,7 @@ impl Agent {
                         reply,
                     } => drop(reply.send(say(&domain, &text, seconds))),
                     Request::Shutdown(domain) => shutdown(&domain),
+                    Request::Reboot(domain, reply) => drop(reply.send(freeze::reboot(&domain))),
                 }
             }
         })?;
@@ -148,11 +176,21 @@ impl Agent {
         command: &Value,
         timeout: Duration,
     ) -> Result<T, AgentError> {
+        self.command_within(domain, command, whole_seconds(timeout)).await
+    }
+
+    /// The same, for a command that may take longer.
+    async fn command_within<T: DeserializeOwned>(
+        &self,
+        domain: Domain,
+        command: &Value,
+        seconds: i32,
+    ) -> Result<T, AgentError> {
         let (reply, answer) = oneshot::channel();
         let request = Request::Command {
             domain,
             text: command.to_string(),
-            seconds: whole_seconds(timeout),
+            seconds,
             reply,
         };
         self.requests.send(request).map_err(|_| AgentError::Gone)?;
@@ -286,8 +324,34 @@ fn report(say: impl Fn(&str) -> Result<String, AgentError>) -> Report {
         return Report {
             json: Vec::new(),
             complete: false,
+            frozen: false,
         };
     };
+    let freeze = ask::<String>(say, "guest-fsfreeze-status");
+    let freeze = [FROZEN, THAWED]
+        .into_iter()
+        .find(|known| freeze.as_deref() == Some(known));
+    let known = VirtualMachineInstanceGuestAgentInfo {
+        guest_agent_version: Some(text(info.version)),
+        supported_commands: info
+            .supported_commands
+            .into_iter()
+            .take(MAX_ITEMS)
+            .map(|command| GuestAgentCommandInfo {
+                name: text(command.name),
+                ..command
+            })
+            .collect(),
+        fs_freeze_status: freeze.map(str::to_owned),
+        ..VirtualMachineInstanceGuestAgentInfo::default()
+    };
+    if freeze == Some(FROZEN) {
+        return Report {
+            json: to_json(&known, Vec::new()),
+            complete: true,
+            frozen: true,
+        };
+    }
     let (os, host_name) = (
         ask::<Os>(say, "guest-get-osinfo"),
         ask::<HostName>(say, "guest-get-host-name"),
@@ -303,16 +367,6 @@ fn report(say: impl Fn(&str) -> Result<String, AgentError>) -> Report {
         && file_systems.is_some()
         && interfaces.is_some();
     let report = VirtualMachineInstanceGuestAgentInfo {
-        guest_agent_version: Some(text(info.version)),
-        supported_commands: info
-            .supported_commands
-            .into_iter()
-            .take(MAX_ITEMS)
-            .map(|command| GuestAgentCommandInfo {
-                name: text(command.name),
-                ..command
-            })
-            .collect(),
         hostname: host_name.map(|host| text(host.host_name)),
         os: os.map(os_info),
         timezone: timezone.map(timezone_text),
@@ -325,11 +379,12 @@ fn report(say: impl Fn(&str) -> Result<String, AgentError>) -> Report {
         fs_info: file_systems.map(|list| VirtualMachineInstanceFileSystemInfo {
             disks: list.into_iter().take(MAX_ITEMS).map(file_system).collect(),
         }),
-        ..VirtualMachineInstanceGuestAgentInfo::default()
+        ..known
     };
     Report {
         json: to_json(&report, interfaces.unwrap_or_default()),
         complete,
+        frozen: false,
     }
 }
 

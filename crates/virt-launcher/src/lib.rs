@@ -24,6 +24,7 @@ mod layout;
 mod libvirtd;
 mod machine;
 mod rpc;
+mod screen;
 mod user;
 
 use std::path::Path;

@@ -8,8 +8,8 @@ use std::time::Duration;
 use ferrovirt_protocol::launcher::launcher_server::{Launcher, LauncherServer};
 use ferrovirt_protocol::launcher::{
     ActReply, ActRequest, Action as WireAction, AgentExecReply, AgentExecRequest, AgentPingReply, AgentPingRequest,
-    GuestInfoReply, GuestInfoRequest, GuestState, Stat, StatsReply, StatsRequest, SyncReply, SyncRequest, WatchRequest,
-    stat,
+    GuestInfoReply, GuestInfoRequest, GuestState, ScreenshotPart, ScreenshotRequest, Stat, StatsReply, StatsRequest,
+    SyncReply, SyncRequest, WatchRequest, stat,
 };
 use futures::{Stream, stream};
 use tokio::net::UnixListener;
@@ -22,6 +22,10 @@ use crate::agent::{AgentError, Command};
 use crate::driver::{Action, Input, RequestError, is_final};
 use crate::hypervisor::Value;
 
+/// Longest time after which file systems thaw by themselves.
+const MAX_FREEZE: u64 = 24 * 3600;
+/// Pieces that a picture is sent in.
+const PIECE: usize = 64 << 10;
 /// Largest VMI that is accepted.
 const MAX_REQUEST: usize = 8 << 20;
 
@@ -60,7 +64,7 @@ impl Service {
         self.inputs.send(input(reply)).map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?.map_err(|error| match error {
             RequestError::Denied(_) | RequestError::NoAgent => Status::failed_precondition(error.to_string()),
-            RequestError::Libvirt(_) => Status::internal(error.to_string()),
+            RequestError::Libvirt(_) | RequestError::Screen(_) => Status::internal(error.to_string()),
             RequestError::Agent(AgentError::TimedOut(_)) => Status::deadline_exceeded(error.to_string()),
             RequestError::Agent(AgentError::Busy(_)) => Status::resource_exhausted(error.to_string()),
             RequestError::Agent(_) => Status::unavailable(error.to_string()),
@@ -81,16 +85,29 @@ impl Launcher for Service {
 
     async fn act(&self, request: Request<ActRequest>) -> Result<Response<ActReply>, Status> {
         let request = request.into_inner();
+        let grace = Duration::from_secs(request.grace_seconds);
         let action = match request.action() {
             WireAction::Pause => Action::Pause,
             WireAction::Unpause => Action::Unpause,
             WireAction::Shutdown => Action::Shutdown,
             WireAction::Kill => Action::Kill,
             WireAction::Reset => Action::Reset,
-            WireAction::SoftReboot => Action::SoftReboot,
+            WireAction::SoftReboot => {
+                self.ask(Input::SoftReboot).await?;
+                return Ok(Response::new(ActReply {}));
+            }
+            WireAction::Freeze => {
+                let thaw_after =
+                    (request.thaw_seconds > 0).then(|| Duration::from_secs(request.thaw_seconds.min(MAX_FREEZE)));
+                self.ask(|reply| Input::Freeze(thaw_after, reply)).await?;
+                return Ok(Response::new(ActReply {}));
+            }
+            WireAction::Unfreeze => {
+                self.ask(Input::Thaw).await?;
+                return Ok(Response::new(ActReply {}));
+            }
             WireAction::Unspecified => return Err(Status::invalid_argument("action is missing or unknown")),
         };
-        let grace = Duration::from_secs(request.grace_seconds);
         self.ask(|reply| Input::Act(action, grace, reply)).await?;
         Ok(Response::new(ActReply {}))
     }
@@ -110,6 +127,21 @@ impl Launcher for Service {
             Some((Ok(state), (published, done)))
         });
         Ok(Response::new(Box::pin(states)))
+    }
+
+    type ScreenshotStream = Pin<Box<dyn Stream<Item = Result<ScreenshotPart, Status>> + Send>>;
+
+    async fn screenshot(
+        &self,
+        request: Request<ScreenshotRequest>,
+    ) -> Result<Response<Self::ScreenshotStream>, Status> {
+        let wake = request.into_inner().move_cursor;
+        let png = self.ask(|reply| Input::Screenshot(wake, reply)).await?;
+        let parts: Vec<_> = png
+            .chunks(PIECE)
+            .map(|piece| Ok(ScreenshotPart { png: piece.to_vec() }))
+            .collect();
+        Ok(Response::new(Box::pin(stream::iter(parts))))
     }
 
     async fn stats(&self, _request: Request<StatsRequest>) -> Result<Response<StatsReply>, Status> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use ferrovirt_protocol::launcher::launcher_client::LauncherClient;
 use ferrovirt_protocol::launcher::{
-    Action, AgentExecRequest, AgentPingRequest, Dhcp, GuestInfoRequest, Lifecycle, Nic,
+    ActRequest, Action, AgentExecRequest, AgentPingRequest, Dhcp, GuestInfoRequest, Lifecycle, Nic, ScreenshotRequest,
 };
 use serde_json::{Value, json};
 use support::{PATIENCE, Pod, Watcher, act};
@@ -43,6 +43,9 @@ answer() { echo "$1" >&3; }
                 *guest-get-timezone*) answer '{"return": {"zone": "UTC", "offset": 0}}' ;;
                 *guest-network-get-interfaces*) answer '{"return": [{"name": "lo", "ip-addresses": [{"ip-address": "127.0.0.1"}]}, {"name": "eth0", "hardware-address": "52:54:00:aa:bb:cc", "ip-addresses": [{"ip-address": "10.0.2.2"}]}]}' ;;
                 *guest-ping*) answer '{"return": {}}' ;;
+                *guest-fsfreeze-status*) answer "{\"return\": \"$(cat /fsfreeze 2>/dev/null || echo thawed)\"}" ;;
+                *guest-fsfreeze-freeze*) echo frozen >/fsfreeze; answer '{"return": 1}' ;;
+                *guest-fsfreeze-thaw*) echo thawed >/fsfreeze; answer '{"return": 1}' ;;
                 *guest-exec-status*) case $line in
                     *pid*8*) answer '{"return": {"exited": false}}' ;;
                     *) answer '{"return": {"exited": true, "exitcode": 4, "out-data": "aGk=", "err-data": "b2gh"}}' ;;
@@ -53,6 +56,38 @@ answer() { echo "$1" >&3; }
                 *) answer '{"error": {"class": "CommandNotFound", "desc": "not here"}}' ;;
             esac
         done
+        sleep 1
+    done
+) &
+"#;
+
+/// A guest agent that lies, exaggerates, is silent, hangs up, behaves, and then never stops talking; each time that it
+/// is asked who it is, it goes on to the next.
+const HOSTILE: &str = r#"#!/bin/sh
+for port in /sys/class/virtio-ports/*; do
+    [ "$(cat "$port/name")" = org.qemu.guest_agent.0 ] && device=/dev/${port##*/}
+done
+answer() { echo "$1" >&3; }
+filler() { head -c "$1" /dev/zero | tr '\0' x; }
+(
+    turn=0
+    while :; do
+        exec 3<>"$device"
+        while read -r line <&3; do
+            case $line in
+                *guest-sync*) answer "{\"return\": $(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')}" ;;
+                *guest-info*) turn=$((turn + 1)); echo "turn $turn" >/dev/ttyS0; case $turn in
+                    1) answer '{"return": {"version": 7, "supported_commands": "all"}}' ;;
+                    2) answer "{\"return\": {\"version\": \"$(filler 200000)\", \"supported_commands\": []}}" ;;
+                    3) sleep 7 ;;
+                    4) break ;;
+                    5) answer '{"return": {"version": "9.9", "supported_commands": []}}' ;;
+                    *) filler 104857600 >&3; echo "all was said" >/dev/ttyS0 ;;
+                    esac ;;
+                *) answer '{"error": {"class": "CommandNotFound", "desc": "not here"}}' ;;
+            esac
+        done
+        exec 3>&-
         sleep 1
     done
 ) &
@@ -112,6 +147,11 @@ fn nic() -> Nic {
         }),
         ..Nic::default()
     }
+}
+
+fn with_hostile_agent(vmi: &mut Value) {
+    with_disks(vmi);
+    vmi["spec"]["volumes"][2]["cloudInitNoCloud"]["userData"] = HOSTILE.into();
 }
 
 fn with_disks(vmi: &mut Value) {
@@ -203,6 +243,51 @@ async fn answers_probes(client: &mut LauncherClient<Channel>, watcher: &mut Watc
     watcher.until(Lifecycle::Running).await;
 }
 
+/// Waits until the published state of the file systems is this.
+async fn file_systems(watcher: &mut Watcher, wanted: &str) {
+    loop {
+        let state = watcher.next().await;
+        let info: Value = serde_json::from_slice(&state.guest_info).unwrap_or_default();
+        if info["fsFreezeStatus"] == wanted {
+            assert_eq!(info["hostname"], "vm", "the rest is still known");
+            return;
+        }
+    }
+}
+
+/// By request, and after their time.
+async fn freezes_and_thaws(client: &mut LauncherClient<Channel>, watcher: &mut Watcher) {
+    act(client, Action::Freeze, 0).await.unwrap();
+    file_systems(watcher, "frozen").await;
+    act(client, Action::Freeze, 0).await.expect("they stand still already");
+    act(client, Action::Unfreeze, 0).await.unwrap();
+    file_systems(watcher, "thawed").await;
+    let freeze = ActRequest {
+        action: Action::Freeze.into(),
+        thaw_seconds: 1,
+        ..ActRequest::default()
+    };
+    client.act(freeze).await.unwrap();
+    file_systems(watcher, "frozen").await;
+    file_systems(watcher, "thawed").await;
+}
+
+/// A PNG of the text screen's size, also after the pointer has moved.
+async fn shows_its_screen(client: &mut LauncherClient<Channel>) {
+    for move_cursor in [false, true] {
+        let request = ScreenshotRequest { move_cursor };
+        let mut parts = client.screenshot(request).await.unwrap().into_inner();
+        let mut png = Vec::new();
+        while let Some(part) = parts.message().await.unwrap() {
+            png.extend(part.png);
+        }
+        assert!(png.starts_with(b"\x89PNG\r\n\x1a\n"), "{:?}", png.get(..16));
+        let side = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+        assert!(side(16) >= 640 && side(20) >= 350, "{}x{}", side(16), side(20));
+        println!("a screen of {}x{}: {} bytes", side(16), side(20), png.len());
+    }
+}
+
 #[tokio::test]
 async fn boots_gets_its_address_talks_through_its_agent_and_powers_off() {
     let mut pod = Pod::start_as(with_disks, |command, root| {
@@ -250,6 +335,8 @@ async fn boots_gets_its_address_talks_through_its_agent_and_powers_off() {
     assert_eq!(serde_json::from_slice::<Value>(&reply.json).unwrap(), info);
     answers_probes(&mut client, &mut watcher).await;
     console(&pod, "the agent runs").await;
+    freezes_and_thaws(&mut client, &mut watcher).await;
+    shows_its_screen(&mut client).await;
     support::print_memory(&pod);
 
     // The agent is silent about the shutdown, so the power button follows.
@@ -261,4 +348,64 @@ async fn boots_gets_its_address_talks_through_its_agent_and_powers_off() {
         fs::read(&image).unwrap() == before,
         "the image below the overlay was written to"
     );
+}
+
+/// Megabytes of a process.
+fn resident(pod: &Pod, name: &str) -> u64 {
+    let pid = pod.pids(name)[0];
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+#[tokio::test]
+async fn a_hostile_agent_hurts_nobody() {
+    let mut pod = Pod::start_as(with_hostile_agent, |command, root| {
+        command
+            .args(["unshare", "--net", "sh", "-c", NETWORK])
+            .arg(root.join("tun"));
+    });
+    tiny_image(&pod.path("var/run/kubevirt-image-volume/disk_0"));
+    let mut client = pod.client().await;
+    let mut watcher = Watcher::new(&mut client).await;
+    pod.sync_with(&mut client, vec![nic()]).await;
+    watcher.until(Lifecycle::Running).await;
+    console(&pod, "turn 1").await;
+    // Asked until it has shown everything it can do; every answer is bounded, and comes in time.
+    let (mut honest, mut refused) = (false, 0);
+    let deadline = Instant::now() + 3 * PATIENCE;
+    loop {
+        assert!(Instant::now() < deadline, "the agent has not said all");
+        let asked = Instant::now();
+        match client.guest_info(GuestInfoRequest {}).await {
+            Ok(reply) => {
+                let json = reply.into_inner().json;
+                assert!(json.len() < 4096, "{}", json.len());
+                let info: Value = serde_json::from_slice(&json).unwrap();
+                honest |= info["guestAgentVersion"] == "9.9";
+            }
+            Err(_) => refused += 1,
+        }
+        assert!(asked.elapsed() < PATIENCE, "{:?}", asked.elapsed());
+        let log = pod
+            .path("var/run/kubevirt-private")
+            .join(support::UID)
+            .join("virt-serial0-log");
+        if String::from_utf8_lossy(&fs::read(log).unwrap()).contains("turn 6") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(honest && refused >= 2, "honest: {honest}, refused: {refused}");
+    // While it talks, everything else works.
+    act(&mut client, Action::Pause, 0).await.unwrap();
+    watcher.until(Lifecycle::Paused).await;
+    act(&mut client, Action::Unpause, 0).await.unwrap();
+    watcher.until(Lifecycle::Running).await;
+    let (launcher, libvirtd) = (resident(&pod, "virt-launcher"), resident(&pod, "libvirtd"));
+    println!("at most {launcher} MB of virt-launcher, {libvirtd} MB of libvirtd");
+    assert!(launcher < 100 && libvirtd < 150, "{launcher} {libvirtd}");
+    act(&mut client, Action::Kill, 0).await.unwrap();
+    watcher.until(Lifecycle::ShutOff).await;
+    assert!(pod.exit().await.success());
 }

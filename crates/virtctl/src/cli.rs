@@ -9,6 +9,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
+mod create;
+mod objects;
+
+pub use create::{CloudInit, Create, CreateVm};
+pub use objects::{EvacuateCancel, Expand, Format, Screenshot, Validate, VncCommand};
+
 use crate::ports::Forward;
 use crate::target::Target;
 
@@ -152,7 +158,10 @@ pub enum Command {
   virtctl vnc myvmi
 
   # Only offer the display on a local port, for a viewer of your own:
-  virtctl vnc myvmi --proxy-only --port=5900")]
+  virtctl vnc myvmi --proxy-only --port=5900
+
+  # Save a picture of it:
+  virtctl vnc screenshot myvmi --file=screen.png")]
     Vnc(Vnc),
     /// Open an SSH connection to a virtual machine or instance.
     #[command(after_help = "Examples:
@@ -190,6 +199,30 @@ pub enum Command {
     /// Print the file systems of an instance.
     #[command(after_help = "Examples:\n  virtctl fslist myvmi")]
     Fslist(Instance),
+    /// Take a virtual machine or instance back from the evacuation of its node.
+    #[command(after_help = "Examples:
+  # Let 'myvm' stay where it is:
+  virtctl evacuate-cancel vm myvm")]
+    EvacuateCancel(EvacuateCancel),
+    /// Print a virtual machine with what it takes from its instancetype and preference.
+    #[command(after_help = "Examples:
+  # One of the cluster:
+  virtctl expand --vm myvm
+
+  # One of a file, as JSON:
+  virtctl expand --file=myvm.yaml --output=json")]
+    Expand(Expand),
+    /// Print the manifest of a new object.
+    #[command(subcommand)]
+    Create(Create),
+    /// Judge manifests as the cluster would, without one.
+    #[command(after_help = "Examples:
+  # Every mistake, with file and line:
+  virtctl validate --file=myvm.yaml
+
+  # In a cluster where hostDisks are allowed:
+  virtctl validate --file=myvm.yaml --feature-gates=HostDisk")]
+    Validate(Validate),
     /// Expose a virtual machine or instance by a Service.
     #[command(after_help = "Examples:
   # Give SSH of 'myvm' an address in the cluster:
@@ -288,10 +321,14 @@ pub struct Console {
 
 /// Arguments of `vnc`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Vnc {
+    /// What else to do with the display.
+    #[command(subcommand)]
+    pub command: Option<VncCommand>,
     /// Name of the virtual machine instance
-    #[arg(value_name = "VMI")]
-    pub name: String,
+    #[arg(value_name = "VMI", required = true)]
+    pub name: Option<String>,
     /// Start no viewer: print {"port":N} and serve one connection
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
           action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
@@ -461,18 +498,20 @@ pub fn program_name(argument: Option<&OsString>) -> &'static str {
 
 /// The command line's grammar, with help and examples as the user calls the program.
 pub fn command(program: &'static str) -> clap::Command {
-    let rename = |text: Option<String>| text.map(|text| text.replace("virtctl ", &format!("{program} ")));
-    let mut command = Cli::command().bin_name(program);
-    if program != "virtctl" {
-        let help = rename(command.get_after_help().map(ToString::to_string));
-        command = command.after_help(help.unwrap_or_default());
-        let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
-        for name in names {
-            command = command.mut_subcommand(name, |sub| {
-                let help = rename(sub.get_after_help().map(ToString::to_string));
-                sub.after_help(help.unwrap_or_default())
-            });
-        }
+    as_called(Cli::command().bin_name(program), program)
+}
+
+/// Examples name the program as it is called.
+fn as_called(mut command: clap::Command, program: &str) -> clap::Command {
+    if program == "virtctl" {
+        return command;
+    }
+    if let Some(help) = command.get_after_help().map(ToString::to_string) {
+        command = command.after_help(help.replace("virtctl ", &format!("{program} ")));
+    }
+    let names: Vec<String> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    for name in names {
+        command = command.mut_subcommand(name, |sub| as_called(sub, program));
     }
     command
 }
@@ -528,6 +567,16 @@ mod tests {
             "console --timeout 30s vmi --kubeconfig /k --context c",
             "vnc vmi --proxy-only --port=5900 --address=0.0.0.0",
             "vnc vmi --proxy-only=true --preserve-session",
+            "vnc screenshot vmi --file=-",
+            "vnc screenshot vmi -f a.png -m -n ns",
+            "evacuate-cancel vmi name --dry-run",
+            "evacuate-cancel vm/name",
+            "create vm --name=a --volume-containerdisk=src:image:1,bootorder:1 --memory=1Gi",
+            "create vm --infer-instancetype=true --volume-pvc=src:a",
+            "validate -f a.yaml -f -",
+            "validate --file a.yaml --feature-gates A,B",
+            "expand --vm name",
+            "expand -f vm.yaml -o json",
             "ssh user@vm/name --identity-file=k -p 2222 --local-ssh-opts=-oA=b -t -v",
             "ssh vmi/name/ns --username u --known-hosts= -i k -c id",
             "scp file user@vm/name:dir --recursive --preserve",
@@ -558,6 +607,13 @@ mod tests {
             ("pause vm a b", "unexpected"),
             ("console vmi --timeout=soon", "is no duration"),
             ("vnc vmi --port 70000", "not in 0..=65535"),
+            ("vnc", "<VMI>"),
+            ("vnc screenshot vmi", "--file"),
+            ("create", "Usage"),
+            ("create vm --cloud-init=floppy", "invalid value"),
+            ("validate", "--file"),
+            ("expand", "--vm"),
+            ("expand --vm a -f b", "cannot be used with"),
             ("port-forward vm/name", "<PORTS>"),
             ("port-forward name 80", "type and name"),
             ("port-forward vm/name 80:x", "no port"),
@@ -577,6 +633,10 @@ mod tests {
             found.build();
             let found = found.find_subcommand_mut(sub.get_name()).unwrap();
             all.push_str(&format!("\n---- {}\n{}", sub.get_name(), found.render_help()));
+            for inner in found.get_subcommands_mut().filter(|inner| inner.get_name() != "help") {
+                let name = inner.get_name().to_owned();
+                all.push_str(&format!("\n---- {} {name}\n{}", sub.get_name(), inner.render_help()));
+            }
         }
         insta::assert_snapshot!(all);
     }

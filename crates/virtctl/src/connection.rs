@@ -66,6 +66,38 @@ impl Connection {
         }
     }
 
+    /// PUTs an object to the group itself, and gets its answer.
+    pub(crate) async fn put_object(&self, path: &str, object: &impl Serialize) -> anyhow::Result<Value> {
+        let body = serde_json::to_vec(object).context("cannot write the request")?;
+        let request = Request::builder()
+            .method(Method::PUT)
+            .uri(format!("{SUBRESOURCES}/{path}"))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body)
+            .context("cannot build the request")?;
+        self.within(self.client.request(request)).await
+    }
+
+    /// GETs bytes from a subresource.
+    pub(crate) async fn get_bytes(&self, path: &str) -> anyhow::Result<Vec<u8>> {
+        let request = Request::get(path)
+            .body(Body::empty())
+            .context("cannot build the request")?;
+        let answer = async {
+            let response = self.client.send(request).await?;
+            let failed = !response.status().is_success();
+            let bytes = response.into_body().collect_bytes().await?;
+            if failed {
+                return Err(match serde_json::from_slice::<kube::core::Status>(&bytes) {
+                    Ok(status) => kube::Error::Api(status.boxed()),
+                    Err(error) => kube::Error::SerdeError(error),
+                });
+            }
+            Ok(bytes.to_vec())
+        };
+        self.within(answer).await
+    }
+
     /// PUTs options to a subresource.
     pub(crate) async fn put(&self, path: &str, options: &impl Serialize) -> anyhow::Result<()> {
         let body = serde_json::to_vec(options).context("cannot write the request")?;

@@ -6,7 +6,9 @@
 pub mod cli;
 mod connection;
 mod console;
+mod create;
 mod duration;
+mod expand;
 mod expose;
 mod guest;
 mod lifecycle;
@@ -15,6 +17,7 @@ mod ports;
 mod ssh;
 mod target;
 mod terminal;
+mod validate;
 mod version;
 mod vnc;
 mod websocket;
@@ -77,6 +80,8 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let command = match cli.command {
         Command::Completion(arguments) => return cli::completion(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Options => return cli::options().map(|()| ExitCode::SUCCESS),
+        Command::Create(arguments) => return create::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Validate(arguments) => return validate::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Version(arguments) => return version::run(global, &arguments).await.map(|()| ExitCode::SUCCESS),
         Command::Ssh(arguments) => return ssh::ssh(global, arguments).await,
         Command::Scp(arguments) => return ssh::scp(global, arguments).await,
@@ -97,8 +102,16 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Guestosinfo(arguments) => guest::print(&connection, &arguments.name, "guestosinfo").await?,
         Command::Userlist(arguments) => guest::print(&connection, &arguments.name, "userlist").await?,
         Command::Fslist(arguments) => guest::print(&connection, &arguments.name, "filesystemlist").await?,
+        Command::EvacuateCancel(arguments) => lifecycle::evacuate_cancel(&connection, &arguments).await?,
+        Command::Expand(arguments) => expand::run(&connection, &arguments).await?,
         Command::Expose(arguments) => expose::run(&connection, &arguments).await?,
-        Command::Completion(_) | Command::Options | Command::Version(_) | Command::Ssh(_) | Command::Scp(_) => {
+        Command::Completion(_)
+        | Command::Create(_)
+        | Command::Options
+        | Command::Scp(_)
+        | Command::Ssh(_)
+        | Command::Validate(_)
+        | Command::Version(_) => {
             unreachable!("answered above")
         }
     }

@@ -1,7 +1,9 @@
 //! Commands that change the state of a machine.
 
 use anyhow::{Context, bail};
-use ferrovirt_api::v1::{PauseOptions, RestartOptions, StartOptions, StopOptions, UnpauseOptions};
+use ferrovirt_api::v1::{
+    EvacuateCancelOptions, PauseOptions, RestartOptions, StartOptions, StopOptions, UnpauseOptions,
+};
 use serde_json::json;
 
 use crate::cli::{self, DryRun};
@@ -116,6 +118,22 @@ pub(crate) async fn unpause(connection: &Connection, arguments: &cli::Pause) -> 
     let unpaused = connection.put(&path, &options).await;
     unpaused.with_context(|| format!("cannot unpause VirtualMachineInstance {name}"))?;
     say(format_args!("VMI {name} was scheduled to unpause"))
+}
+
+pub(crate) async fn evacuate_cancel(connection: &Connection, arguments: &cli::EvacuateCancel) -> anyhow::Result<()> {
+    let target = target(&arguments.target)?;
+    let options = EvacuateCancelOptions {
+        dry_run: dry_run(arguments.dry_run)?,
+        ..EvacuateCancelOptions::default()
+    };
+    let namespace = target.namespace.as_deref().unwrap_or(&connection.namespace);
+    let name = &target.name;
+    let path = connection.path(target.kind, name, Some(namespace), "evacuate/cancel")?;
+    let cancelled = connection.put(&path, &options).await;
+    let kind = target.kind.short();
+    cancelled.with_context(|| format!("cannot cancel the evacuation of {kind} {namespace}/{name}"))?;
+    let kind = kind.to_uppercase();
+    say(format_args!("{kind} {namespace}/{name} was canceled evacuation"))
 }
 
 /// `soft-reboot` and `reset`.

@@ -1,5 +1,6 @@
 //! `virtctl vnc`: the display on a local port, and a viewer for it.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 
-use crate::cli;
+use crate::cli::{self, VncCommand};
 use crate::connection::Connection;
 use crate::console::wait_until_running;
 use crate::target::Kind;
@@ -52,9 +53,29 @@ impl Viewer {
 /// The viewers that are looked for, the best first.
 const VIEWERS: [&str; 4] = ["remote-viewer", "vncviewer", "xtigervncviewer", "tigervncviewer"];
 
-/// Serves one connection of a viewer.
-pub(crate) async fn run(connection: &Connection, arguments: &cli::Vnc) -> anyhow::Result<()> {
+/// Saves a picture of the display.
+async fn screenshot(connection: &Connection, arguments: &cli::Screenshot) -> anyhow::Result<()> {
     let name = &arguments.name;
+    let mut path = connection.path(Kind::Vmi, name, None, "vnc/screenshot")?;
+    if arguments.move_cursor {
+        path.push_str("?moveCursor=true");
+    }
+    let picture = connection.get_bytes(&path).await;
+    let picture = picture.with_context(|| format!("cannot get a screenshot of VirtualMachineInstance {name}"))?;
+    if arguments.file == Path::new("-") {
+        let written = std::io::stdout().write_all(&picture);
+        return written.context("cannot write to standard output");
+    }
+    let file = &arguments.file;
+    std::fs::write(file, picture).with_context(|| format!("cannot write {}", file.display()))
+}
+
+/// Serves one connection of a viewer, or does what else there is to do with a display.
+pub(crate) async fn run(connection: &Connection, arguments: &cli::Vnc) -> anyhow::Result<()> {
+    if let Some(VncCommand::Screenshot(arguments)) = &arguments.command {
+        return screenshot(connection, arguments).await;
+    }
+    let name = arguments.name.as_deref().unwrap_or_default();
     let mut path = connection.path(Kind::Vmi, name, None, "vnc")?;
     if arguments.preserve_session {
         path.push_str("?preserveSession=true");

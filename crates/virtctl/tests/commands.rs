@@ -121,6 +121,124 @@ async fn guests_are_paused_and_reset() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn displays_are_photographed() {
+    let cluster = Cluster::open().await;
+    cluster.home.create_vmi("a", "Running", &[]).await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("screen.png");
+    let path = file.to_str().unwrap();
+    cluster
+        .run(&["vnc", "screenshot", "a", "--file", path])
+        .await
+        .prints("");
+    let picture = std::fs::read(&file).unwrap();
+    assert!(String::from_utf8_lossy(&picture).ends_with("PNG of a, pointer moved: false"));
+    let words = ["vnc", "screenshot", "a", "-f", "-", "-m"];
+    cluster.run(&words).await.prints("\u{89}PNG of a, pointer moved: true");
+    cluster
+        .run(&["vnc", "screenshot", "b", "-f", "-"])
+        .await
+        .fails("virtualmachineinstance.kubevirt.io \"b\" not found");
+    let nowhere = directory.path().join("none/screen.png");
+    let said = cluster
+        .run(&["vnc", "screenshot", "a", "-f", nowhere.to_str().unwrap()])
+        .await;
+    said.fails("cannot write");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn evacuations_are_cancelled() {
+    let cluster = Cluster::open().await;
+    cluster.home.create_vm("a", "Always").await;
+    cluster
+        .run(&["evacuate-cancel", "vm", "a"])
+        .await
+        .fails("VMI is not started");
+    cluster.home.create_vmi("a", "Running", &[]).await;
+    let dry = cluster.run(&["evacuate-cancel", "vm/a", "--dry-run"]).await;
+    dry.prints("Dry Run execution\nVM default/a was canceled evacuation\n");
+    let done = cluster.run(&["evacuate-cancel", "vmi", "a"]).await;
+    done.prints("VMI default/a was canceled evacuation\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machines_are_expanded() {
+    let cluster = Cluster::open().await;
+    let vm = cluster.home.create_vm("a", "Halted").await;
+    let expected = serde_json::to_value(&vm).unwrap();
+    let json = serde_json::to_string_pretty(&expected).unwrap();
+    cluster
+        .run(&["expand", "--vm=a", "-o", "json"])
+        .await
+        .prints(&format!("{json}\n"));
+    let yaml = serde_yaml_ng::to_string(&expected).unwrap();
+    cluster.run(&["expand", "--vm=a"]).await.prints(&yaml);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("vm.yaml");
+    std::fs::write(&file, &yaml).unwrap();
+    cluster
+        .run(&["expand", "-f", file.to_str().unwrap()])
+        .await
+        .prints(&yaml);
+    std::fs::write(
+        &file,
+        yaml.replace("spec:\n  ", "spec:\n  instancetype:\n    name: m1\n  "),
+    )
+    .unwrap();
+    let refused = cluster.run(&["expand", "-f", file.to_str().unwrap()]).await;
+    refused.fails("not supported yet: spec.instancetype");
+    cluster
+        .run(&["expand", "-f", "/no/such/file"])
+        .await
+        .fails("cannot read /no/such/file");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_are_made_and_judged_without_a_cluster() {
+    let cluster = Cluster::open().await;
+    let good = cluster.path("good.yaml");
+    let words = [
+        "create",
+        "vm",
+        "--name=a",
+        "--volume-containerdisk=src:image:1",
+        "--run-strategy=Halted",
+    ];
+    let made = cluster.run(&words).await;
+    assert_eq!(made.code, Some(0), "{}", made.stderr);
+    std::fs::write(&good, &made.stdout).unwrap();
+    let path = good.to_str().unwrap();
+    let judged = cluster.run(&["validate", "-f", path, "--kubeconfig=/none"]).await;
+    judged.prints(&format!("{path}: VirtualMachine a is valid\n"));
+    // What is valid here is valid there.
+    let vm = serde_yaml_ng::from_str(&made.stdout).unwrap();
+    cluster
+        .home
+        .vms()
+        .create(&kube::api::PostParams::default(), &vm)
+        .await
+        .unwrap();
+
+    std::fs::write(
+        &good,
+        made.stdout.replace("Halted", "Sometimes").replace("512Mi", "much"),
+    )
+    .unwrap();
+    let judged = cluster.run(&["validate", "-f", path]).await;
+    assert_eq!(judged.code, Some(1), "{}", judged.stdout);
+    assert!(judged.stderr.ends_with(" mistakes were found\n"), "{}", judged.stderr);
+    let line = |text: &str| made.stdout.lines().position(|line| line.contains(text)).unwrap() + 1;
+    for (text, field) in [
+        ("Halted", "spec.runStrategy"),
+        ("512Mi", "spec.template.spec.domain.memory.guest"),
+    ] {
+        let expected = format!("{path}:{}: {field}: ", line(text));
+        assert!(judged.stdout.contains(&expected), "{expected}: {}", judged.stdout);
+    }
+    cluster.run(&["create", "vm", "--name=A"]).await.fails("--name");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn flags_replace_the_kubeconfig() {
     let cluster = Cluster::open().await;
     let version = format!("v{}", env!("CARGO_PKG_VERSION"));

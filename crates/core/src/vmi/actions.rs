@@ -1,6 +1,7 @@
 //! What may be asked of a VMI in which state: the subresources' answers come from here.
 
 use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
+use serde_json::{Value, json};
 
 use super::Phase;
 use super::conditions::{AGENT_CONNECTED, PAUSED};
@@ -28,6 +29,22 @@ pub enum VmiAction {
     Reset,
     /// `guestosinfo`, `userlist`, `filesystemlist`.
     GuestInfo,
+    /// `vnc/screenshot`.
+    Screenshot,
+    /// `usbredir`.
+    UsbRedir,
+    /// `vsock`.
+    Vsock,
+    /// `evacuate/cancel`.
+    EvacuateCancel,
+    /// `sev/fetchcertchain`.
+    SevCertificates,
+    /// `sev/setupsession`.
+    SevSession,
+    /// `sev/querylaunchmeasurement`.
+    SevMeasurement,
+    /// `sev/injectlaunchsecret`.
+    SevSecret,
 }
 
 const NOT_RUNNING: &str = "VMI is not running";
@@ -75,6 +92,27 @@ pub fn admit(vmi: &VirtualMachineInstance, vm: Option<&VirtualMachine>, action: 
         VmiAction::SoftReboot => Ok(()),
         VmiAction::Reset if running || phase == Phase::Scheduled => Ok(()),
         VmiAction::Reset => Err(Refusal::bad_request(NOT_RUNNING)),
+        VmiAction::Screenshot if devices.autoattach_graphics_device == Some(false) => {
+            Err(Refusal::bad_request("No graphics devices are present.").internal())
+        }
+        VmiAction::Screenshot if !running => conflict(NOT_RUNNING).map_err(Refusal::internal),
+        VmiAction::Screenshot => Ok(()),
+        VmiAction::UsbRedir if devices.client_passthrough.is_none() => conflict("Not configured with USB Redirection"),
+        VmiAction::UsbRedir if vmi.spec.architecture.as_deref() == Some("s390x") => {
+            conflict("USB Redirection is not available on s390x")
+        }
+        VmiAction::UsbRedir if !running => conflict(NOT_RUNNING),
+        VmiAction::UsbRedir => Ok(()),
+        VmiAction::Vsock if devices.autoattach_vsock != Some(true) => {
+            Err(Refusal::bad_request("VSOCK is not attached."))
+        }
+        VmiAction::Vsock if !running => Err(Refusal::bad_request(NOT_RUNNING)),
+        VmiAction::Vsock => Ok(()),
+        VmiAction::EvacuateCancel if !running => conflict(NOT_RUNNING),
+        VmiAction::EvacuateCancel => Ok(()),
+        VmiAction::SevCertificates | VmiAction::SevSession | VmiAction::SevMeasurement | VmiAction::SevSecret => {
+            sev(vmi, phase, is(PAUSED), action).or_else(conflict)
+        }
         VmiAction::GuestInfo => {
             let why = if running {
                 "VMI does not have guest agent connected"
@@ -89,6 +127,51 @@ pub fn admit(vmi: &VirtualMachineInstance, vm: Option<&VirtualMachine>, action: 
             }
         }
     }
+}
+
+/// The owner of a guest in encrypted memory looks at it before it starts: the session is set up while it is scheduled,
+/// it is measured and given its secret while it is paused at its start.
+fn sev(vmi: &VirtualMachineInstance, phase: Phase, paused: bool, action: VmiAction) -> Result<(), &'static str> {
+    let security = vmi.spec.domain.launch_security.as_ref();
+    let sev = security.and_then(|security| security.sev.as_ref());
+    if sev.is_none_or(|sev| sev.attestation.is_none()) {
+        return Err("Attestation not requested for VMI");
+    }
+    let session = sev.is_some_and(|sev| sev.session.is_some() || sev.dh_cert.is_some());
+    match action {
+        VmiAction::SevSession if phase != Phase::Scheduled => Err("VMI is not in Scheduled phase"),
+        VmiAction::SevSession if session => Err("Session already defined"),
+        VmiAction::SevCertificates if phase != Phase::Scheduled => Err("VMI is not in Scheduled phase"),
+        VmiAction::SevMeasurement | VmiAction::SevSecret if phase != Phase::Running => Err(NOT_RUNNING),
+        VmiAction::SevMeasurement | VmiAction::SevSecret if !paused => Err("VMI is not paused"),
+        _ => Ok(()),
+    }
+}
+
+/// `evacuate/cancel`: the JSON patch of the VMI's `/status` that ends it, or none when there is nothing to end. `node`:
+/// the node that the client believes is being emptied, if it says so.
+///
+/// # Errors
+/// The answer that the client gets.
+pub fn cancel_evacuation(vmi: &VirtualMachineInstance, node: &str) -> Result<Option<Value>, Refusal> {
+    admit(vmi, None, VmiAction::EvacuateCancel)?;
+    let status = vmi.status.as_ref();
+    let marked = status.and_then(|status| status.evacuation_node_name.as_deref());
+    let marked = marked.unwrap_or_default();
+    if !node.is_empty() && node != marked {
+        let name = vmi.metadata.name.as_deref().unwrap_or_default();
+        return Err(Refusal::bad_request(format!(
+            "VMI {name} is not being evacuated from node {node:?} but from {marked:?}"
+        )));
+    }
+    let path = "/status/evacuationNodeName";
+    let patch = || {
+        json!([
+            {"op": "test", "path": path, "value": marked},
+            {"op": "remove", "path": path},
+        ])
+    };
+    Ok((!marked.is_empty()).then(patch))
 }
 
 fn pause(vmi: &VirtualMachineInstance, name: &str, running: bool, paused: bool) -> Result<(), Refusal> {
@@ -136,7 +219,6 @@ pub fn first_address(vmi: &VirtualMachineInstance) -> Option<&str> {
 mod tests {
     use super::*;
     use crate::conditions::Desired;
-    use serde_json::json;
 
     fn vmi(phase: Phase, conditions: &[&str]) -> VirtualMachineInstance {
         let mut vmi: VirtualMachineInstance = serde_json::from_value(json!({
@@ -154,7 +236,10 @@ mod tests {
 
     #[test]
     fn answers() {
-        use VmiAction::{Console, Freeze, GuestInfo, Pause, PortForward, Reset, SoftReboot, Unpause, Vnc};
+        use VmiAction::{
+            Console, EvacuateCancel, Freeze, GuestInfo, Pause, PortForward, Reset, Screenshot, SevCertificates,
+            SevMeasurement, SevSecret, SevSession, SoftReboot, Unpause, UsbRedir, Vnc, Vsock,
+        };
         for (action, phase, conditions, code) in [
             (Console, Phase::Running, &[][..], 0),
             (Console, Phase::Scheduled, &[], 400),
@@ -178,9 +263,149 @@ mod tests {
             (GuestInfo, Phase::Running, &[AGENT_CONNECTED], 0),
             (GuestInfo, Phase::Running, &[], 500),
             (GuestInfo, Phase::Pending, &[], 500),
+            (Freeze, Phase::Running, &[], 0),
+            (Freeze, Phase::Failed, &[], 409),
+            (Screenshot, Phase::Running, &[], 0),
+            (Screenshot, Phase::Running, &[PAUSED], 0),
+            (Screenshot, Phase::Scheduled, &[], 500),
+            (UsbRedir, Phase::Running, &[], 409),
+            (Vsock, Phase::Running, &[], 400),
+            (EvacuateCancel, Phase::Running, &[], 0),
+            (EvacuateCancel, Phase::Scheduling, &[], 409),
+            (SevCertificates, Phase::Scheduled, &[], 409),
+            (SevSession, Phase::Scheduled, &[], 409),
+            (SevMeasurement, Phase::Running, &[PAUSED], 409),
+            (SevSecret, Phase::Running, &[PAUSED], 409),
         ] {
             let got = admit(&vmi(phase, conditions), None, action).err().map_or(0, |r| r.code);
             assert_eq!(got, code, "{action:?} {phase} {conditions:?}");
+        }
+    }
+
+    #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
+    fn what_the_spec_asks_for_is_there_in_its_phase() {
+        let with = |phase, conditions, devices: Value, sev: Value| {
+            let mut asked = vmi(phase, conditions);
+            asked.spec.domain.devices = serde_json::from_value(devices).unwrap();
+            asked.spec.domain.launch_security = serde_json::from_value(json!({"sev": sev})).unwrap();
+            asked
+        };
+        let attested = json!({"attestation": {}});
+        let (session, none) = (json!({"attestation": {}, "session": "x"}), Value::Null);
+        for (action, phase, conditions, devices, sev, code) in [
+            (
+                VmiAction::UsbRedir,
+                Phase::Running,
+                &[][..],
+                json!({"clientPassthrough": {}}),
+                &none,
+                0,
+            ),
+            (
+                VmiAction::UsbRedir,
+                Phase::Scheduled,
+                &[],
+                json!({"clientPassthrough": {}}),
+                &none,
+                409,
+            ),
+            (
+                VmiAction::Vsock,
+                Phase::Running,
+                &[],
+                json!({"autoattachVSOCK": true}),
+                &none,
+                0,
+            ),
+            (
+                VmiAction::Vsock,
+                Phase::Scheduled,
+                &[],
+                json!({"autoattachVSOCK": true}),
+                &none,
+                400,
+            ),
+            (
+                VmiAction::Vsock,
+                Phase::Running,
+                &[],
+                json!({"autoattachVSOCK": false}),
+                &none,
+                400,
+            ),
+            (
+                VmiAction::SevCertificates,
+                Phase::Scheduled,
+                &[],
+                json!({}),
+                &attested,
+                0,
+            ),
+            (
+                VmiAction::SevCertificates,
+                Phase::Running,
+                &[],
+                json!({}),
+                &attested,
+                409,
+            ),
+            (VmiAction::SevSession, Phase::Scheduled, &[], json!({}), &attested, 0),
+            (VmiAction::SevSession, Phase::Scheduled, &[], json!({}), &session, 409),
+            (VmiAction::SevSession, Phase::Running, &[], json!({}), &attested, 409),
+            (
+                VmiAction::SevMeasurement,
+                Phase::Running,
+                &[PAUSED],
+                json!({}),
+                &attested,
+                0,
+            ),
+            (
+                VmiAction::SevMeasurement,
+                Phase::Running,
+                &[],
+                json!({}),
+                &attested,
+                409,
+            ),
+            (VmiAction::SevSecret, Phase::Running, &[PAUSED], json!({}), &session, 0),
+            (
+                VmiAction::SevSecret,
+                Phase::Scheduled,
+                &[PAUSED],
+                json!({}),
+                &session,
+                409,
+            ),
+        ] {
+            let asked = with(phase, conditions, devices.clone(), sev.clone());
+            let got = admit(&asked, None, action).err().map_or(0, |r| r.code);
+            assert_eq!(got, code, "{action:?} {phase} {conditions:?} {devices} {sev}");
+        }
+    }
+
+    #[test]
+    fn evacuations_are_cancelled() {
+        let path = "/status/evacuationNodeName";
+        let patch = json!([{"op": "test", "path": path, "value": "n"}, {"op": "remove", "path": path}]);
+        for (phase, marked, node, expected) in [
+            (Phase::Running, Some("n"), "", Ok(Some(&patch))),
+            (Phase::Running, Some("n"), "n", Ok(Some(&patch))),
+            (Phase::Running, Some("n"), "m", Err(400)),
+            (Phase::Running, None, "", Ok(None)),
+            (Phase::Running, None, "n", Err(400)),
+            (Phase::Scheduled, Some("n"), "", Err(409)),
+            (Phase::Succeeded, Some("n"), "", Err(409)),
+        ] {
+            let mut vmi = vmi(phase, &[]);
+            vmi.status.as_mut().unwrap().evacuation_node_name = marked.map(str::to_owned);
+            let got = cancel_evacuation(&vmi, node).map_err(|refusal| refusal.code);
+            assert_eq!(
+                got.as_ref().map(Option::as_ref),
+                expected.as_ref().copied(),
+                "{phase} {marked:?} {node}"
+            );
         }
     }
 
@@ -195,6 +420,7 @@ mod tests {
         for (action, code) in [
             (VmiAction::Console, 400),
             (VmiAction::Vnc, 400),
+            (VmiAction::Screenshot, 500),
             (VmiAction::PortForward, 400),
             (VmiAction::SoftReboot, 409),
             (VmiAction::Pause, 403),

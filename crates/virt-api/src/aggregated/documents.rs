@@ -103,8 +103,12 @@ fn path_items(version: &str, typed: impl Fn(&mut Value)) -> Map<String, Value> {
     } in subresources::resources()
     {
         let streams = matches!(subresource, "console" | "vnc" | "portforward");
-        let mut parameters = vec![parameter("namespace"), parameter("name")];
-        let mut path = format!("/apis/{GROUP}/{version}/namespaces/{{namespace}}/{resource}/{{name}}/{subresource}");
+        let mut parameters = vec![parameter("namespace")];
+        let mut path = format!("/apis/{GROUP}/{version}/namespaces/{{namespace}}/{resource}");
+        if !subresource.is_empty() {
+            path.push_str(&format!("/{{name}}/{subresource}"));
+            parameters.push(parameter("name"));
+        }
         if subresource == "portforward" {
             path.push_str("/{port}");
             parameters.push(parameter("port"));
@@ -112,7 +116,7 @@ fn path_items(version: &str, typed: impl Fn(&mut Value)) -> Map<String, Value> {
         let (method, code) = match verb {
             "get" if streams => ("get", "101"),
             "get" => ("get", "200"),
-            _ if resource == "virtualmachines" => ("put", "202"),
+            _ if resource == "virtualmachines" && subresource != "evacuate/cancel" => ("put", "202"),
             _ => ("put", "200"),
         };
         let operation = json!({

@@ -4,9 +4,11 @@
 //! SubjectAccessReview of [`attributes`].
 
 mod body;
+mod expand;
 mod portforward;
 mod route;
 mod sessions;
+mod sev;
 mod stream;
 mod vm;
 mod vmi;
@@ -17,6 +19,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::refusal::Refusal as Rule;
+use ferrovirt_core::vmi::actions::VmiAction;
 use ferrovirt_protocol::streams::NodeAgent;
 use http::{Request, Response, StatusCode};
 use prometheus_client::registry::Registry;
@@ -39,7 +42,7 @@ pub const VERSIONS: [&str; 2] = ["v1", "v1alpha3"];
 pub struct Resource {
     /// For example `virtualmachineinstances`.
     pub resource: &'static str,
-    /// For example `console`.
+    /// For example `console`; empty for a resource of its own.
     pub subresource: &'static str,
     /// Verbs that a role grants.
     pub verb: &'static str,
@@ -48,6 +51,9 @@ pub struct Resource {
 impl Resource {
     /// For example `virtualmachineinstances/console`.
     pub fn name(&self) -> String {
+        if self.subresource.is_empty() {
+            return self.resource.to_owned();
+        }
         format!("{}/{}", self.resource, self.subresource)
     }
 }
@@ -60,6 +66,11 @@ pub fn resources() -> Vec<Resource> {
             subresource,
             verb: if method == http::Method::GET { "get" } else { "update" },
         })
+        .chain([Resource {
+            resource: route::EXPAND_VM_SPEC,
+            subresource: "",
+            verb: "update",
+        }])
         .collect()
 }
 
@@ -113,6 +124,7 @@ impl Subresources {
             Route::Discovery { version } => Ok(status::json(StatusCode::OK, &discovery(version))),
             Route::Version => Ok(status::json(StatusCode::OK, &version())),
             Route::Healthz => self.healthz().await,
+            Route::ExpandVmSpec { namespace } => expand::given(&namespace, request).await,
             Route::Object {
                 kind,
                 namespace,
@@ -135,6 +147,20 @@ impl Subresources {
             Verb::SoftReboot => self.soft_reboot(&target).await,
             Verb::Reset => self.reset(&target).await,
             Verb::GuestOsInfo | Verb::UserList | Verb::FilesystemList => self.guest_info(&target, verb).await,
+            Verb::Freeze => self.freeze(&target, body::read(request).await?).await,
+            Verb::Unfreeze => self.unfreeze(&target).await,
+            Verb::Screenshot => {
+                self.screenshot(&target, request.uri().query().unwrap_or_default())
+                    .await
+            }
+            Verb::EvacuateCancel => self.cancel_evacuation(&target, body::read(request).await?).await,
+            Verb::ExpandSpec => self.expand_spec(&target).await,
+            Verb::UsbRedir => self.usbredir(&target).await,
+            Verb::Vsock => self.vsock(&target, request.uri().query().unwrap_or_default()).await,
+            Verb::SevCertificates => self.sev(&target, VmiAction::SevCertificates).await,
+            Verb::SevSession => self.sev(&target, VmiAction::SevSession).await,
+            Verb::SevMeasurement => self.sev(&target, VmiAction::SevMeasurement).await,
+            Verb::SevSecret => self.sev(&target, VmiAction::SevSecret).await,
             Verb::Console => self.console(&target, request).await,
             Verb::Vnc => self.vnc(&target, request).await,
             Verb::PortForward(port, transport) => self.port_forward(&target, port, transport, request).await,

@@ -53,6 +53,17 @@ pub(crate) enum Verb {
     GuestOsInfo,
     UserList,
     FilesystemList,
+    Screenshot,
+    Freeze,
+    Unfreeze,
+    EvacuateCancel,
+    ExpandSpec,
+    UsbRedir,
+    Vsock,
+    SevCertificates,
+    SevSession,
+    SevMeasurement,
+    SevSecret,
 }
 
 /// What a request asks for.
@@ -64,6 +75,10 @@ pub(crate) enum Route {
     },
     Version,
     Healthz,
+    /// A VM in the body, without what it takes from instancetypes.
+    ExpandVmSpec {
+        namespace: String,
+    },
     Object {
         kind: Kind,
         namespace: String,
@@ -77,13 +92,13 @@ pub(crate) enum Route {
 pub struct Attributes {
     /// `get` for GET, `update` for PUT.
     pub verb: &'static str,
-    /// `virtualmachines` or `virtualmachineinstances`.
+    /// `virtualmachines`, `virtualmachineinstances` or `expand-vm-spec`.
     pub resource: &'static str,
-    /// For example `console`; the port of a port-forward is no part of it.
+    /// For example `console`; the port of a port-forward is no part of it. Empty for `expand-vm-spec`.
     pub subresource: &'static str,
     /// Namespace of the object.
     pub namespace: String,
-    /// Name of the object.
+    /// Name of the object; empty for `expand-vm-spec`.
     pub name: String,
 }
 
@@ -94,7 +109,12 @@ struct Subresource {
     on: &'static [Kind],
     /// None: KubeVirt has it, this version does not.
     verb: Option<Verb>,
+    /// Discovery tells of it.
+    listed: bool,
 }
+
+/// The one resource that is no subresource.
+pub(crate) const EXPAND_VM_SPEC: &str = "expand-vm-spec";
 
 const VM: &[Kind] = &[Kind::VirtualMachine];
 const VMI: &[Kind] = &[Kind::VirtualMachineInstance];
@@ -106,6 +126,18 @@ const fn built(name: &'static str, method: &'static Method, on: &'static [Kind],
         method,
         on,
         verb: Some(verb),
+        listed: true,
+    }
+}
+
+/// Refused as KubeVirt refuses it for machines that have no such device; no machine here has one yet.
+const fn refused(name: &'static str, method: &'static Method, verb: Verb) -> Subresource {
+    Subresource {
+        name,
+        method,
+        on: VMI,
+        verb: Some(verb),
+        listed: false,
     }
 }
 
@@ -115,6 +147,7 @@ const fn later(name: &'static str, method: &'static Method, on: &'static [Kind])
         method,
         on,
         verb: None,
+        listed: false,
     }
 }
 
@@ -134,31 +167,31 @@ const SUBRESOURCES: &[Subresource] = &[
     built("userlist", &Method::GET, VMI, Verb::UserList),
     built("filesystemlist", &Method::GET, VMI, Verb::FilesystemList),
     later("migrate", &Method::PUT, VM),
-    later("expand-spec", &Method::GET, VM),
+    built("expand-spec", &Method::GET, VM, Verb::ExpandSpec),
     later("memorydump", &Method::PUT, VM),
     later("removememorydump", &Method::PUT, VM),
     later("addvolume", &Method::PUT, BOTH),
     later("removevolume", &Method::PUT, BOTH),
-    later("evacuate/cancel", &Method::PUT, BOTH),
+    built("evacuate/cancel", &Method::PUT, BOTH, Verb::EvacuateCancel),
     later("objectgraph", &Method::GET, BOTH),
-    later("vnc/screenshot", &Method::GET, VMI),
-    later("usbredir", &Method::GET, VMI),
-    later("vsock", &Method::GET, VMI),
-    later("freeze", &Method::PUT, VMI),
-    later("unfreeze", &Method::PUT, VMI),
+    built("vnc/screenshot", &Method::GET, VMI, Verb::Screenshot),
+    built("freeze", &Method::PUT, VMI, Verb::Freeze),
+    built("unfreeze", &Method::PUT, VMI, Verb::Unfreeze),
+    refused("usbredir", &Method::GET, Verb::UsbRedir),
+    refused("vsock", &Method::GET, Verb::Vsock),
     later("backup", &Method::PUT, VMI),
     later("redefine-checkpoint", &Method::PUT, VMI),
-    later("sev/fetchcertchain", &Method::GET, VMI),
-    later("sev/querylaunchmeasurement", &Method::GET, VMI),
-    later("sev/setupsession", &Method::PUT, VMI),
-    later("sev/injectlaunchsecret", &Method::PUT, VMI),
+    refused("sev/fetchcertchain", &Method::GET, Verb::SevCertificates),
+    refused("sev/querylaunchmeasurement", &Method::GET, Verb::SevMeasurement),
+    refused("sev/setupsession", &Method::PUT, Verb::SevSession),
+    refused("sev/injectlaunchsecret", &Method::PUT, Verb::SevSecret),
 ];
 
 /// The subresources that work, as `(kind, subresource, HTTP method)`.
 pub(crate) fn working() -> impl Iterator<Item = (Kind, &'static str, &'static Method)> {
     SUBRESOURCES
         .iter()
-        .filter(|entry| entry.verb.is_some())
+        .filter(|entry| entry.listed)
         .flat_map(|entry| entry.on.iter().map(move |kind| (*kind, entry.name, entry.method)))
 }
 
@@ -188,7 +221,10 @@ pub(crate) fn parse(method: &Method, path: &str) -> Result<Route, Refusal> {
         ["start-cluster-profiler" | "stop-cluster-profiler" | "dump-cluster-profiler"] => {
             Err(status::not_supported_yet("cluster-profiler"))
         }
-        ["namespaces", _, "expand-vm-spec"] => Err(status::not_supported_yet("expand-vm-spec")),
+        ["namespaces", namespace, EXPAND_VM_SPEC] => {
+            let namespace = decode(namespace).ok_or_else(unknown)?;
+            only(method, &Method::PUT, Route::ExpandVmSpec { namespace })
+        }
         ["namespaces", namespace, resource, name, sub @ ..] => {
             let kind = match *resource {
                 "virtualmachines" => Kind::VirtualMachine,
@@ -259,14 +295,23 @@ fn decode(segment: &str) -> Option<String> {
 /// What a SubjectAccessReview has to allow before [`super::Subresources::handle`] is called; `None` for what
 /// needs no permission (discovery, version, health) and for what is refused anyway.
 pub fn attributes(method: &Method, path: &str) -> Option<Attributes> {
-    let Ok(Route::Object {
-        kind,
-        namespace,
-        name,
-        verb,
-    }) = parse(method, path)
-    else {
-        return None;
+    let (kind, namespace, name, verb) = match parse(method, path).ok()? {
+        Route::Discovery { .. } | Route::Version | Route::Healthz => return None,
+        Route::ExpandVmSpec { namespace } => {
+            return Some(Attributes {
+                verb: "update",
+                resource: EXPAND_VM_SPEC,
+                subresource: "",
+                namespace,
+                name: String::new(),
+            });
+        }
+        Route::Object {
+            kind,
+            namespace,
+            name,
+            verb,
+        } => (kind, namespace, name, verb),
     };
     let subresource = match verb {
         Verb::PortForward(..) => "portforward",
@@ -299,6 +344,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "a table")]
     fn paths() {
         let vm = "/namespaces/ns/virtualmachines/x";
         let vmi = "/namespaces/ns/virtualmachineinstances/x";
@@ -318,12 +364,34 @@ mod tests {
             (Method::POST, format!("{vm}/start"), Err(405)),
             (Method::PUT, format!("{vmi}/start"), Err(404)),
             (Method::PUT, format!("{vm}/addvolume"), Err(501)),
-            (Method::PUT, format!("{vm}/evacuate/cancel"), Err(501)),
+            (
+                Method::PUT,
+                format!("{vm}/evacuate/cancel"),
+                object(Kind::VirtualMachine, Verb::EvacuateCancel),
+            ),
+            (
+                Method::PUT,
+                "/namespaces/ns/expand-vm-spec".into(),
+                Ok(Route::ExpandVmSpec { namespace: "ns".into() }),
+            ),
+            (Method::GET, "/namespaces/ns/expand-vm-spec".into(), Err(405)),
+            (Method::PUT, format!("{vmi}/backup"), Err(501)),
+            (
+                Method::PUT,
+                format!("{vmi}/sev/setupsession"),
+                object(instance, Verb::SevSession),
+            ),
+            (Method::GET, format!("{vmi}/sev/setupsession"), Err(405)),
+            (Method::PUT, format!("{vmi}/freeze"), object(instance, Verb::Freeze)),
             (Method::GET, format!("{vm}/nothing"), Err(404)),
             (Method::GET, vm.to_owned(), Err(404)),
             (Method::GET, format!("{vmi}/console"), object(instance, Verb::Console)),
             (Method::GET, format!("{vmi}/vnc"), object(instance, Verb::Vnc)),
-            (Method::GET, format!("{vmi}/vnc/screenshot"), Err(501)),
+            (
+                Method::GET,
+                format!("{vmi}/vnc/screenshot"),
+                object(instance, Verb::Screenshot),
+            ),
             (
                 Method::GET,
                 format!("{vmi}/portforward/22"),
@@ -373,6 +441,14 @@ mod tests {
         );
         let path = "/apis/subresources.kubevirt.io/v1/namespaces/ns/virtualmachines/x/stop";
         assert_eq!(attributes(&Method::PUT, path).unwrap().verb, "update");
+        let path = "/apis/subresources.kubevirt.io/v1/namespaces/ns/virtualmachineinstances/x/vnc/screenshot";
+        assert_eq!(attributes(&Method::GET, path).unwrap().subresource, "vnc/screenshot");
+        let path = "/apis/subresources.kubevirt.io/v1/namespaces/ns/expand-vm-spec";
+        let found = attributes(&Method::PUT, path).unwrap();
+        assert_eq!(
+            (found.verb, found.resource, found.subresource, found.name.as_str()),
+            ("update", "expand-vm-spec", "", "")
+        );
         assert_eq!(
             attributes(&Method::GET, "/apis/subresources.kubevirt.io/v1/version"),
             None

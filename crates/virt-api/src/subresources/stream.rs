@@ -55,13 +55,17 @@ pub(super) fn node_error(target: &Target, error: &StreamError) -> Refusal {
     }
 }
 
-/// A boolean of the query string; absent is false, and without a value it is true.
-fn flag(query: &str, name: &str) -> Result<bool, Refusal> {
-    let Some(value) = query
+/// A value of the query string; what is only named is true.
+pub(super) fn value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query
         .split('&')
         .map(|pair| pair.split_once('=').unwrap_or((pair, "true")))
         .find_map(|(key, value)| (key == name).then_some(value))
-    else {
+}
+
+/// A boolean of the query string; absent is false, and without a value it is true.
+pub(super) fn flag(query: &str, name: &str) -> Result<bool, Refusal> {
+    let Some(value) = value(query, name) else {
         return Ok(false);
     };
     match value {

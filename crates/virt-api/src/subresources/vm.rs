@@ -14,7 +14,7 @@ use super::{Subresources, Target, dry_run};
 use crate::status::{self, Refusal};
 
 /// How often a decision is made again because an object changed under it.
-const ATTEMPTS: usize = 5;
+pub(super) const ATTEMPTS: usize = 5;
 
 impl Subresources {
     pub(super) async fn start(&self, target: &Target, options: StartOptions) -> Result<Response<Body>, Refusal> {
@@ -96,7 +96,7 @@ enum Applied {
 
 /// Whether the server says that the object has changed: a conflict, or a patch whose test fails. Admission's
 /// refusals have causes.
-fn outdated(refused: &kube::core::Status) -> bool {
+pub(super) fn outdated(refused: &kube::core::Status) -> bool {
     let judged = refused
         .details
         .as_ref()
@@ -104,7 +104,7 @@ fn outdated(refused: &kube::core::Status) -> bool {
     refused.code == 409 || (refused.code == 422 && !judged)
 }
 
-fn json_patch(patch: Value) -> Result<Patch<()>, Refusal> {
+pub(super) fn json_patch(patch: Value) -> Result<Patch<()>, Refusal> {
     let patch = serde_json::from_value(patch)
         .map_err(|error| status::internal(format!("a rule made an unreadable patch: {error}")))?;
     Ok(Patch::Json(patch))

@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 
 use ferrovirt_api::v1::{CertConfig, KubeVirtSpec};
+use ferrovirt_core::duration;
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -126,7 +127,7 @@ impl Lifetime {
         let parse = |name: &str, text: Option<&String>| {
             let field = format!("{field}.{name}");
             let Some(text) = text else { return Ok(None) };
-            let parsed = go_duration(text).filter(SignedDuration::is_positive);
+            let parsed = duration::parse(text).filter(SignedDuration::is_positive);
             let why = format!("{text:?} is no positive duration such as 24h or 10m");
             parsed.map(Some).ok_or_else(|| bad(field, &why))
         };
@@ -197,28 +198,6 @@ impl Rotation {
     fn settling(&self) -> SignedDuration {
         SETTLING.min(self.leaf.renew_before / 4)
     }
-}
-
-/// Go's notation of durations: `1h30m0s`.
-fn go_duration(text: &str) -> Option<SignedDuration> {
-    let mut total = SignedDuration::ZERO;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..end].parse().ok()?;
-        rest = &rest[end..];
-        let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let unit = match &rest[..end] {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 0.001,
-            _ => return None,
-        };
-        rest = &rest[end..];
-        total = total.checked_add(SignedDuration::try_from_secs_f64(number * unit).ok()?)?;
-    }
-    (!text.is_empty()).then_some(total)
 }
 
 /// What matters of a certificate that exists.
@@ -455,18 +434,6 @@ mod tests {
 
     #[test]
     fn durations() {
-        for (text, seconds) in [
-            ("24h", Some(86_400)),
-            ("1h30m0s", Some(5_400)),
-            ("1.5h", Some(5_400)),
-            ("90s", Some(90)),
-            ("", None),
-            ("7d", None),
-            ("h", None),
-            ("12", None),
-        ] {
-            assert_eq!(go_duration(text).map(|d| d.as_secs()), seconds, "{text}");
-        }
         let spec = |text: &str| -> KubeVirtSpec { serde_yaml_ng::from_str(text).unwrap() };
         let read = |text: &str| Rotation::new(&spec(text));
         let set = read(

@@ -1,5 +1,7 @@
 //! What virt-api asks for, over HTTP: the other side of [`ferrovirt_protocol::node`].
 
+use std::time::Duration;
+
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -40,6 +42,14 @@ async fn answer(State(agent): State<Agent>, mut request: Request) -> Response<Bo
         },
         Call::Act(action) => match agent.act(namespace, vmi, action).await {
             Ok(()) => StatusCode::OK.into_response(),
+            Err(error) => failure(&error),
+        },
+        Call::Freeze { thaw_seconds } => match agent.freeze(namespace, vmi, Duration::from_secs(thaw_seconds)).await {
+            Ok(()) => StatusCode::OK.into_response(),
+            Err(error) => failure(&error),
+        },
+        Call::Screenshot { move_cursor } => match agent.screenshot(namespace, vmi, move_cursor).await {
+            Ok(png) => ([(header::CONTENT_TYPE, "image/png")], png).into_response(),
             Err(error) => failure(&error),
         },
         Call::GuestInfo => match agent.guest_info(namespace, vmi).await {

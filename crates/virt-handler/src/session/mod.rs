@@ -409,6 +409,7 @@ impl Session {
         call(launcher.client.act(ActRequest {
             action: action.into(),
             grace_seconds: grace,
+            thaw_seconds: 0,
         }))
         .await?;
         self.asked = Some(grace);

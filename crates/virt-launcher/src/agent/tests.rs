@@ -19,6 +19,7 @@ fn returned(value: &Value) -> Result<String, AgentError> {
 fn honest(command: &str) -> Value {
     match command {
         "guest-info" => json!({"version": "7.2", "supported_commands": [{"name": "guest-ping", "enabled": true}]}),
+        "guest-fsfreeze-status" => json!("thawed"),
         "guest-get-osinfo" => json!({"id": "debian", "pretty-name": "Debian"}),
         "guest-get-host-name" => json!({"host-name": "vm"}),
         "guest-get-timezone" => json!({"zone": "UTC", "offset": 0}),
@@ -40,6 +41,7 @@ fn an_honest_agent_is_passed_on() {
     assert_eq!(
         said,
         json!({
+            "fsFreezeStatus": "thawed",
             "guestAgentVersion": "7.2",
             "supportedCommands": [{"name": "guest-ping", "enabled": true}],
             "hostname": "vm",
@@ -80,6 +82,56 @@ fn one_that_does_not_answer_well_is_told_by_what_is_left() {
         });
         let said: Value = serde_json::from_slice(&some.json).unwrap();
         assert!(!some.complete && said["hostname"] == "vm", "{what}: {said}");
+    }
+}
+
+#[test]
+fn what_was_known_before_file_systems_froze_holds() {
+    let before = report_of(|command| returned(&honest(command)));
+    let frozen = || {
+        report_of(|command| match command {
+            "guest-info" => returned(&honest(command)),
+            "guest-fsfreeze-status" => returned(&json!("frozen")),
+            other => panic!("{other} would have to write"),
+        })
+    };
+    assert!(frozen().complete);
+    let said = |json: &[u8]| serde_json::from_slice::<Value>(json).unwrap();
+    let mut expected = said(&before.json);
+    expected["fsFreezeStatus"] = json!("frozen");
+    assert_eq!(said(&frozen().over(&before.json)), expected);
+    assert_eq!(
+        said(&with_freeze_status(&frozen().over(&before.json), false)),
+        said(&before.json)
+    );
+    let alone = said(&frozen().over(b""));
+    assert_eq!(
+        (&alone["fsFreezeStatus"], &alone["guestAgentVersion"]),
+        (&json!("frozen"), &json!("7.2"))
+    );
+    assert_eq!(
+        said(&with_freeze_status(b"", true)),
+        json!({"fsFreezeStatus": "frozen"})
+    );
+}
+
+#[test]
+fn a_state_of_file_systems_that_nobody_knows_is_not_told() {
+    for lie in [
+        json!("melting"),
+        json!("x".repeat(1 << 19)),
+        json!(7),
+        json!(["frozen"]),
+    ] {
+        let report = report_of(|command| match command {
+            "guest-fsfreeze-status" => returned(&lie),
+            other => returned(&honest(other)),
+        });
+        let said: Value = serde_json::from_slice(&report.json).unwrap();
+        assert_eq!(
+            (&said["fsFreezeStatus"], &said["hostname"]),
+            (&Value::Null, &json!("vm"))
+        );
     }
 }
 

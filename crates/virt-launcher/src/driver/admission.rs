@@ -32,8 +32,6 @@ pub enum Action {
     Kill,
     /// Press reset.
     Reset,
-    /// Ask the guest to reboot.
-    SoftReboot,
 }
 
 /// What an allowed request leads to.
@@ -81,30 +79,36 @@ impl fmt::Display for Denied {
 
 /// Decides a request.
 pub fn admit(phase: Phase, action: Action) -> Result<Step, Denied> {
-    use Action::{Kill, Pause, Reset, Shutdown, SoftReboot, Unpause};
+    use Action::{Kill, Pause, Reset, Shutdown, Unpause};
     match (phase, action) {
         (Phase::Waiting, Shutdown | Kill) => Ok(Step::EndWithoutGuest),
-        (Phase::Waiting, Pause | Unpause | Reset | SoftReboot) => Err(Denied::NotRunning),
+        (Phase::Waiting, Pause | Unpause | Reset) => Err(Denied::NotRunning),
         (Phase::Preparing, Shutdown | Kill) => Ok(Step::AbortStart),
-        (Phase::Preparing, Pause | Unpause | Reset | SoftReboot) => Err(Denied::Starting),
-        (Phase::Running, Pause | Shutdown | Kill | Reset | SoftReboot) => Ok(Step::Do),
+        (Phase::Preparing, Pause | Unpause | Reset) => Err(Denied::Starting),
+        (Phase::Running, Pause | Shutdown | Kill | Reset) => Ok(Step::Do),
         (Phase::Running, Unpause) => Err(Denied::NotPaused),
         (Phase::Paused, Unpause | Shutdown | Kill | Reset) => Ok(Step::Do),
-        (Phase::Paused, Pause | SoftReboot) => Err(Denied::Paused),
+        (Phase::Paused, Pause) => Err(Denied::Paused),
         (Phase::ShuttingDown, Shutdown | Kill) => Ok(Step::Do),
-        (Phase::ShuttingDown, Pause | Unpause | Reset | SoftReboot) => Err(Denied::ShuttingDown),
+        (Phase::ShuttingDown, Pause | Unpause | Reset) => Err(Denied::ShuttingDown),
         (Phase::Ended, Shutdown | Kill) => Ok(Step::Nothing),
-        (Phase::Ended, Pause | Unpause | Reset | SoftReboot) => Err(Denied::Ended),
+        (Phase::Ended, Pause | Unpause | Reset) => Err(Denied::Ended),
     }
 }
 
-/// What a probe wants to know of the guest agent.
+/// What is asked of the guest agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
     /// Does it answer?
     Ping,
     /// What does a command in the guest say?
     Exec,
+    /// Will it freeze the file systems?
+    Freeze,
+    /// Will it thaw them?
+    Thaw,
+    /// Will it reboot the guest?
+    Reboot,
 }
 
 /// Who answers a question.
@@ -118,13 +122,26 @@ pub enum Respondent {
 
 /// Decides a question. A guest that stands still cannot answer, which is no illness of it; but it can run nothing.
 pub fn admit_question(phase: Phase, question: Question) -> Result<Respondent, Denied> {
+    use Question::{Exec, Freeze, Ping, Reboot, Thaw};
     match (phase, question) {
-        (Phase::Running | Phase::ShuttingDown, Question::Ping | Question::Exec) => Ok(Respondent::Agent),
-        (Phase::Paused, Question::Ping) => Ok(Respondent::Nobody),
-        (Phase::Paused, Question::Exec) => Err(Denied::Paused),
-        (Phase::Waiting, Question::Ping | Question::Exec) => Err(Denied::NotRunning),
-        (Phase::Preparing, Question::Ping | Question::Exec) => Err(Denied::Starting),
-        (Phase::Ended, Question::Ping | Question::Exec) => Err(Denied::Ended),
+        (Phase::Running, _) | (Phase::ShuttingDown, Ping | Exec | Thaw) => Ok(Respondent::Agent),
+        // A guest whose file systems stand still cannot end by itself.
+        (Phase::ShuttingDown, Freeze | Reboot) => Err(Denied::ShuttingDown),
+        (Phase::Paused, Ping) => Ok(Respondent::Nobody),
+        (Phase::Paused, Exec | Freeze | Thaw | Reboot) => Err(Denied::Paused),
+        (Phase::Waiting, Ping | Exec | Freeze | Thaw | Reboot) => Err(Denied::NotRunning),
+        (Phase::Preparing, Ping | Exec | Freeze | Thaw | Reboot) => Err(Denied::Starting),
+        (Phase::Ended, Ping | Exec | Freeze | Thaw | Reboot) => Err(Denied::Ended),
+    }
+}
+
+/// Whether there is a screen to look at.
+pub fn admit_screenshot(phase: Phase) -> Result<(), Denied> {
+    match phase {
+        Phase::Running | Phase::Paused | Phase::ShuttingDown => Ok(()),
+        Phase::Waiting => Err(Denied::NotRunning),
+        Phase::Preparing => Err(Denied::Starting),
+        Phase::Ended => Err(Denied::Ended),
     }
 }
 
@@ -142,13 +159,12 @@ mod tests {
         Phase::ShuttingDown,
         Phase::Ended,
     ];
-    const ACTIONS: [Action; 6] = [
+    const ACTIONS: [Action; 5] = [
         Action::Pause,
         Action::Unpause,
         Action::Shutdown,
         Action::Kill,
         Action::Reset,
-        Action::SoftReboot,
     ];
 
     /// The phase after an admitted request that succeeds.
@@ -159,7 +175,7 @@ mod tests {
             (Step::Do, Action::Pause) => Phase::Paused,
             (Step::Do, Action::Unpause) => Phase::Running,
             (Step::Do, Action::Shutdown) => Phase::ShuttingDown,
-            (Step::Do, Action::Reset | Action::SoftReboot) => phase,
+            (Step::Do, Action::Reset) => phase,
         }
     }
 

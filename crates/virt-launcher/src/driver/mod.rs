@@ -21,6 +21,7 @@
 
 mod admission;
 mod credentials;
+mod freeze;
 mod publisher;
 mod questions;
 mod start;
@@ -41,6 +42,7 @@ use crate::children::Children;
 use crate::credentials::Order;
 use crate::hypervisor::{self, Activity, Event, Hypervisor, Stats, Verb};
 use crate::layout::Layout;
+use crate::screen::ScreenError;
 use admission::{Phase, Step, admit};
 use credentials::Credentials;
 use publisher::Publisher;
@@ -70,6 +72,9 @@ pub enum RequestError {
     /// It is, and does not do what it is asked.
     #[error("{0}")]
     Agent(#[from] AgentError),
+    /// There is no picture of the screen.
+    #[error("{0}")]
+    Screen(#[from] ScreenError),
 }
 
 type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
@@ -86,6 +91,16 @@ pub enum Input {
     Ping(Duration, Reply<()>),
     /// Run this in the guest.
     Exec(Command, Reply<Ended>),
+    /// Freeze the guest's file systems, and thaw them after this time in any case.
+    Freeze(Option<Duration>, Reply<()>),
+    /// Thaw them.
+    Thaw(Reply<()>),
+    /// They were frozen (true) or thawed, or not.
+    Froze(bool, Option<Duration>, Result<(), AgentError>, Option<Reply<()>>),
+    /// Ask the guest to reboot.
+    SoftReboot(Reply<()>),
+    /// What does the screen show? A screen that is asleep is woken first, if asked for.
+    Screenshot(bool, Reply<Vec<u8>>),
     /// What does the guest use?
     Stats(Reply<Stats>),
     /// The pod is being stopped.
@@ -158,6 +173,8 @@ pub struct Driver {
     agent_retried: bool,
     next_report: Option<Instant>,
     credentials: Credentials,
+    /// When file systems are thawed that stand still.
+    thaw_at: Option<Instant>,
     dhcp: JoinSet<()>,
 }
 
@@ -178,6 +195,7 @@ impl Driver {
             agent_retried: false,
             next_report: None,
             credentials: Credentials::default(),
+            thaw_at: None,
             dhcp: JoinSet::new(),
         };
         (driver, sender, published)
@@ -205,7 +223,7 @@ impl Driver {
             _ => None,
         };
         let others = self.next_report.into_iter().chain(self.credentials.next);
-        shutdown.into_iter().chain(others).min()
+        shutdown.into_iter().chain(others).chain(self.thaw_at).min()
     }
 
     async fn on_time(&mut self) {
@@ -216,6 +234,10 @@ impl Driver {
         }
         if self.credentials.next.is_some_and(|at| at <= now) {
             self.sync_credentials().await;
+        }
+        if self.thaw_at.is_some_and(|at| at <= now) {
+            self.thaw_at = None;
+            self.thaw(None).await;
         }
         if let State::ShuttingDown { deadline, ask_again } = self.state {
             if deadline <= now {
@@ -300,6 +322,11 @@ impl Driver {
             Input::GuestInfo(reply) => self.guest_info(reply).await,
             Input::Ping(timeout, reply) => self.ping(timeout, reply).await,
             Input::Exec(command, reply) => self.exec(command, reply).await,
+            Input::Freeze(thaw_after, reply) => self.freeze(thaw_after, reply).await,
+            Input::Thaw(reply) => self.thaw(Some(reply)).await,
+            Input::Froze(frozen, thaw_after, done, reply) => self.on_froze(frozen, thaw_after, done, reply),
+            Input::SoftReboot(reply) => self.soft_reboot(reply).await,
+            Input::Screenshot(wake, reply) => self.screenshot(wake, reply).await,
             Input::Stats(reply) => self.stats(reply),
             Input::Terminate => {
                 tracing::info!("asked to end");
@@ -412,7 +439,6 @@ impl Driver {
                 self.running("Unpaused");
             }
             Action::Reset => hypervisor.act(Verb::Reset).await?,
-            Action::SoftReboot => hypervisor.act(Verb::AcpiReboot).await?,
             Action::Kill => hypervisor.act(Verb::Destroy).await?,
             Action::Shutdown if grace.is_zero() => hypervisor.act(Verb::Destroy).await?,
             Action::Shutdown => self.shut_down(grace).await,
@@ -508,7 +534,8 @@ impl Driver {
         let wait = if soon { AGENT_RETRY } else { AGENT_INTERVAL };
         self.next_report = Some(Instant::now() + wait);
         if !report.json.is_empty() {
-            self.publisher.update(|state| state.guest_info = report.json);
+            let known = self.publisher.guest_info();
+            self.publisher.update(|state| state.guest_info = report.over(&known));
         }
     }
 

@@ -20,6 +20,11 @@ impl Publisher {
         (Self { sender }, receiver)
     }
 
+    /// What the guest agent said last.
+    pub fn guest_info(&self) -> Vec<u8> {
+        self.sender.borrow().guest_info.clone()
+    }
+
     /// Changes the state; what changes nothing wakes no one.
     pub fn update(&self, change: impl FnOnce(&mut GuestState)) {
         self.sender.send_if_modified(|state| {

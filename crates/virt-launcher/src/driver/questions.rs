@@ -1,12 +1,14 @@
-//! What clients ask the guest agent. The driver only decides whether it may be asked; the answer is awaited elsewhere.
+//! What clients ask the guest agent, and of the screen. The driver only decides whether it may be asked; the answer is awaited elsewhere.
 
 use std::time::Duration;
 
 use virt::domain::Domain;
 
-use super::admission::{Question, Respondent, admit_question};
+use super::admission::{Question, Respondent, admit_question, admit_screenshot};
 use super::{Driver, Reply, RequestError};
-use crate::agent::{Command, Ended};
+use crate::agent::{AgentError, Command, Ended};
+use crate::hypervisor::Verb;
+use crate::screen;
 
 impl Driver {
     pub(super) async fn guest_info(&self, reply: Reply<Vec<u8>>) {
@@ -14,10 +16,10 @@ impl Driver {
             Ok(domain) => domain,
             Err(error) => return drop(reply.send(Err(error))),
         };
-        let agent = self.parts.agent.clone();
+        let (agent, known) = (self.parts.agent.clone(), self.publisher.guest_info());
         tokio::spawn(async move {
             let report = agent.collect(domain).await.filter(|report| !report.json.is_empty());
-            let _ = reply.send(report.map(|report| report.json).ok_or(RequestError::NoAgent));
+            let _ = reply.send(report.map(|report| report.over(&known)).ok_or(RequestError::NoAgent));
         });
     }
 
@@ -47,8 +49,50 @@ impl Driver {
         });
     }
 
+    /// Through the agent, whom the guest believes; else by ACPI.
+    pub(super) async fn soft_reboot(&self, reply: Reply<()>) {
+        if let Err(denied) = admit_question(self.state.phase(), Question::Reboot) {
+            return drop(reply.send(Err(RequestError::Denied(denied))));
+        }
+        let domain = self.with_agent().await.ok();
+        let (agent, hypervisor) = (self.parts.agent.clone(), self.parts.hypervisor.clone());
+        tokio::spawn(async move {
+            let done = match domain {
+                Some(domain) => agent.reboot(domain).await,
+                None => Err(AgentError::Gone),
+            };
+            let done = match done {
+                Ok(()) => Ok(()),
+                Err(error) => {
+                    tracing::info!(%error, "the guest agent does not reboot the guest; pressing its power button");
+                    hypervisor.act(Verb::AcpiReboot).await.map_err(RequestError::from)
+                }
+            };
+            let _ = reply.send(done);
+        });
+    }
+
+    /// In the background, as statistics are.
+    pub(super) async fn screenshot(&self, wake: bool, reply: Reply<Vec<u8>>) {
+        let domain = match admit_screenshot(self.state.phase()) {
+            Ok(()) => self.parts.hypervisor.domain().await.map_err(RequestError::from),
+            Err(denied) => Err(RequestError::Denied(denied)),
+        };
+        let domain = match domain {
+            Ok(domain) => domain,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let vnc = self.parts.layout.vnc_socket();
+        tokio::spawn(async move {
+            if wake && let Err(error) = screen::wake(&vnc).await {
+                tracing::info!(%error, "cannot move the pointer on the guest's screen");
+            }
+            let _ = reply.send(screen::shot(domain).await.map_err(RequestError::from));
+        });
+    }
+
     /// The domain whose agent is to be asked; `None` if nobody has to be.
-    async fn respondent(&self, question: Question) -> Result<Option<Domain>, RequestError> {
+    pub(super) async fn respondent(&self, question: Question) -> Result<Option<Domain>, RequestError> {
         match admit_question(self.state.phase(), question).map_err(RequestError::Denied)? {
             Respondent::Nobody => Ok(None),
             Respondent::Agent => self.with_agent().await.map(Some),

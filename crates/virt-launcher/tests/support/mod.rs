@@ -273,6 +273,7 @@ pub async fn act(
     let request = ActRequest {
         action: action.into(),
         grace_seconds,
+        thaw_seconds: 0,
     };
     let done = client.act(request).await;
     done.map(drop)

@@ -70,6 +70,7 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let info: Value = serde_json::from_str(&run(&mut home.virtctl(&["guestosinfo", "-n", ns, "debian"]))?)?;
     ensure!(info["os"]["id"] == json!("debian"), "{info}");
     probes(home, ns).await?;
+    freeze(home, ns).await?;
 
     // sshd may be up before runcmd, cloud-init's last step, has run.
     eventually("ssh logs in and runcmd has run", LONG, || async {
@@ -142,6 +143,35 @@ async fn other_keys(home: &Home, ns: &str, directory: &Path, old: &Path) -> Resu
     }
     let (_, said) = fails(&mut ssh(home, ns, "alice", old, "whoami"))?;
     ensure!(said.contains("Permission denied"), "{said}");
+    Ok(())
+}
+
+/// File systems stand still by request, and thaw by request and after their time; users and file systems are told.
+async fn freeze(home: &Home, ns: &str) -> Result<()> {
+    let put = |sub: &str, body: &str| -> Result<()> {
+        let file = tempfile::NamedTempFile::new()?;
+        std::fs::write(file.path(), body)?;
+        let base = format!("/apis/subresources.kubevirt.io/v1/namespaces/{ns}/virtualmachineinstances/debian");
+        let path = file.path().to_string_lossy();
+        run(&mut home.kubectl(&["replace", "--raw", &format!("{base}/{sub}"), "-f", &path])).map(drop)
+    };
+    let state = async |frozen: bool, what: &str| {
+        let reached = move |o: &Value| (o["status"]["fsFreezeStatus"] == "frozen") == frozen;
+        home.wait("VirtualMachineInstance", ns, "debian", super::SOON, what, reached)
+            .await
+    };
+    put("freeze", "{}")?;
+    let frozen = state(true, "its file systems stand still").await?;
+    ensure!(frozen["status"]["guestOSInfo"]["id"] == "debian", "{frozen}");
+    put("unfreeze", "{}")?;
+    state(false, "they were thawed").await?;
+    put("freeze", r#"{"unfreezeTimeout": "3s"}"#)?;
+    state(true, "they stand still for three seconds").await?;
+    state(false, "they thawed by themselves").await?;
+    for (command, wanted) in [("userlist", "metadata"), ("fslist", "mountPoint")] {
+        let list = run(&mut home.virtctl(&[command, "-n", ns, "debian"]))?;
+        ensure!(list.contains(wanted), "{list}");
+    }
     Ok(())
 }
 

@@ -19,6 +19,7 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         trial(shared, "grace-period-ends", grace_period_ends),
         trial(shared, "guest-powers-off", guest_powers_off),
         trial(shared, "kubectl-verbs", kubectl_verbs),
+        trial(shared, "reset-and-screen", reset_and_screen),
     ]
 }
 
@@ -126,6 +127,56 @@ async fn guest_powers_off(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     })
     .await?;
     home.wait_gone("VirtualMachineInstance", ns, "rerun", SOON).await
+}
+
+/// A guest whose clock begins again, and what its screen shows.
+async fn reset_and_screen(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    home.apply(ns, &vm("a", "Always", spec()))?;
+    home.wait_serial(ns, "a", "is ready at", BOOT).await?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("screen.png");
+    let path = file.to_string_lossy();
+    run(&mut home.virtctl(&["vnc", "screenshot", "-n", ns, "a", "--move-cursor", "--file", &path]))?;
+    let picture = std::fs::read(&file)?;
+    let side = |at: usize| -> Result<u32> {
+        let bytes = picture.get(at..at + 4).context("a PNG has a header")?;
+        Ok(u32::from_be_bytes(bytes.try_into()?))
+    };
+    let (width, height) = (side(16)?, side(20)?);
+    ensure!(
+        picture.starts_with(b"\x89PNG\r\n\x1a\n") && width >= 640 && height >= 350,
+        "{width}x{height}"
+    );
+
+    let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, "a"]))?;
+    console.expect("exit console", SOON)?;
+    let said = run(&mut home.virtctl(&["reset", "-n", ns, "a"]))?;
+    ensure!(said.trim() == "VMI a was scheduled to reset", "{said}");
+    console.expect("is ready at", BOOT)?;
+    // Nobody listens to the agent in this guest, so the power button it is; libvirt starts it again.
+    let said = run(&mut home.virtctl(&["soft-reboot", "-n", ns, "a"]))?;
+    ensure!(said.trim() == "VMI a was scheduled to soft-reboot", "{said}");
+    console.expect("powering off", SOON)?;
+    console.expect("is ready at", BOOT)?;
+    let vmi = home.get("VirtualMachineInstance", ns, "a").await?;
+    ensure!(
+        vmi.context("the VMI exists")?["status"]["phase"] == "Running",
+        "it ran all the time"
+    );
+
+    let (code, said) = fails(&mut home.virtctl(&["guestosinfo", "-n", ns, "a"]))?;
+    ensure!(
+        code == 1 && said.contains("does not have guest agent connected"),
+        "{code}: {said}"
+    );
+    let expanded = run(&mut home.virtctl(&["expand", "-n", ns, "--vm", "a", "-o", "json"]))?;
+    let expanded: serde_json::Value = serde_json::from_str(&expanded)?;
+    ensure!(
+        expanded["spec"]["template"]["spec"]["volumes"][0]["name"] == "root",
+        "{expanded}"
+    );
+    Ok(())
 }
 
 async fn kubectl_verbs(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
