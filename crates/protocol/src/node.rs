@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  GET /v1/namespaces/NS/virtualmachineinstances/NAME/console        Upgrade: ferrovirt-stream ──► 101, raw bytes
-//!  GET                                             …/vnc[?preserveSession=true]      the same
+//!  GET                                             …/vnc[?preserveSession=true] | usbredir      the same
 //!  PUT                                             …/pause | unpause | softreboot | reset | unfreeze ──► 200
 //!  PUT                                             …/freeze[?thawSeconds=N] ──► 200
 //!  GET                                             …/vnc/screenshot[?moveCursor=true] ──► 200, PNG
@@ -80,6 +80,7 @@ impl Call {
                 preserve_session: false,
             }) => ("GET", "vnc"),
             Self::Stream(Stream::Vnc { preserve_session: true }) => ("GET", "vnc?preserveSession=true"),
+            Self::Stream(Stream::UsbRedir) => ("GET", "usbredir"),
             Self::GuestInfo => ("GET", "guestosinfo"),
             Self::Act(action) => ("PUT", ACTIONS.iter().find(|(_, known)| *known == action)?.0),
         };
@@ -100,6 +101,7 @@ impl Call {
         let call = match (method, verb) {
             ("GET", "console") => Self::Stream(Stream::Console),
             ("GET", "vnc") => Self::Stream(Stream::Vnc { preserve_session }),
+            ("GET", "usbredir") => Self::Stream(Stream::UsbRedir),
             ("GET", "vnc/screenshot") => Self::Screenshot {
                 move_cursor: asked("moveCursor=true"),
             },
@@ -188,6 +190,7 @@ mod tests {
         let vnc = |preserve_session| Call::Stream(Stream::Vnc { preserve_session });
         let calls = [
             Call::Stream(Stream::Console),
+            Call::Stream(Stream::UsbRedir),
             vnc(false),
             vnc(true),
             Call::Freeze { thaw_seconds: 0 },

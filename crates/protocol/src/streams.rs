@@ -1,4 +1,4 @@
-//! Byte streams into a guest: console and VNC.
+//! Byte streams into a guest: console, VNC, USB redirection.
 
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ pub enum Stream {
         /// Refuse when somebody is connected, instead of taking over.
         preserve_session: bool,
     },
+    /// A free port of USB redirection.
+    UsbRedir,
 }
 
 /// Why there is no stream.

@@ -323,7 +323,7 @@ async fn the_group_describes_itself() {
         assert!(names.contains(&name), "{names:?}");
     }
     assert!(names.contains(&"expand-vm-spec"), "{names:?}");
-    for name in ["virtualmachineinstances/addvolume", "virtualmachineinstances/usbredir"] {
+    for name in ["virtualmachineinstances/addvolume", "virtualmachineinstances/vsock"] {
         assert!(!names.contains(&name), "{names:?}");
     }
 }

@@ -26,6 +26,8 @@ use crate::sockets;
 
 /// Longest wait for an action; a reset of a busy guest may take a while.
 const ACT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Ports of USB redirection that a guest has.
+const USB_PORTS: usize = 4;
 /// Largest picture of a screen; an honest one has a few bytes per pixel.
 const MAX_SCREENSHOT: usize = 32 << 20;
 
@@ -37,6 +39,8 @@ struct Guest {
     client: Option<LauncherClient<Channel>>,
     console: Arc<Slot>,
     vnc: Arc<Slot>,
+    /// One per port of USB redirection.
+    usb: [Arc<Slot>; USB_PORTS],
 }
 
 /// The guests of this node; sessions publish them.
@@ -58,9 +62,11 @@ impl Guests {
             client: None,
             console: Arc::default(),
             vnc: Arc::default(),
+            usb: Default::default(),
         });
         if guest.vmi_uid != uid || guest.pod_uid != pod_uid {
             (guest.console, guest.vnc) = (Arc::default(), Arc::default());
+            guest.usb = Default::default();
         }
         guest.vmi_uid = uid;
         guest.pod_uid = pod_uid.to_owned();
@@ -210,9 +216,13 @@ async fn within<T>(answer: impl Future<Output = Result<tonic::Response<T>, tonic
 impl NodeAgent for Agent {
     async fn stream(&self, namespace: &str, vmi: &str, stream: Stream) -> Result<Box<dyn Duplex>, StreamError> {
         let guest = self.guests.find(namespace, vmi)?;
+        let usb = guest.usb.iter().position(|slot| !slot.is_taken()).unwrap_or_default();
+        let usb_socket = format!("{}{usb}", paths::USB_REDIRECTION_SOCKET);
         let (name, slot, preserve, what) = match stream {
             Stream::Console => (paths::SERIAL_SOCKET, &guest.console, false, "console"),
             Stream::Vnc { preserve_session } => (paths::VNC_SOCKET, &guest.vnc, preserve_session, "VNC"),
+            // Nobody's device is taken out.
+            Stream::UsbRedir => (usb_socket.as_str(), &guest.usb[usb], true, "every USB port"),
         };
         let busy = || StreamError::Busy(format!("{what} of VirtualMachineInstance {namespace}/{vmi}"));
         // QEMU serves one client at a time, so the other must not even connect.
@@ -330,6 +340,31 @@ mod tests {
         ));
         drop(first);
         agent.stream("ns", "vm", preserve).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn each_device_has_a_port_of_its_own() {
+        let (pods, agent, _vnc) = agent().await;
+        let listen = |number: usize| {
+            let name = format!("{}{number}", paths::USB_REDIRECTION_SOCKET);
+            UnixListener::bind(pods.path().join(sockets::guest_socket("pod", "vmi", &name))).unwrap()
+        };
+        let ports: Vec<UnixListener> = (0..USB_PORTS).map(listen).collect();
+        let mut devices = Vec::new();
+        for port in &ports {
+            let mut device = agent.stream("ns", "vm", Stream::UsbRedir).await.unwrap();
+            let (mut server, _) = port.accept().await.unwrap();
+            device.write_all(b"usb").await.unwrap();
+            let mut said = [0; 3];
+            server.read_exact(&mut said).await.unwrap();
+            assert_eq!(&said, b"usb");
+            devices.push((device, server));
+        }
+        let full = agent.stream("ns", "vm", Stream::UsbRedir).await;
+        assert!(matches!(full, Err(StreamError::Busy(_))));
+        drop(devices.remove(2));
+        let _again = agent.stream("ns", "vm", Stream::UsbRedir).await.unwrap();
+        ports[2].accept().await.unwrap();
     }
 
     #[tokio::test]

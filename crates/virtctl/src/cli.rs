@@ -13,7 +13,7 @@ mod create;
 mod objects;
 
 pub use create::{CloudInit, Create, CreateVm};
-pub use objects::{EvacuateCancel, Expand, Format, Screenshot, Validate, VncCommand};
+pub use objects::{EvacuateCancel, Expand, Format, Screenshot, Usbredir, Validate, VncCommand};
 
 use crate::ports::Forward;
 use crate::target::Target;
@@ -199,6 +199,14 @@ pub enum Command {
     /// Print the file systems of an instance.
     #[command(after_help = "Examples:\n  virtctl fslist myvmi")]
     Fslist(Instance),
+    /// Redirect a local USB device to an instance.
+    #[command(after_help = "Examples:
+  # The device with this vendor and product; the program usbredirect is started as root:
+  virtctl usbredir 0951:1666 myvmi
+
+  # Only print where a program of your own is to connect:
+  virtctl usbredir --no-launch myvmi")]
+    Usbredir(Usbredir),
     /// Take a virtual machine or instance back from the evacuation of its node.
     #[command(after_help = "Examples:
   # Let 'myvm' stay where it is:
@@ -575,6 +583,8 @@ mod tests {
             "create vm --infer-instancetype=true --volume-pvc=src:a",
             "validate -f a.yaml -f -",
             "validate --file a.yaml --feature-gates A,B",
+            "usbredir 0951:1666 vmi",
+            "usbredir --no-launch vmi",
             "expand --vm name",
             "expand -f vm.yaml -o json",
             "ssh user@vm/name --identity-file=k -p 2222 --local-ssh-opts=-oA=b -t -v",

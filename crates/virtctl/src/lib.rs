@@ -17,6 +17,7 @@ mod ports;
 mod ssh;
 mod target;
 mod terminal;
+mod usbredir;
 mod validate;
 mod version;
 mod vnc;
@@ -102,6 +103,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Guestosinfo(arguments) => guest::print(&connection, &arguments.name, "guestosinfo").await?,
         Command::Userlist(arguments) => guest::print(&connection, &arguments.name, "userlist").await?,
         Command::Fslist(arguments) => guest::print(&connection, &arguments.name, "filesystemlist").await?,
+        Command::Usbredir(arguments) => usbredir::run(&connection, &arguments).await?,
         Command::EvacuateCancel(arguments) => lifecycle::evacuate_cancel(&connection, &arguments).await?,
         Command::Expand(arguments) => expand::run(&connection, &arguments).await?,
         Command::Expose(arguments) => expose::run(&connection, &arguments).await?,

@@ -162,6 +162,28 @@ async fn evacuations_are_cancelled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn devices_are_redirected_through_a_port() {
+    let cluster = Cluster::open().await;
+    cluster.home.create_vmi("a", "Running", &[]).await;
+    cluster.run(&["usbredir", "a"]).await.fails("needs a device");
+    cluster
+        .run(&["usbredir", "1:2", "a", "--no-launch"])
+        .await
+        .fails("only the name");
+    let mut child = piped(&cluster, &["usbredir", "--no-launch", "a"]);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let address = soon(lines.next_line()).await.unwrap().unwrap();
+    let _device = soon(TcpStream::connect(address)).await.unwrap();
+    // The machine has no port for it.
+    let ended = soon(child.wait_with_output()).await.unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(
+        ended.status.code() == Some(1) && said.contains("Not configured with USB Redirection"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn machines_are_expanded() {
     let cluster = Cluster::open().await;
     let vm = cluster.home.create_vm("a", "Halted").await;

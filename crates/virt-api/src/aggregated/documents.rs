@@ -102,7 +102,7 @@ fn path_items(version: &str, typed: impl Fn(&mut Value)) -> Map<String, Value> {
         verb,
     } in subresources::resources()
     {
-        let streams = matches!(subresource, "console" | "vnc" | "portforward");
+        let streams = matches!(subresource, "console" | "vnc" | "portforward" | "usbredir");
         let mut parameters = vec![parameter("namespace")];
         let mut path = format!("/apis/{GROUP}/{version}/namespaces/{{namespace}}/{resource}");
         if !subresource.is_empty() {

@@ -155,7 +155,7 @@ impl Subresources {
             }
             Verb::EvacuateCancel => self.cancel_evacuation(&target, body::read(request).await?).await,
             Verb::ExpandSpec => self.expand_spec(&target).await,
-            Verb::UsbRedir => self.usbredir(&target).await,
+            Verb::UsbRedir => self.usbredir(&target, request).await,
             Verb::Vsock => self.vsock(&target, request.uri().query().unwrap_or_default()).await,
             Verb::SevCertificates => self.sev(&target, VmiAction::SevCertificates).await,
             Verb::SevSession => self.sev(&target, VmiAction::SevSession).await,

@@ -177,7 +177,7 @@ const SUBRESOURCES: &[Subresource] = &[
     built("vnc/screenshot", &Method::GET, VMI, Verb::Screenshot),
     built("freeze", &Method::PUT, VMI, Verb::Freeze),
     built("unfreeze", &Method::PUT, VMI, Verb::Unfreeze),
-    refused("usbredir", &Method::GET, Verb::UsbRedir),
+    built("usbredir", &Method::GET, VMI, Verb::UsbRedir),
     refused("vsock", &Method::GET, Verb::Vsock),
     later("backup", &Method::PUT, VMI),
     later("redefine-checkpoint", &Method::PUT, VMI),

@@ -20,6 +20,7 @@ type Open = Family<Labels, Gauge>;
 pub(crate) struct Sessions {
     pub(super) consoles: Counted,
     pub(super) displays: Counted,
+    pub(super) devices: Counted,
     pub(super) ports: Counted,
 }
 
@@ -42,6 +43,11 @@ impl Sessions {
                 &self.consoles,
             ),
             ("kubevirt_vnc_active_connections", "Open displays", &self.displays),
+            (
+                "kubevirt_usbredir_active_connections",
+                "Redirected USB devices",
+                &self.devices,
+            ),
             (
                 "kubevirt_portforward_active_tunnels",
                 "Open forwarded ports",

@@ -1,4 +1,4 @@
-//! Devices and protections that no machine has here yet: `usbredir`, `vsock`, `sev/*`. What KubeVirt refuses is
+//! Devices and protections that no machine has here yet: `vsock`, `sev/*`. What KubeVirt refuses is
 //! refused with its code; what is left is not supported yet.
 
 use axum::body::Body;
@@ -16,11 +16,6 @@ use crate::status::{self, Refusal};
 const GATE: &str = "WorkloadEncryptionSEV";
 
 impl Subresources {
-    pub(super) async fn usbredir(&self, target: &Target) -> Result<Response<Body>, Refusal> {
-        self.admitted(target, VmiAction::UsbRedir).await?;
-        Err(status::not_supported_yet("virtualmachineinstances/usbredir"))
-    }
-
     pub(super) async fn vsock(&self, target: &Target, query: &str) -> Result<Response<Body>, Refusal> {
         self.admitted(target, VmiAction::Vsock).await?;
         let port = value(query, "port").unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `console` and `vnc`: the client's websocket joined with a stream of the guest's node.
+//! `console`, `vnc` and `usbredir`: the client's websocket joined with a stream of the guest's node.
 
 use axum::body::Body;
 use ferrovirt_api::v1::VirtualMachineInstance;
@@ -26,6 +26,18 @@ impl Subresources {
         let far = self.open(target, &vmi, Stream::Vnc { preserve_session }).await?;
         let what = format!("vnc of {}/{}", target.namespace, target.name);
         Ok(handshake.join(what, far, self.sessions.displays.begin(target)))
+    }
+
+    pub(super) async fn usbredir(
+        &self,
+        target: &Target,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, Refusal> {
+        let vmi = self.admitted(target, VmiAction::UsbRedir).await?;
+        let handshake = websocket::handshake(&mut request)?;
+        let far = self.open(target, &vmi, Stream::UsbRedir).await?;
+        let what = format!("usbredir of {}/{}", target.namespace, target.name);
+        Ok(handshake.join(what, far, self.sessions.devices.begin(target)))
     }
 
     async fn open(

@@ -77,3 +77,15 @@ pub struct Validate {
     #[arg(long, value_name = "GATES", value_delimiter = ',')]
     pub feature_gates: Vec<String>,
 }
+
+/// Arguments of `usbredir`.
+#[derive(Debug, Args)]
+pub struct Usbredir {
+    /// Device, as VENDOR:PRODUCT or BUS-DEVICE (not with --no-launch), and name of the virtual machine instance
+    #[arg(value_name = "DEVICE VMI", num_args = 1..=2, required = true)]
+    pub words: Vec<String>,
+    /// Start no usbredirect: print the address to connect to
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
+          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    pub no_launch: bool,
+}
