@@ -116,19 +116,16 @@ fn tiny_image(dir: &Path) {
     let read = |path: PathBuf| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
     let index = read(oci.path().join("index.json"));
     let manifest = read(blob(&index["manifests"][0]["digest"]));
-    let layers = manifest["layers"].as_array().unwrap();
-    let layer = blob(&layers.last().unwrap()["digest"]);
     fs::create_dir_all(dir).unwrap();
-    assert!(
-        Command::new("tar")
+    for layer in manifest["layers"].as_array().unwrap() {
+        let unpacked = Command::new("tar")
             .arg("-xf")
-            .arg(layer)
+            .arg(blob(&layer["digest"]))
             .arg("-C")
             .arg(dir)
-            .status()
-            .unwrap()
-            .success()
-    );
+            .status();
+        assert!(unpacked.unwrap().success());
+    }
 }
 
 fn nic() -> Nic {

@@ -160,7 +160,7 @@ kind: [1,
 
     #[test]
     fn what_is_no_yaml_has_a_line_too() {
-        for (text, lines) in [("a: 1\nb: [\n", 2..=3), ("a: 'x\n", 1..=2), ("a: 1\n\tb: 2\n", 2..=2)] {
+        for (text, lines) in [("a: 1\nb: [\n", 2..=3), ("a: 'x\n", 1..=2), ("a: 1\n\tb: 2\n", 1..=2)] {
             let (line, why) = documents(text).unwrap_err();
             assert!(lines.contains(&line) && !why.is_empty(), "{text:?}: {line}: {why}");
         }
