@@ -25,14 +25,15 @@ const NETWORK: &str = "mknod $0 c 10 200 && chmod 666 $0 && mount --bind $0 /dev
     ip tuntap add dev tap0 mode tap user 107 && ip link set tap0 master k6t-eth0 && \
     ip link set tap0 up && ip link set k6t-eth0 up && exec \"$@\"";
 
-/// A guest agent that answers what it must, refuses users and file systems, and does not react to a shutdown.
+/// A guest agent that answers what it must, refuses users and file systems, and does not react to a shutdown. Its port
+/// reads as ended while the host has not connected to it.
 const AGENT: &str = r#"#!/bin/sh
 for port in /sys/class/virtio-ports/*; do
     [ "$(cat "$port/name")" = org.qemu.guest_agent.0 ] && exec 3<>"/dev/${port##*/}"
 done
 answer() { echo "$1" >&3; }
+fs=thawed
 (
-    # The port reads as ended while the host has not connected to it.
     while :; do
         while read -r line <&3; do
             case $line in
@@ -43,9 +44,9 @@ answer() { echo "$1" >&3; }
                 *guest-get-timezone*) answer '{"return": {"zone": "UTC", "offset": 0}}' ;;
                 *guest-network-get-interfaces*) answer '{"return": [{"name": "lo", "ip-addresses": [{"ip-address": "127.0.0.1"}]}, {"name": "eth0", "hardware-address": "52:54:00:aa:bb:cc", "ip-addresses": [{"ip-address": "10.0.2.2"}]}]}' ;;
                 *guest-ping*) answer '{"return": {}}' ;;
-                *guest-fsfreeze-status*) answer "{\"return\": \"$(cat /fsfreeze 2>/dev/null || echo thawed)\"}" ;;
-                *guest-fsfreeze-freeze*) echo frozen >/fsfreeze; answer '{"return": 1}' ;;
-                *guest-fsfreeze-thaw*) echo thawed >/fsfreeze; answer '{"return": 1}' ;;
+                *fsfreeze-status*) answer "{\"return\": \"$fs\"}" ;;
+                *fsfreeze-freeze*) fs=frozen; answer '{"return": 1}' ;;
+                *fsfreeze-thaw*) fs=thawed; answer '{"return": 1}' ;;
                 *guest-exec-status*) case $line in
                     *pid*8*) answer '{"return": {"exited": false}}' ;;
                     *) answer '{"return": {"exited": true, "exitcode": 4, "out-data": "aGk=", "err-data": "b2gh"}}' ;;
@@ -71,8 +72,10 @@ answer() { echo "$1" >&3; }
 filler() { head -c "$1" /dev/zero | tr '\0' x; }
 (
     turn=0
-    while :; do
-        exec 3<>"$device"
+    while exec 3<>"$device"; do
+        # The port reads as ended while the host has not connected to it.
+        hung_up=
+        until [ "$hung_up" ]; do
         while read -r line <&3; do
             case $line in
                 *guest-sync*) answer "{\"return\": $(echo "$line" | sed 's/.*"id": *\([0-9]*\).*/\1/')}" ;;
@@ -80,12 +83,14 @@ filler() { head -c "$1" /dev/zero | tr '\0' x; }
                     1) answer '{"return": {"version": 7, "supported_commands": "all"}}' ;;
                     2) answer "{\"return\": {\"version\": \"$(filler 200000)\", \"supported_commands\": []}}" ;;
                     3) sleep 7 ;;
-                    4) break ;;
+                    4) hung_up=1; break ;;
                     5) answer '{"return": {"version": "9.9", "supported_commands": []}}' ;;
                     *) filler 104857600 >&3; echo "all was said" >/dev/ttyS0 ;;
                     esac ;;
                 *) answer '{"error": {"class": "CommandNotFound", "desc": "not here"}}' ;;
             esac
+        done
+        sleep 1
         done
         exec 3>&-
         sleep 1

@@ -204,7 +204,7 @@ async fn machines_are_expanded() {
         .prints(&yaml);
     std::fs::write(
         &file,
-        yaml.replacen("spec:\n  ", "spec:\n  instancetype:\n    name: m1\n  ", 1),
+        yaml.replacen("\nspec:\n  ", "\nspec:\n  instancetype:\n    name: m1\n  ", 1),
     )
     .unwrap();
     let refused = cluster.run(&["expand", "-f", file.to_str().unwrap()]).await;
