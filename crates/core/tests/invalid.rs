@@ -105,6 +105,25 @@ fn every_manifest_is_refused_for_its_reason() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// On a cluster the kubelet gives containers CPUs of their own; the table is asked there, too.
+#[test]
+fn one_machine_gives_no_cpus_away() {
+    let vmi = |cpu: &Value| {
+        serde_json::json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
+            "spec": {"domain": {"devices": {}, "memory": {"guest": "64Mi"}, "cpu": cpu}},
+        })
+    };
+    let causes = judge(&vmi(&serde_json::json!({"dedicatedCpuPlacement": true}))).unwrap();
+    let expected = |c: &Cause| {
+        c.field == "spec.domain.cpu.dedicatedCpuPlacement"
+            && c.reason.as_str() == "FieldValueNotSupported"
+            && c.message.contains("share its CPUs")
+    };
+    assert!(causes.iter().any(expected), "{causes:#?}");
+    assert_eq!(judge(&vmi(&serde_json::json!({"cores": 2}))), Some(Vec::new()));
+}
+
 #[test]
 fn the_table_is_large_and_its_names_are_unique() {
     let cases = cases();
