@@ -40,8 +40,8 @@ enum Task {
     Compat(compat::Compat),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Task::parse() {
+fn main() -> std::process::ExitCode {
+    let outcome = match Task::parse() {
         Task::Check => check::run(),
         Task::Ci { quick } => ci::run(quick),
         Task::Cluster(cluster) => cluster.run(),
@@ -50,5 +50,11 @@ fn main() -> anyhow::Result<()> {
         Task::Deploy(deploy) => deploy.run(),
         Task::Bench(bench) => bench.run(),
         Task::Compat(compat) => compat.run(),
+    };
+    // The causes alone: a backtrace would push what a failed test said out of sight.
+    if let Err(error) = outcome {
+        eprintln!("xtask: {error:#}");
+        return std::process::ExitCode::FAILURE;
     }
+    std::process::ExitCode::SUCCESS
 }

@@ -27,7 +27,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::{Request, Response, StatusCode, header};
+use axum::http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use hyper::body::Incoming;
@@ -244,6 +245,26 @@ pub fn operations(metrics: &Metrics, readiness: &Readiness) -> Router {
         .route("/healthz", get(async || "ok"))
         .route("/readyz", get(async move || ready(&readiness)))
         .route("/metrics", get(async move || scrape(&metrics)))
+}
+
+/// As long as something is waited for, each answer over HTTP/1 is the last one of its connection. A process that is about
+/// to end waits for the end (a [`Gate`]) for a while first: so its clients, among them the API server with its webhooks,
+/// which it calls by HTTP/1.1 only, leave its connections one by one, and none is closed under a request on its way.
+pub fn hand_over(router: Router, readiness: &Readiness) -> Router {
+    let readiness = readiness.clone();
+    router.layer(from_fn(move |request: Request<Body>, next: Next| {
+        let readiness = readiness.clone();
+        async move {
+            let one_by_one = request.version() < Version::HTTP_2;
+            let mut response = next.run(request).await;
+            let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+            if one_by_one && !upgraded && !readiness.missing().is_empty() {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+            }
+            response
+        }
+    }))
 }
 
 fn ready(readiness: &Readiness) -> Response<Body> {

@@ -47,7 +47,7 @@ use crate::webhooks;
 const NAME: &str = "virt-api";
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// After SIGTERM the API server still sends requests for a moment, until it and the Service's rules on its node know
-/// that this pod is going; on a busy machine that takes some seconds.
+/// that this pod is going; on a busy machine that takes some seconds. Meanwhile its connections are handed over.
 const LAME_DUCK: Duration = Duration::from_secs(8);
 const GRACE: Duration = Duration::from_secs(5);
 /// Between attempts to read the configuration at the start.
@@ -219,6 +219,7 @@ async fn assemble(
     let router = http::operations(metrics, readiness)
         .merge(webhooks::router(admission, client.clone(), config))
         .merge(aggregated::router(client, proxy, subresources));
+    let router = http::hand_over(router, readiness);
     Ok(App { tls, router })
 }
 

@@ -290,3 +290,42 @@ async fn both_protocols_and_operations() {
     stop.cancel();
     served.await.unwrap().unwrap();
 }
+
+/// Clients of HTTP/1 leave a server that is about to end with its last answer to each, not by a closed connection.
+#[tokio::test]
+async fn hands_over() {
+    let ours = Authority::new("ours");
+    let tls = server(&ours.identity(SERVER), Clients::Anyone, &["http/1.1"]).unwrap();
+    let readiness = http::Readiness::default();
+    let app = http::operations(&crate::metrics::Metrics::new("1"), &readiness);
+    let app = http::hand_over(app, &readiness);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let served = tokio::spawn(http::serve(listener, tls, app, stop.clone()));
+    let config = client(None, ours.trust(&[SERVER]), &["http/1.1"]).unwrap();
+    let stream = connect(address, config).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    let connection = tokio::spawn(connection);
+    let mut closes = async || {
+        let request = hyper::Request::get("/healthz").body(Empty::<Bytes>::new()).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), 200);
+        let closes = response
+            .headers()
+            .get("connection")
+            .is_some_and(|value| value == "close");
+        response.into_body().collect().await.unwrap();
+        closes
+    };
+    assert!(!closes().await);
+    assert!(!closes().await);
+    let _end = readiness.wait_for("the end");
+    assert!(closes().await);
+    // The server has closed it, and nothing was lost.
+    connection.await.unwrap().unwrap();
+    stop.cancel();
+    served.await.unwrap().unwrap();
+}

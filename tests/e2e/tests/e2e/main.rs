@@ -17,7 +17,7 @@ mod status;
 mod volumes;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -50,11 +50,20 @@ where
         });
         // The namespace takes everything in it along; what is left over would disturb the next tests.
         let gone = ferrovirt_e2e::run(&mut shared.home.kubectl(&["delete", "namespace", name, "--timeout=120s"]));
-        outcome
-            .and(gone.map(drop))
-            .map_err(|error| Failed::from(format!("{error:#}")))
+        outcome.and(gone.map(drop)).map_err(|error| {
+            let said = format!("{error:#}");
+            FAILURES
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(format!("{name}: {said}"));
+            Failed::from(said)
+        })
     })
 }
+
+/// What failed and why, to be said once more as the last thing: where only the end of a log is kept, that is what it
+/// should hold.
+static FAILURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn archive(variable: &str, guest: &str) -> Result<String> {
     std::env::var(variable)
@@ -132,6 +141,9 @@ fn main() -> Result<()> {
         restart::trials(&tiny)
     };
     let alone = chosen.run(alone);
+    for failure in FAILURES.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        eprintln!("e2e: failed: {failure}");
+    }
     if conclusion.has_failed() {
         conclusion.exit();
     }
