@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ferrovirt_protocol::paths;
 use futures::StreamExt;
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchDescriptor, WatchMask};
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use tokio::net::UnixStream;
 
@@ -77,32 +77,49 @@ pub(crate) async fn connect_beneath(root: &Path, relative: &Path) -> io::Result<
     UnixStream::connect(format!("/proc/self/fd/{}", file.as_raw_fd())).await
 }
 
-/// Waits until `relative` exists below `root`. Sleeps on inotify; wakes when a missing part appears.
+/// Waits until `relative` exists below `root`. Sleeps on inotify; wakes when something appears where a part is missing.
 pub(crate) async fn appeared(root: &Path, relative: &Path) -> io::Result<()> {
     let inotify = Inotify::init()?;
     let mut watches = inotify.watches();
     let mut events = inotify.into_event_stream(vec![0; 4096])?;
+    let mut watched: Option<(PathBuf, WatchDescriptor)> = None;
     loop {
         let existing = deepest_existing(root, relative);
         if existing == relative {
             return Ok(());
         }
-        let mask = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
-        let watch = match watches.add(root.join(&existing), mask) {
-            Ok(watch) => watch,
-            // It went away meanwhile: look again.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && existing != Path::new("") => continue,
-            Err(error) => return Err(error),
-        };
-        // What appeared before the watch was set makes no event.
-        if deepest_existing(root, relative) == existing {
-            match events.next().await {
-                Some(event) => drop(event?),
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        if watched.as_ref().is_none_or(|(path, _)| *path != existing) {
+            if let Some((_, old)) = watched.take() {
+                // Fails only when the directory is gone, and its watch with it.
+                let _ = watches.remove(old);
+            }
+            let mask = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
+            match watches.add(root.join(&existing), mask) {
+                Ok(watch) => watched = Some((existing, watch)),
+                // It went away meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && existing != Path::new("") => {}
+                Err(error) => return Err(error),
+            }
+            // Once more: what appeared before the watch was set makes no event.
+            continue;
+        }
+        // A watch that ends makes a last event of its own. It wakes nobody: removing a watch would wake the next look,
+        // which removes a watch, and so on.
+        loop {
+            let event = events.next().await.ok_or(io::ErrorKind::UnexpectedEof)??;
+            if event.mask.contains(EventMask::Q_OVERFLOW) {
+                break;
+            }
+            if watched.as_ref().is_some_and(|(_, watch)| *watch == event.wd) {
+                if event
+                    .mask
+                    .intersects(EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF)
+                {
+                    watched = None;
+                }
+                break;
             }
         }
-        // Fails only when the watched directory is gone, and its watch with it.
-        let _ = watches.remove(watch);
     }
 }
 
@@ -145,6 +162,36 @@ mod tests {
             .unwrap()
             .unwrap();
         connect_beneath(root.path(), &relative).await.unwrap();
+    }
+
+    /// Other pods come and go all the time.
+    #[tokio::test]
+    async fn a_waiter_sleeps_between_events() {
+        let root = tempfile::tempdir().unwrap();
+        let mut waiting = Box::pin(appeared(root.path(), Path::new("uid/volumes/socket")));
+        let mut wait = async |deadline| tokio::time::timeout(deadline, &mut waiting).await;
+        let moment = Duration::from_millis(100);
+        let before = cpu_time();
+        assert!(wait(moment).await.is_err());
+        for directory in ["other", "uid", "uid/other", "uid/volumes"] {
+            std::fs::create_dir(root.path().join(directory)).unwrap();
+            assert!(wait(moment).await.is_err());
+        }
+        // It begins again where its pod's directory is made anew, too.
+        std::fs::remove_dir_all(root.path().join("uid")).unwrap();
+        assert!(wait(moment).await.is_err());
+        std::fs::create_dir_all(root.path().join("uid/volumes")).unwrap();
+        assert!(wait(moment).await.is_err());
+        let used = cpu_time() - before;
+        assert!(used < Duration::from_millis(200), "{used:?} of 700 ms");
+        std::fs::write(root.path().join("uid/volumes/socket"), "").unwrap();
+        wait(Duration::from_secs(5)).await.unwrap().unwrap();
+    }
+
+    /// What this thread has computed, whatever else the machine does (proc(5), schedstat).
+    fn cpu_time() -> Duration {
+        let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
     }
 
     #[tokio::test]
