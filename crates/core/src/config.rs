@@ -64,6 +64,8 @@ pub struct ClusterConfig {
     pub node_selectors: BTreeMap<String, String>,
     /// `configuration.imagePullPolicy`, of our own images.
     pub image_pull_policy: String,
+    /// Storage class of the claims with what of firmware and TPM outlives a guest's stop; `None`: the default one.
+    pub vm_state_storage_class: Option<String>,
     /// File on the nodes with the seccomp profile of launcher pods; `None`: the container runtime's.
     pub seccomp_profile: Option<String>,
     /// containerDisks are image volumes where the cluster has them: the gate `ImageVolume`, which is on by default.
@@ -167,6 +169,7 @@ impl Default for ClusterConfig {
             overhead_ratio: None,
             node_selectors: BTreeMap::new(),
             image_pull_policy: "IfNotPresent".to_owned(),
+            vm_state_storage_class: None,
             seccomp_profile: None,
             image_volumes: true,
             launcher_verbosity: None,
@@ -265,6 +268,7 @@ impl ClusterConfig {
         if let Some(policy) = text(&c.image_pull_policy) {
             self.image_pull_policy = policy;
         }
+        self.vm_state_storage_class = text(&c.vm_state_storage_class).or(self.vm_state_storage_class);
         let seccomp = c.seccomp_configuration.as_ref();
         let own = seccomp.and_then(|s| s.virtual_machine_instance_profile.as_ref()?.custom_profile.as_ref());
         if let Some(own) = own {

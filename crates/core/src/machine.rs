@@ -9,7 +9,9 @@ use std::net::Ipv4Addr;
 
 use uuid::Uuid;
 
-pub use extras::{AccessCredential, CredentialMethod, Files, FilesOrigin, KernelBoot, ObjectRef, ServiceAccount};
+pub use extras::{
+    AccessCredential, Claim, CredentialMethod, Files, FilesOrigin, KernelBoot, ObjectRef, ServiceAccount, Tpm,
+};
 pub use hyperv::{Enlightenment, Hyperv};
 
 /// Most queues of a tap device.
@@ -144,8 +146,8 @@ pub struct Machine {
     pub inputs: Vec<Input>,
     /// Sound card.
     pub sound: Option<Sound>,
-    /// An emulated TPM 2.0, new at each start.
-    pub tpm: bool,
+    /// An emulated TPM 2.0.
+    pub tpm: Option<Tpm>,
     /// Ports that a client's USB devices can be plugged into.
     pub usb_redirection: bool,
     /// virtio models are the non-transitional ones unless this is set.
@@ -328,6 +330,8 @@ pub enum Boot {
     Efi {
         /// Secure Boot enforced.
         secure_boot: bool,
+        /// Variables outlive the machine's stop.
+        persistent: bool,
     },
 }
 
@@ -469,6 +473,8 @@ pub enum Source {
     CloudInit(CloudInit),
     /// Files of an object of the cluster.
     Files(Files),
+    /// A disk that outlives the pod.
+    Claim(Claim),
 }
 
 /// Cloud-init data source.

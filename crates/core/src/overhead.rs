@@ -54,7 +54,7 @@ pub fn memory_overhead(machine: &Machine, spec: &VirtualMachineInstanceSpec, con
     if machine.graphics {
         bytes += GRAPHICS;
     }
-    if machine.tpm {
+    if machine.tpm.is_some() {
         bytes += TPM;
     }
     if machine.cpu.pinning.is_some() {

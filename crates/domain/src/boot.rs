@@ -39,7 +39,7 @@ pub(crate) fn os(machine: &Machine, facts: &Facts) -> Result<Element, MissingFac
                 os = os.child(el("bios").attr("useserial", "yes"));
             }
         }
-        Boot::Efi { secure_boot } => {
+        Boot::Efi { secure_boot, .. } => {
             let files = facts.firmware.as_ref().ok_or(MissingFact::Firmware)?;
             let loader = el("loader")
                 .attr("readonly", "yes")

@@ -1,5 +1,7 @@
 //! Disks and CD-ROMs.
 
+use std::path::Path;
+
 use ferrovirt_core::machine::{BlockSize, Bus, Disk, DiskDevice, Machine};
 
 use crate::facts::{Backing, DiskFile, Facts, MissingFact};
@@ -60,13 +62,13 @@ fn element(machine: &Machine, disk: &Disk, file: &DiskFile, target: &str, block_
         Bus::Scsi => "scsi",
         Bus::Usb => "usb",
     };
-    let mut element = el("disk").attr("type", "file").attr("device", device);
+    let mut element = el("disk").attr("type", kind(file.block)).attr("device", device);
     if disk.bus == Bus::Virtio {
         element = element.attr("model", virtio(machine));
     }
     element = element
         .child(driver(machine, disk, file))
-        .child(el("source").attr("file", file.path.display()))
+        .child(source(&file.path, file.block))
         .child(backing(file.backing.as_ref()))
         .children(block_io)
         .child(el("target").attr("dev", target).attr("bus", bus).attr_if("tray", tray));
@@ -81,6 +83,14 @@ fn element(machine: &Machine, disk: &Disk, file: &DiskFile, target: &str, block_
         .children(disk.boot_order.map(|order| el("boot").attr("order", order)))
         .child(alias(&disk.name))
         .children(pci_address(disk.pci_address))
+}
+
+fn kind(block: bool) -> &'static str {
+    if block { "block" } else { "file" }
+}
+
+fn source(path: &Path, block: bool) -> Element {
+    el("source").attr(if block { "dev" } else { "file" }, path.display())
 }
 
 fn driver(machine: &Machine, disk: &Disk, file: &DiskFile) -> Element {
@@ -122,10 +132,10 @@ fn block_io(disk: &Disk, facts: &Facts) -> Result<Option<Element>, MissingFact> 
 fn backing(backing: Option<&Backing>) -> Element {
     match backing {
         None => el("backingStore"),
-        Some(Backing { path, format }) => el("backingStore")
-            .attr("type", "file")
+        Some(Backing { path, block, format }) => el("backingStore")
+            .attr("type", kind(*block))
             .child(el("format").attr("type", format.name()))
-            .child(el("source").attr("file", path.display()))
+            .child(source(path, *block))
             .child(el("backingStore")),
     }
 }

@@ -28,6 +28,8 @@ pub struct Facts {
     pub acpi_tables: BTreeMap<&'static str, PathBuf>,
     /// UEFI firmware; needed when the machine boots by it.
     pub firmware: Option<FirmwareFiles>,
+    /// Directory of the TPM's state; needed when that outlives the machine's stop.
+    pub tpm_state: Option<PathBuf>,
     /// CPUs that are this machine's alone, those of one core side by side; empty where they are shared.
     pub cpus: Vec<HostCpu>,
     /// Unix socket of serial0, made by QEMU.
@@ -58,6 +60,8 @@ pub struct HostCpu {
 pub struct DiskFile {
     /// File.
     pub path: PathBuf,
+    /// It is a block device.
+    pub block: bool,
     /// Its format.
     pub format: DiskFormat,
     /// The image that it is an overlay of.
@@ -71,6 +75,8 @@ pub struct DiskFile {
 pub struct Backing {
     /// File.
     pub path: PathBuf,
+    /// It is a block device.
+    pub block: bool,
     /// Its format.
     pub format: DiskFormat,
 }
@@ -165,6 +171,9 @@ pub enum MissingFact {
     /// No file.
     #[error("the {0} of kernelBoot was not prepared")]
     KernelBoot(&'static str),
+    /// No directory.
+    #[error("the TPM's state has no place that outlives the machine")]
+    TpmState,
     /// No firmware files.
     #[error("the machine boots by UEFI, and this node has no UEFI firmware")]
     Firmware,

@@ -76,7 +76,7 @@ fn devices(machine: &Machine, facts: &Facts) -> Result<Element, MissingFact> {
         .children(graphics::graphics(machine, facts))
         .children(video::video(machine))
         .children(sound::sound(machine))
-        .children(tpm::tpm(machine))
+        .children(tpm::tpm(machine, facts)?)
         .children(redirection::ports(machine, facts))
         .child(balloon::balloon(machine))
         .children(rng::rng(machine))

@@ -62,6 +62,14 @@ pub mod paths {
     pub const SYSPREP_DIR: &str = "/var/run/kubevirt-private/sysprep";
     /// Token, `ca.crt` and `namespace` of the pod's service account, where Kubernetes puts them.
     pub const SERVICE_ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+    /// Image in a claim that is a file system, which is mounted as a hostDisk's directory.
+    pub const CLAIM_IMAGE: &str = "disk.img";
+    /// The claim with what of a guest's firmware and TPM outlives its pod.
+    pub const STATE_DIR: &str = "/var/run/kubevirt-private/vm-state";
+    /// UEFI variables, below [`STATE_DIR`].
+    pub const STATE_NVRAM: &str = "nvram";
+    /// State of TPMs, below [`STATE_DIR`].
+    pub const STATE_TPM: &str = "swtpm";
     /// hostDisk directories: `<HOST_DISK_DIR>/<volume>/<file name of hostDisk.path>`.
     pub const HOST_DISK_DIR: &str = "/var/run/kubevirt-private/vmi-disks";
 }

@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 mod adapters;
+mod claims;
 pub mod down;
 mod events;
 mod home_network;

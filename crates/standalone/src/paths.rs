@@ -12,6 +12,7 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/ferrovirt";
 /// kubeconfig                for kubectl and virtctl
 /// apiserver/                the API's store and certificates
 /// images/                   pulled and imported images
+/// volumes/PV/               one directory per PersistentVolume of the storage class `local`
 /// kubelet/pods/UID/         one directory per pod: state.json, volumes/
 /// logs/pods/NS_POD_UID/     container logs
 /// cni/                      network configuration and address reservations
@@ -74,6 +75,12 @@ impl DataDir {
     #[must_use]
     pub fn log(&self) -> PathBuf {
         self.0.join("logs/ferrovirt.log")
+    }
+
+    /// Volumes of the storage class `local`.
+    #[must_use]
+    pub fn volumes(&self) -> PathBuf {
+        self.0.join("volumes")
     }
 
     /// CNI configuration and state.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
-    Binding, Node, NodeSelectorRequirement, NodeSelectorTerm, ObjectReference, Pod, PodSpec, Taint, Toleration,
+    Binding, Node, NodeSelectorRequirement, NodeSelectorTerm, ObjectReference, PersistentVolumeClaim, Pod, PodSpec,
+    Taint, Toleration,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
@@ -19,6 +20,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::claims::claims_of;
 use crate::events::Events;
 use crate::quantity;
 
@@ -177,6 +179,20 @@ pub fn amounts(quantities: &BTreeMap<String, Quantity>) -> Amounts {
         .collect()
 }
 
+/// Why a pod has to wait for its claims.
+fn unbound<'a>(pod: &Pod, find: impl Fn(&str) -> Option<&'a PersistentVolumeClaim>) -> Option<String> {
+    claims_of(pod).find_map(|name| {
+        let Some(claim) = find(name) else {
+            return Some(format!("persistentvolumeclaim \"{name}\" not found"));
+        };
+        if claim.metadata.deletion_timestamp.is_some() {
+            return Some(format!("persistentvolumeclaim \"{name}\" is being deleted"));
+        }
+        let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+        (phase != Some("Bound")).then(|| "pod has unbound immediate PersistentVolumeClaims".to_owned())
+    })
+}
+
 fn allocatable(node: &Node) -> Amounts {
     node.status
         .as_ref()
@@ -269,12 +285,15 @@ pub struct WatchEnded(&'static str);
 pub async fn run(client: Client, stop: CancellationToken) -> Result<(), WatchEnded> {
     let mut pods = std::pin::pin!(watcher(Api::<Pod>::all(client.clone()), watcher::Config::default()));
     let mut nodes = std::pin::pin!(watcher(Api::<Node>::all(client.clone()), watcher::Config::default()));
+    let claims = Api::<PersistentVolumeClaim>::all(client.clone());
+    let mut claims = std::pin::pin!(watcher(claims, watcher::Config::default()));
     let events = Events::new(client.clone(), NAME, None);
     let mut scheduler = Scheduler {
         client,
         events,
         pods: Cache::default(),
         nodes: Cache::default(),
+        claims: Cache::default(),
     };
     loop {
         let look = tokio::select! {
@@ -286,6 +305,13 @@ pub async fn run(client: Client, stop: CancellationToken) -> Result<(), WatchEnd
             event = nodes.next() => match event.ok_or(WatchEnded("nodes"))? {
                 Ok(event) => {
                     scheduler.nodes.apply(event, |_| true);
+                    Look::All
+                }
+                Err(error) => interrupted(&error).await,
+            },
+            event = claims.next() => match event.ok_or(WatchEnded("claims"))? {
+                Ok(event) => {
+                    scheduler.claims.apply(event, |_| true);
                     Look::All
                 }
                 Err(error) => interrupted(&error).await,
@@ -309,7 +335,8 @@ async fn interrupted(error: &watcher::Error) -> Look {
     Look::Nothing
 }
 
-type Key = (String, String);
+/// Namespace and name.
+pub(crate) type Key = (String, String);
 
 /// Which pods to look at after an event.
 enum Look {
@@ -319,10 +346,11 @@ enum Look {
 }
 
 /// Objects by namespace and name, as a watch says.
-struct Cache<K> {
-    objects: BTreeMap<Key, Arc<K>>,
+pub(crate) struct Cache<K> {
+    pub(crate) objects: BTreeMap<Key, Arc<K>>,
     incoming: BTreeMap<Key, Arc<K>>,
-    synced: bool,
+    /// The watch has told of all that there is.
+    pub(crate) synced: bool,
 }
 
 impl<K> Default for Cache<K> {
@@ -336,7 +364,7 @@ impl<K> Default for Cache<K> {
 }
 
 impl<K: ResourceExt> Cache<K> {
-    fn apply(&mut self, event: Event<K>, keep: impl Fn(&K) -> bool) {
+    pub(crate) fn apply(&mut self, event: Event<K>, keep: impl Fn(&K) -> bool) {
         let key = |object: &K| (object.namespace().unwrap_or_default(), object.name_any());
         match event {
             Event::Init => self.incoming.clear(),
@@ -364,6 +392,7 @@ struct Scheduler {
     events: Events,
     pods: Cache<Pod>,
     nodes: Cache<Node>,
+    claims: Cache<PersistentVolumeClaim>,
 }
 
 impl Scheduler {
@@ -385,7 +414,7 @@ impl Scheduler {
     }
 
     async fn schedule(&mut self, key: &Key) {
-        if !self.pods.synced || !self.nodes.synced {
+        if !self.pods.synced || !self.nodes.synced || !self.claims.synced {
             return;
         }
         let Some(pod) = self.pods.objects.get(key).filter(|pod| is_waiting(pod)).cloned() else {
@@ -398,6 +427,14 @@ impl Scheduler {
     }
 
     fn decide(&self, pod: &Pod) -> Placement {
+        let claim = |name: &str| {
+            let key = (pod.namespace().unwrap_or_default(), name.to_owned());
+            self.claims.objects.get(&key).map(|claim| &**claim)
+        };
+        if let Some(reason) = unbound(pod, claim) {
+            let nodes = self.nodes.objects.len();
+            return Placement::Nowhere(format!("0/{nodes} nodes are available: {reason}."));
+        }
         let mut used: BTreeMap<&str, (Amounts, u64)> = BTreeMap::new();
         for pod in self.pods.objects.values() {
             if let Some((spec, node)) = pod
@@ -502,7 +539,7 @@ fn is_waiting(pod: &Pod) -> bool {
 }
 
 /// The pod takes room on its node, or waits for some.
-fn takes_place(pod: &Pod) -> bool {
+pub(crate) fn takes_place(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     !matches!(phase, Some("Succeeded" | "Failed"))
 }

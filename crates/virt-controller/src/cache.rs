@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use ferrovirt_api::v1::{KubeVirt, VirtualMachine, VirtualMachineInstance};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodSpec};
 use kube::Resource;
 use kube::core::DynamicObject;
 use kube::runtime::watcher::Event;
@@ -56,6 +56,13 @@ impl Kept for VirtualMachineInstance {}
 impl Kept for KubeVirt {}
 
 impl Kept for DynamicObject {}
+
+impl Kept for PersistentVolumeClaim {
+    fn trim(&mut self) {
+        self.metadata.managed_fields = None;
+        self.metadata.annotations = None;
+    }
+}
 
 impl Kept for Pod {
     /// What a pod was made of is in its VMI; what became of it is in its metadata, node and status.
@@ -146,6 +153,8 @@ pub struct Caches {
     pub vmis: Arc<Cache<VirtualMachineInstance>>,
     /// All launcher pods.
     pub pods: Arc<Cache<Pod>>,
+    /// All claims.
+    pub claims: Arc<Cache<PersistentVolumeClaim>>,
 }
 
 /// UID of the controlling owner.

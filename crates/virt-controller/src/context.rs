@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
 use ferrovirt_core::ClusterConfig;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::Client;
 use tokio::sync::{Notify, watch};
 
@@ -15,6 +15,7 @@ use crate::image_volumes::ContainerDisks;
 use crate::node::Nodes;
 use crate::queue::Sender;
 use crate::vm::Revisions;
+use crate::vmi::claims::Users;
 
 /// Clients, caches and queues.
 pub struct Context {
@@ -26,6 +27,10 @@ pub struct Context {
     pub vmis: Arc<Cache<VirtualMachineInstance>>,
     /// All launcher pods.
     pub pods: Arc<Cache<Pod>>,
+    /// All claims.
+    pub claims: Arc<Cache<PersistentVolumeClaim>>,
+    /// Which VMIs name them.
+    pub claim_users: Users,
     /// The nodes with an agent; empty where there is only one machine.
     pub nodes: Nodes,
     /// Specs that VMs were started with.

@@ -8,6 +8,7 @@
 //!   VMIs ──watch──► cache ──┬──────▲
 //!                           └► VMI queue ─► vmi::reconcile ──► pod, VMI status
 //!   pods ──watch──► cache ──────────▲       (launchers only)
+//!   claims watch──► cache ──────────▲  (and the VM queue)
 //!   nodes ─watch──► node ───────────▲       (on a cluster: which agents are silent)
 //! ```
 //!
@@ -32,7 +33,7 @@ use std::sync::Arc;
 
 use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
 use ferrovirt_core::{ClusterConfig, names};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::Api;
 use kube::runtime::watcher;
 use kube::{Client, Resource};
@@ -43,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use cache::{Caches, Key, owner_uid};
 use context::Context;
 use image_volumes::ContainerDisks;
+use vmi::claims::{Users, owning_vmi as user_of};
 
 /// How many objects of a kind are reconciled at a time.
 const CONCURRENCY: usize = 8;
@@ -114,6 +116,8 @@ async fn run_with(
         vms: caches.vms,
         vmis: caches.vmis,
         pods: caches.pods,
+        claims: caches.claims,
+        claim_users: Users::default(),
         nodes: node::Nodes::default(),
         revisions: vm::Revisions::default(),
         vm_queue,
@@ -219,6 +223,7 @@ fn watches(
         let changed = |change: &cache::Change<VirtualMachineInstance>| {
             for object in change.new.iter().chain(&change.old).take(1) {
                 let key = Key::of(&**object);
+                shared.claim_users.set(&key, change.new.as_deref());
                 shared.vmi_queue.send(key.clone());
                 // A VM and its VMI have the same name, also when the VMI is somebody else's and in the way.
                 shared.vm_queue.send(key);
@@ -251,7 +256,8 @@ fn watches(
         watch::feed(api, selected, Arc::clone(&shared.pods), ready, stop, changed).await;
         "watch of pods"
     });
-    let mut synced = vec![vms_ready, vmis_ready, pods_ready];
+    let claims_ready = watch_claims(context, tasks, shutdown);
+    let mut synced = vec![vms_ready, vmis_ready, pods_ready, claims_ready];
     // One machine's only agent lives and dies with its controllers.
     if context.options.home == Home::Cluster {
         let (ready, nodes_ready) = oneshot::channel();
@@ -263,6 +269,30 @@ fn watches(
         synced.push(nodes_ready);
     }
     synced
+}
+
+fn watch_claims(
+    context: &Arc<Context>,
+    tasks: &mut JoinSet<&'static str>,
+    shutdown: &CancellationToken,
+) -> oneshot::Receiver<()> {
+    let (ready, claims_ready) = oneshot::channel();
+    let (shared, stop, api) = (Arc::clone(context), shutdown.clone(), Api::all(context.client.clone()));
+    tasks.spawn(async move {
+        let changed = |change: &cache::Change<PersistentVolumeClaim>| {
+            for claim in change.new.iter().chain(&change.old).take(1) {
+                let users = shared.claim_users.of(&Key::of(&**claim));
+                for key in users.into_iter().chain(user_of(claim)) {
+                    shared.vmi_queue.send(key.clone());
+                    shared.vm_queue.send(key);
+                }
+            }
+        };
+        let (config, claims) = (watcher::Config::default(), Arc::clone(&shared.claims));
+        watch::feed(api, config, claims, ready, stop, changed).await;
+        "watch of claims"
+    });
+    claims_ready
 }
 
 /// The key of the VMI that a pod belongs to.

@@ -139,6 +139,31 @@ impl Layout {
         self.below(paths::HOST_DISK_DIR).join(volume).join(file_name)
     }
 
+    /// The image in the file system of a claim.
+    pub fn claim_image(&self, volume: &str) -> PathBuf {
+        self.host_disk(volume, paths::CLAIM_IMAGE)
+    }
+
+    /// The block device of a claim.
+    pub fn claim_device(&self, volume: &str) -> PathBuf {
+        self.below("/dev").join(volume)
+    }
+
+    /// UEFI variables that outlive the pod.
+    pub fn kept_nvram(&self) -> PathBuf {
+        self.below(paths::STATE_DIR)
+            .join(paths::STATE_NVRAM)
+            .join(format!("{}_VARS.fd", self.name))
+    }
+
+    /// State of a TPM that outlives the pod.
+    pub fn kept_tpm(&self, machine: &str) -> PathBuf {
+        self.below(paths::STATE_DIR)
+            .join(paths::STATE_TPM)
+            .join(machine)
+            .join("tpm2")
+    }
+
     /// Where the kubelet reads why a container ended.
     pub fn termination_log(&self) -> PathBuf {
         self.below("/dev/termination-log")

@@ -52,8 +52,16 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
     };
     let firmware = match machine.boot {
         Boot::Bios { .. } => None,
-        Boot::Efi { secure_boot } => {
-            Some(FirmwareFiles::ovmf(Path::new(OVMF), secure_boot, layout.nvram())).filter(|files| files.code.exists())
+        Boot::Efi {
+            secure_boot,
+            persistent,
+        } => {
+            let nvram = if persistent {
+                layout.kept_nvram()
+            } else {
+                layout.nvram()
+            };
+            Some(FirmwareFiles::ovmf(Path::new(OVMF), secure_boot, nvram)).filter(|files| files.code.exists())
         }
     };
     Facts {
@@ -76,6 +84,7 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
             .filter(|(_, file)| file.exists())
             .collect(),
         firmware,
+        tpm_state: Some(layout.kept_tpm(&machine.uuid.to_string())),
         cpus: if machine.cpu.pinning.is_some() {
             cpus::own()
         } else {

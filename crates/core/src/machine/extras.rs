@@ -72,6 +72,26 @@ pub enum CredentialMethod {
     PasswordsByAgent,
 }
 
+/// A PersistentVolumeClaim, in the VMI's namespace: a disk image in its file system, or all of its block device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Its name.
+    pub name: String,
+    /// Nobody writes to it.
+    pub read_only: bool,
+    /// What the guest writes is gone with the pod.
+    pub ephemeral: bool,
+    /// Bytes that an image gets that is not there yet, if the VMI's status tells of the claim.
+    pub size: Option<u64>,
+}
+
+/// A trusted platform module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tpm {
+    /// Its state outlives the machine's stop; otherwise it is new at each start.
+    pub persistent: bool,
+}
+
 /// The account that the machine's pod runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceAccount {

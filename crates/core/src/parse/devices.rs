@@ -7,7 +7,7 @@ use ferrovirt_api::v1::{
 
 use super::{Cx, on, text};
 use crate::cause::FieldPath;
-use crate::machine::{Architecture, Input, Machine, Sound, Watchdog};
+use crate::machine::{Architecture, Input, Machine, Sound, Tpm, Watchdog};
 
 impl Cx<'_> {
     pub(super) fn devices(&mut self, devices: &Devices, machine: &mut Machine, path: &FieldPath) {
@@ -120,16 +120,16 @@ impl Cx<'_> {
         models
     }
 
-    fn tpm(&mut self, tpm: Option<&TPMDevice>, path: &FieldPath) -> bool {
+    fn tpm(&mut self, tpm: Option<&TPMDevice>, path: &FieldPath) -> Option<Tpm> {
         let Some(TPMDevice { enabled, persistent }) = tpm else {
-            return false;
+            return None;
         };
-        self.causes.none_of(path, &[("persistent", on(*persistent))]);
         let enabled = enabled.unwrap_or(true);
         if enabled && self.architecture == Architecture::S390x {
             self.causes.not_supported(path, "s390x has no TPM");
         }
-        enabled
+        let persistent = on(*persistent);
+        enabled.then_some(Tpm { persistent })
     }
 
     fn sound(&mut self, sound: Option<&SoundDevice>, path: &FieldPath) -> Option<Sound> {

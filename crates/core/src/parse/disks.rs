@@ -54,11 +54,17 @@ impl Cx<'_> {
             let (Some(volume_index), Some(source), Some(target)) = (volume_index, source, target) else {
                 continue;
             };
+            if target.device == DiskDevice::Disk && target.bus == Bus::Sata && is_fixed(&source) {
+                self.causes.invalid(
+                    &path.child("disk.bus"),
+                    "a sata disk cannot be read-only, and its claim is; use another bus or cdrom",
+                );
+            }
             let disk = join(disk, target, volume_index, source);
-            if disk.shareable && !matches!(disk.source, Source::HostDisk { .. }) {
+            if disk.shareable && !is_shared(&disk.source) {
                 self.causes.invalid(
                     &path.child("shareable"),
-                    "a disk that is made for one machine cannot be shared; share a hostDisk",
+                    "a disk that is made for one machine cannot be shared; share a claim or a hostDisk",
                 );
             }
             parsed.push(disk);
@@ -297,6 +303,20 @@ impl Cx<'_> {
     }
 }
 
+/// Whether other machines may have the same bytes.
+fn is_shared(source: &Source) -> bool {
+    match source {
+        Source::HostDisk { .. } => true,
+        Source::Claim(claim) => !claim.ephemeral,
+        _ => false,
+    }
+}
+
+/// Whether what the guest writes would go where nobody may write.
+fn is_fixed(source: &Source) -> bool {
+    matches!(source, Source::Claim(claim) if claim.read_only && !claim.ephemeral)
+}
+
 /// A checked boot order.
 pub(super) fn boot_order(order: Option<i32>) -> Option<u32> {
     order.and_then(|o| u32::try_from(o).ok())
@@ -309,7 +329,7 @@ fn join(disk: &WireDisk, target: Target, volume_index: usize, source: Source) ->
         volume_index,
         device: target.device,
         bus: target.bus,
-        readonly: target.readonly,
+        readonly: target.readonly || is_fixed(&source),
         serial: set(&disk.serial),
         boot_order: boot_order(disk.boot_order),
         // What a host's cache holds back, the other machines would not see.

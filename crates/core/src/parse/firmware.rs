@@ -104,7 +104,6 @@ impl Cx<'_> {
                 _,
             ) => {
                 let path = path.child("efi");
-                self.causes.none_of(&path, &[("persistent", on(*persistent))]);
                 let secure_boot = secure_boot.unwrap_or(true);
                 if secure_boot && !smm {
                     self.causes.invalid(
@@ -112,7 +111,10 @@ impl Cx<'_> {
                         "secure boot needs features.smm; enable it, or set secureBoot to false",
                     );
                 }
-                Boot::Efi { secure_boot }
+                Boot::Efi {
+                    secure_boot,
+                    persistent: on(*persistent),
+                }
             }
             (None, Some(BIOS { use_serial })) => Boot::Bios {
                 use_serial: on(*use_serial),

@@ -3,6 +3,7 @@
 //! Wire structs are taken apart without `..`, so that a field that the API gains does not compile until someone
 //! decides about it.
 
+mod claims;
 mod cpu;
 mod credentials;
 mod devices;
@@ -51,7 +52,9 @@ impl Machine {
     /// Every cause to refuse it, each with the path of its field below `spec`. Never panics.
     pub fn parse(vmi: &VirtualMachineInstance, config: &ClusterConfig) -> Result<Self, Vec<Cause>> {
         let name = vmi.metadata.name.as_deref().unwrap_or_default();
-        parse_spec(name, &vmi.spec, &FieldPath::root("spec"), config)
+        let mut machine = parse_spec(name, &vmi.spec, &FieldPath::root("spec"), config)?;
+        claims::sizes(&mut machine, vmi);
+        Ok(machine)
     }
 }
 
@@ -227,7 +230,7 @@ impl Cx<'_> {
             network_multi_queue: false,
             inputs: Vec::new(),
             sound: None,
-            tpm: false,
+            tpm: None,
             usb_redirection: false,
             virtio_transitional: false,
             hostname: String::new(),

@@ -72,9 +72,7 @@ impl Cx<'_> {
             ("containerPath", container_path.is_some()),
             ("dataVolume", data_volume.is_some()),
             ("downwardMetrics", downward_metrics.is_some()),
-            ("ephemeral", ephemeral.is_some()),
             ("memoryDump", memory_dump.is_some()),
-            ("persistentVolumeClaim", persistent_volume_claim.is_some()),
         ];
         let built = [
             cloud_init_config_drive.is_some(),
@@ -83,7 +81,9 @@ impl Cx<'_> {
             container_disk.is_some(),
             downward_api.is_some(),
             empty_disk.is_some(),
+            ephemeral.is_some(),
             host_disk.is_some(),
+            persistent_volume_claim.is_some(),
             secret.is_some(),
             service_account.is_some(),
             sysprep.is_some(),
@@ -125,6 +125,12 @@ impl Cx<'_> {
         }
         if let Some(source) = cloud_init_config_drive {
             return self.config_drive(source, &path.child("cloudInitConfigDrive"));
+        }
+        if let Some(source) = persistent_volume_claim {
+            return Some(self.claim(source, &path.child("persistentVolumeClaim")));
+        }
+        if let Some(source) = ephemeral {
+            return self.ephemeral(source, &path.child("ephemeral"));
         }
         self.files(volume, path).map(Source::Files)
     }

@@ -29,8 +29,20 @@ pub const ERR_IMAGE_PULL: &str = "ErrImagePull";
 /// Reason of `Synchronized`: an image could not be pulled, and the next try waits.
 pub const IMAGE_PULL_BACK_OFF: &str = "ImagePullBackOff";
 
+/// Reason of `Synchronized`: a claim does not exist.
+pub const FAILED_PVC_NOT_FOUND: &str = "FailedPvcNotFound";
+/// Reason of `Synchronized`: the claim for the state of firmware and TPM could not be created.
+pub const FAILED_BACKEND_STORAGE_CREATE: &str = "FailedBackendStorageCreate";
+
 /// The reasons of `Synchronized` that virt-controller sets and removes; all others are virt-handler's.
-pub const CONTROLLER_REASONS: [&str; 4] = [FAILED_CREATE, FAILED_DELETE, ERR_IMAGE_PULL, IMAGE_PULL_BACK_OFF];
+pub const CONTROLLER_REASONS: [&str; 6] = [
+    FAILED_CREATE,
+    FAILED_DELETE,
+    FAILED_PVC_NOT_FOUND,
+    FAILED_BACKEND_STORAGE_CREATE,
+    ERR_IMAGE_PULL,
+    IMAGE_PULL_BACK_OFF,
+];
 
 /// Waiting reasons of a container that mean that its image, or an image volume, is not there.
 const PULL_REASONS: [&str; 6] = [

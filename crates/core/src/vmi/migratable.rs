@@ -44,7 +44,7 @@ pub fn live_migratable(vmi: &VirtualMachineInstance) -> (Desired, MigrationMetho
         .any(|a| a.contains_key(ALLOW_BRIDGE_ANNOTATION));
     let obstacle = interface_obstacle(spec, bridge_allowed)
         .or_else(|| device_obstacle(spec))
-        .or_else(|| disk_obstacle(spec));
+        .or_else(|| disk_obstacle(vmi));
     let desired = match obstacle {
         None => Desired::new(LIVE_MIGRATABLE, true, "", ""),
         Some((reason, message)) => Desired::new(LIVE_MIGRATABLE, false, reason, message),
@@ -74,19 +74,46 @@ fn device_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, S
         .then(|| ("HostDeviceNotLiveMigratable", "VMI uses a PCI host devices".to_owned()))
 }
 
-fn disk_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, String)> {
-    spec.volumes.iter().find_map(|volume| {
+fn disk_obstacle(vmi: &VirtualMachineInstance) -> Option<(&'static str, String)> {
+    let reason = "DisksNotLiveMigratable";
+    vmi.spec.volumes.iter().find_map(|volume| {
+        if let Some(claim) = volume
+            .persistent_volume_claim
+            .as_ref()
+            .filter(|_| !is_shared(vmi, volume))
+        {
+            let name = &claim.claim_name;
+            let message = format!(
+                "cannot migrate VMI: PVC {name} is not shared, live migration requires that all PVCs must be shared \
+                 (using ReadWriteMany access mode)"
+            );
+            return Some((reason, message));
+        }
         let host_disk = volume.host_disk.as_ref()?;
         (!host_disk.shared.unwrap_or(false)).then(|| {
             let message = format!("cannot migrate VMI with non-shared HostDisk {}", volume.name);
-            ("DisksNotLiveMigratable", message)
+            (reason, message)
         })
     })
 }
 
+/// The claim of a volume can be written to from several nodes, as far as the VMI's status tells.
+fn is_shared(vmi: &VirtualMachineInstance, volume: &Volume) -> bool {
+    let mut volumes = vmi.status.iter().flat_map(|status| &status.volume_status);
+    let status = volumes.find(|status| status.name == volume.name);
+    let info = status.and_then(|status| status.persistent_volume_claim_info.as_ref());
+    info.is_some_and(|info| info.access_modes.iter().any(|mode| mode == "ReadWriteMany"))
+}
+
 /// Its bytes are on the node only, and the guest can change them.
 fn is_local(volume: &Volume) -> bool {
-    volume.container_disk.is_some() || volume.empty_disk.is_some() || volume.host_disk.is_some()
+    [
+        volume.container_disk.is_some(),
+        volume.empty_disk.is_some(),
+        volume.ephemeral.is_some(),
+        volume.host_disk.is_some(),
+    ]
+    .contains(&true)
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@
 //! |---|---|---|
 //! | `metadata.labels["kubevirt.io/nodeName"]`, finalizers | yes | – |
 //! | `status.phase`, `phaseTransitionTimestamps`, `reason` | see [`phase`] | see [`phase`] |
-//! | `nodeName`, `activePods`, `qosClass`, `runtimeUser`, `migrationTransport`, `virtualMachineRevisionName`, `launcherContainerImageVersion`, `memory`, `currentCPUTopology` | yes | – |
-//! | `interfaces`, `volumeStatus`, `guestOSInfo`, `machine`, `fsFreezeStatus`, `migrationMethod` | – | yes |
+//! | `volumeStatus[].persistentVolumeClaimInfo`, `nodeName`, `activePods`, `qosClass`, `runtimeUser`, `migrationTransport`, `virtualMachineRevisionName`, `launcherContainerImageVersion`, `memory`, `currentCPUTopology` | yes | – |
+//! | `interfaces`, the rest of `volumeStatus`, `guestOSInfo`, `machine`, `fsFreezeStatus`, `migrationMethod` | – | yes |
 //! | conditions `Ready`, `PodScheduled`; `Synchronized` with the reasons of [`conditions::CONTROLLER_REASONS`] | yes | – |
 //! | conditions `Paused`, `AgentConnected`, `AgentVersionNotSupported`, `LiveMigratable`, `StorageLiveMigratable`, `AccessCredentialsSynchronized`; `Synchronized` with other reasons | – | yes |
 
@@ -16,9 +16,19 @@ pub mod conditions;
 pub mod migratable;
 pub mod phase;
 
-use ferrovirt_api::v1::VirtualMachineInstance;
+use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec};
 
 pub use phase::Phase;
+
+/// Whether something of the firmware or the TPM outlives the guest's stop, in a claim for it.
+#[must_use]
+pub fn keeps_state(spec: &VirtualMachineInstanceSpec) -> bool {
+    let devices = &spec.domain.devices;
+    let tpm = devices.tpm.as_ref().filter(|tpm| tpm.enabled != Some(false));
+    let bootloader = spec.domain.firmware.as_ref().and_then(|f| f.bootloader.as_ref());
+    let efi = bootloader.and_then(|bootloader| bootloader.efi.as_ref());
+    tpm.is_some_and(|tpm| tpm.persistent == Some(true)) || efi.is_some_and(|efi| efi.persistent == Some(true))
+}
 
 /// What the rules of a VM need to know of its VMI.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,16 +8,27 @@ pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
 pub fn facts(machine: &Machine, kvm: bool) -> Facts {
     let private = |file: &str| format!("/var/run/kubevirt-private/{UID}/{file}").into();
     let disks = machine.disks.iter().map(|disk| {
-        let overlay = matches!(disk.source, Source::ContainerDisk { .. });
+        let ephemeral = matches!(&disk.source, Source::Claim(claim) if claim.ephemeral);
+        let overlay = ephemeral || matches!(disk.source, Source::ContainerDisk { .. });
+        // By the name of the volume, as only the pod can tell.
+        let block = disk.name.starts_with("block");
         let (path, format) = match &disk.source {
             Source::ContainerDisk { .. } => ("/disk.qcow2".to_owned(), DiskFormat::Qcow2),
             Source::EmptyDisk { .. } => (format!("/empty/{}.qcow2", disk.name), DiskFormat::Qcow2),
             Source::HostDisk { path, .. } => (path.clone(), DiskFormat::Raw),
             Source::CloudInit(_) => ("/seed.iso".to_owned(), DiskFormat::Raw),
+            Source::Claim(_) if overlay => ("/disk.qcow2".to_owned(), DiskFormat::Qcow2),
+            Source::Claim(_) if block => (format!("/dev/{}", disk.name), DiskFormat::Raw),
+            Source::Claim(_) => (format!("/disks/{}/disk.img", disk.name), DiskFormat::Raw),
             Source::Files(_) => (format!("/files/{}.iso", disk.name), DiskFormat::Raw),
         };
         let backing = overlay.then(|| Backing {
-            path: format!("/image/disk_{}/disk.img", disk.volume_index).into(),
+            path: if block {
+                format!("/dev/{}", disk.name).into()
+            } else {
+                format!("/image/disk_{}/disk.img", disk.volume_index).into()
+            },
+            block,
             format: DiskFormat::Raw,
         });
         let cache = "writethrough".to_owned();
@@ -25,6 +36,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
             disk.name.clone(),
             DiskFile {
                 path: path.into(),
+                block: block && !overlay,
                 format,
                 backing,
                 cache,
@@ -41,7 +53,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
     });
     let boot = machine.kernel_boot.as_ref();
     let boot_file = |path: Option<&String>| path.map(|path| format!("/image/kernel-boot{path}").into());
-    let secure_boot = machine.boot == Boot::Efi { secure_boot: true };
+    let secure_boot = matches!(machine.boot, Boot::Efi { secure_boot: true, .. });
     Facts {
         namespace: "ns".to_owned(),
         name: "vm".to_owned(),
@@ -60,6 +72,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
             secure_boot,
             "/nvram.fd".into(),
         )),
+        tpm_state: Some("/state/tpm".into()),
         cpus: (0..16)
             .map(|i| HostCpu {
                 id: 4 + i,

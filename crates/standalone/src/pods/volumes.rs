@@ -3,6 +3,7 @@
 //! The layout is a kubelet's: `PODS/<uid>/volumes/kubernetes.io~<kind>/<volume>`. Preparing is idempotent: what is
 //! there already (after a restart of the pod runner) is kept.
 
+mod claims;
 pub(super) mod current;
 mod projected;
 
@@ -59,21 +60,16 @@ pub(super) fn unsupported(volume: &Volume) -> Option<String> {
         || volume.host_path.is_some()
         || volume.image.is_some()
         || volume.downward_api.is_some()
+        || volume.persistent_volume_claim.is_some()
         || volume.projected.is_some();
     if known {
         return None;
     }
     let name = &volume.name;
-    Some(if let Some(claim) = &volume.persistent_volume_claim {
-        format!(
-            "volume \"{name}\": PersistentVolumeClaims (\"{}\") are not supported yet on one machine",
-            claim.claim_name
-        )
-    } else {
-        format!(
-            "volume \"{name}\": only emptyDir, secret, configMap, downwardAPI, projected, hostPath and image volumes are supported on one machine"
-        )
-    })
+    Some(format!(
+        "volume \"{name}\": only emptyDir, secret, configMap, downwardAPI, projected, hostPath, image and \
+         persistentVolumeClaim volumes are supported on one machine"
+    ))
 }
 
 /// What preparing volumes needs.
@@ -129,6 +125,9 @@ impl Preparation<'_> {
         let name = &volume.name;
         if let Some(host) = &volume.host_path {
             return host_path(host).map(|path| Source { path, read_only: false });
+        }
+        if let Some(claim) = &volume.persistent_volume_claim {
+            return self.claim(claim).await;
         }
         if let Some(empty) = &volume.empty_dir {
             let path = self.directory_of("empty-dir", name)?;

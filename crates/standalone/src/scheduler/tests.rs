@@ -192,3 +192,32 @@ fn only_pods_that_want_us_wait() {
         assert_eq!(is_waiting(&pod(change)), expected, "case {index}");
     }
 }
+
+#[test]
+fn pods_wait_for_their_claims() {
+    let claimant = pod(|p| {
+        p["spec"]["volumes"] =
+            json!([{"name": "tmp", "emptyDir": {}}, {"name": "d", "persistentVolumeClaim": {"claimName": "c"}}]);
+    });
+    let claim = |phase: &str, deleted: bool| -> PersistentVolumeClaim {
+        let deleted = deleted.then_some("2026-01-01T00:00:00Z");
+        let claim = json!({"metadata": {"name": "c", "deletionTimestamp": deleted}, "status": {"phase": phase}});
+        serde_json::from_value(claim).unwrap()
+    };
+    for (claim, expected) in [
+        (None, Some("persistentvolumeclaim \"c\" not found")),
+        (
+            Some(claim("Pending", false)),
+            Some("pod has unbound immediate PersistentVolumeClaims"),
+        ),
+        (
+            Some(claim("Bound", true)),
+            Some("persistentvolumeclaim \"c\" is being deleted"),
+        ),
+        (Some(claim("Bound", false)), None),
+    ] {
+        let found = |name: &str| claim.as_ref().filter(|_| name == "c");
+        assert_eq!(unbound(&claimant, found).as_deref(), expected);
+    }
+    assert_eq!(unbound(&pod(|_| {}), |_| None), None);
+}

@@ -26,7 +26,7 @@ use crate::node::Facts;
 use crate::paths::DataDir;
 use crate::pods::PodRunner;
 use crate::pods::config::RunnerConfig;
-use crate::{home_network, scheduler};
+use crate::{claims, home_network, scheduler};
 
 /// How long parts may take to stop.
 const GRACE: Duration = Duration::from_secs(5);
@@ -37,6 +37,8 @@ pub(super) struct Home {
     tls: Arc<ServerConfig>,
     runner: Arc<PodRunner>,
     config: watch::Sender<Arc<ClusterConfig>>,
+    node: String,
+    volumes: PathBuf,
     kvm: watch::Sender<Option<bool>>,
     handler: virt_handler::Options,
     agent: Agent,
@@ -62,6 +64,9 @@ impl Home {
         let cluster = kubevirt::ensure(&client("kubevirt-operator"))
             .await
             .context("cannot write the KubeVirt object")?;
+        claims::ensure_class(&client("kubevirt-operator"))
+            .await
+            .context("cannot write the storage class")?;
         let (config, config_seen) = watch::channel(Arc::new(cluster));
         let admission = Admission::new(client("kubevirt-apiserver"), config_seen);
         server.set_admission(Arc::new(VirtAdmission(admission)));
@@ -107,6 +112,8 @@ impl Home {
             server,
             runner,
             config,
+            node: facts.name,
+            volumes: data.volumes(),
             kvm,
             handler,
             agent,
@@ -120,6 +127,8 @@ impl Home {
             tls,
             runner,
             config,
+            node,
+            volumes,
             kvm,
             handler,
             agent,
@@ -143,6 +152,10 @@ impl Home {
             ),
         );
         parts.critical("the scheduler", scheduler::run(client("kube-scheduler"), parts.token()));
+        parts.critical(
+            "the provisioner of volumes",
+            claims::run(client("persistent-volume-binder"), node, volumes, parts.token()),
+        );
         let options = virt_controller::Options {
             launcher_image: format!("{IMAGE}:{}", env!("CARGO_PKG_VERSION")),
             home: virt_controller::Home::Standalone,

@@ -25,6 +25,7 @@ use crate::context::{Context, Trouble, conflict, gone};
 use crate::events::Notice;
 use crate::patch::{self, Written};
 use crate::queue::Outcome;
+use crate::vmi::claims;
 use plan::{Effect, Observed, Plan, started_generation};
 
 const FAILED_CREATE: &str = "FailedCreate";
@@ -113,10 +114,13 @@ async fn gather(context: &Context, key: &Key) -> Result<Option<Observed>, Troubl
         Some(vmi) => started_spec(context, &vm, vmi).await?,
         None => None,
     };
+    let template = vm.spec.template.spec.as_ref();
+    let unbound_claims = template.is_some_and(|spec| claims::unbound(namespace(&vm), spec, &context.claims));
     Ok(Some(Observed {
         vm,
         vmi,
         started,
+        unbound_claims,
         jitter: rand::random(),
     }))
 }

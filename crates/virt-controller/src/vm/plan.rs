@@ -28,6 +28,8 @@ pub struct Observed {
     pub vmi: Option<Arc<VirtualMachineInstance>>,
     /// The spec that the VMI was started with, if the VM's has changed since.
     pub started: Option<Arc<VirtualMachineSpec>>,
+    /// A claim that the VM's volumes name exists and is not bound.
+    pub unbound_claims: bool,
     /// A random number below 1.
     pub jitter: f64,
 }
@@ -231,6 +233,7 @@ fn describe(
         paused: conditions::is_true(theirs, vmi_rules::PAUSED),
         sync_failure: reason(vmi_rules::SYNCHRONIZED),
         unschedulable: reason(vmi_rules::POD_SCHEDULED) == Some("Unschedulable"),
+        waiting_for_binding: observed.unbound_claims && facts.is_some_and(VmiFacts::is_live),
         start_failures: status
             .start_failure
             .as_ref()

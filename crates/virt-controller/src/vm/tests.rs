@@ -47,6 +47,7 @@ fn observed(vm: VirtualMachine, vmi: Option<VirtualMachineInstance>) -> Observed
         vm: Arc::new(vm),
         vmi: vmi.map(Arc::new),
         started: None,
+        unbound_claims: false,
         jitter: 0.0,
     }
 }

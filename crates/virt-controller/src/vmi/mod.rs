@@ -2,6 +2,7 @@
 //!
 //! gather ([`Observed`]) → [`plan`](plan::plan) → apply. See [`ferrovirt_core::vmi`] for who writes what.
 
+pub mod claims;
 pub mod plan;
 pub mod pod;
 mod status;
@@ -13,9 +14,10 @@ use std::sync::Arc;
 use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus};
 use ferrovirt_core::vmi::conditions as rules;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
-use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::storage::v1::StorageClass;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 
 use crate::Home;
@@ -26,6 +28,7 @@ use crate::image_volumes::ContainerDisks;
 use crate::node;
 use crate::patch::{self, Written};
 use crate::queue::Outcome;
+use claims::Claims;
 use plan::{Effect, Observed};
 
 /// The fields of a VMI's status that every plan is based on. virt-handler writes some of them, too.
@@ -81,6 +84,7 @@ fn gather(context: &Context, key: &Key) -> Option<Observed> {
         } else {
             ContainerDisks::Helper
         },
+        claims: Claims::of(&vmi, &context.claims),
         pods: context.pods.owned_by(uid),
         owner_exists,
         config,
@@ -115,6 +119,7 @@ async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Resul
     let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
     match effect {
         Effect::CreatePod(pod) => create_pod(context, vmi, namespace, pod).await,
+        Effect::CreateStateClaim => create_state_claim(context, observed, namespace).await,
         Effect::DeletePod {
             name,
             uid,
@@ -177,6 +182,35 @@ async fn create_pod(
             Err(Trouble::failed(rules::FAILED_CREATE, "Error creating pod", &error))
         }
     }
+}
+
+/// The pod comes next, when the claim is seen.
+async fn create_state_claim(context: &Context, observed: &Observed, namespace: &str) -> Result<(), Trouble> {
+    let doing = "Error creating the claim for persistent state";
+    let failed = |error: &kube::Error| Trouble::failed(rules::FAILED_BACKEND_STORAGE_CREATE, doing, error);
+    let classes: Api<StorageClass> = Api::all(context.client.clone());
+    let classes = classes.list(&ListParams::default()).await.map_err(|e| failed(&e))?;
+    let class = claims::state_class(&observed.config, &classes.items).ok_or_else(|| Trouble::Failed {
+        reason: rules::FAILED_BACKEND_STORAGE_CREATE,
+        message: format!(
+            "{doing}: no default storage class found; mark one as default, or set \
+             spec.configuration.vmStateStorageClass of the KubeVirt object"
+        ),
+    })?;
+    let claim = claims::state_claim(&observed.vmi, class, &observed.config);
+    let api: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), namespace);
+    let created = match api.create(&PostParams::default(), &claim).await {
+        // Created before, and not seen yet.
+        Err(error) if conflict(&error) => api.get(&claim.name_any()).await,
+        answer => answer,
+    };
+    let created = created.map_err(|error| failed(&error))?;
+    if created.metadata.deletion_timestamp.is_some() {
+        return Err(Trouble::Outdated);
+    }
+    context.claims.observe(created, Timestamp::now());
+    context.vmi_queue.send(Key::of(&*observed.vmi));
+    Ok(())
 }
 
 async fn delete_pod(

@@ -8,11 +8,12 @@ use ferrovirt_api::v1::{
 };
 use ferrovirt_core::conditions::{self, Desired};
 use ferrovirt_core::vmi::phase::{PodView, REASON_POD_ENDED, REASON_POD_GONE, Seen, next_phase};
-use ferrovirt_core::vmi::{Phase, conditions as rules};
+use ferrovirt_core::vmi::{Phase, conditions as rules, keeps_state};
 use ferrovirt_core::{ClusterConfig, names};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 
+use super::claims::Claims;
 use super::{pod, status};
 use crate::cache::Entry;
 use crate::image_volumes::ContainerDisks;
@@ -37,6 +38,8 @@ pub const HANDLER_TIME: Duration = Duration::from_secs(3);
 pub struct Observed {
     /// The VMI.
     pub vmi: Arc<VirtualMachineInstance>,
+    /// Its claims.
+    pub claims: Claims,
     /// Its pods.
     pub pods: Vec<Entry<Pod>>,
     /// The VM that owns it exists.
@@ -56,6 +59,8 @@ pub struct Observed {
 pub enum Effect {
     /// Create the pod.
     CreatePod(Box<Pod>),
+    /// Create the claim for what of firmware and TPM outlives a stop.
+    CreateStateClaim,
     /// Delete a pod.
     DeletePod {
         /// Its name.
@@ -240,12 +245,21 @@ fn enter(status: &mut VirtualMachineInstanceStatus, phase: Phase, reason: Option
 }
 
 fn create(observed: &Observed, mut plan: Plan, now: Timestamp) -> Plan {
-    match pod::render(
-        &observed.vmi,
-        &observed.config,
-        &observed.options,
-        observed.container_disks,
-    ) {
+    let vmi = &*observed.vmi;
+    if let Some(name) = observed.claims.missing(&vmi.spec) {
+        let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
+        let message = format!("PVC {namespace}/{name} does not exist, waiting for it to appear");
+        failed(&mut plan.status, rules::FAILED_PVC_NOT_FOUND, &message, now);
+        let desired = Desired::new(rules::POD_SCHEDULED, false, "Unschedulable", message);
+        conditions::set(&mut plan.status.conditions, &desired, now);
+        return plan;
+    }
+    if keeps_state(&vmi.spec) && observed.claims.state().is_none() {
+        plan.effects.push(Effect::CreateStateClaim);
+        return plan;
+    }
+    let (config, options) = (&observed.config, &observed.options);
+    match pod::render(vmi, config, options, observed.container_disks, &observed.claims) {
         Ok(pod) => plan.effects.push(Effect::CreatePod(Box::new(pod))),
         // Not retried: only another spec or another configuration helps, and both come as events.
         Err(error) => failed(&mut plan.status, rules::FAILED_CREATE, &error.to_string(), now),

@@ -21,6 +21,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource;
 use sha1::{Digest, Sha1};
 
+use super::claims::Claims;
 use crate::image_volumes::ContainerDisks;
 use crate::{Home, Options};
 use storage::{Storage, mount};
@@ -75,12 +76,14 @@ pub fn overhead(vmi: &VirtualMachineInstance, config: &ClusterConfig) -> Option<
 pub fn name(vmi: &VirtualMachineInstance) -> String {
     let base = name_base(vmi);
     let base = base.get(..MAX_NAME_BASE).unwrap_or(&base);
-    let digest = Sha1::digest(vmi.metadata.uid.as_deref().unwrap_or_default().as_bytes());
-    let suffix = digest
-        .iter()
-        .take(5)
-        .map(|byte| char::from(SUFFIX_ALPHABET[usize::from(*byte) % SUFFIX_ALPHABET.len()]));
-    base.chars().chain(suffix).collect()
+    format!("{base}{}", suffix(vmi.metadata.uid.as_deref().unwrap_or_default()))
+}
+
+/// Five characters that follow from a UID.
+pub(super) fn suffix(uid: &str) -> String {
+    let digest = Sha1::digest(uid.as_bytes());
+    let letter = |byte: &u8| char::from(SUFFIX_ALPHABET[usize::from(*byte) % SUFFIX_ALPHABET.len()]);
+    digest.iter().take(5).map(letter).collect()
 }
 
 fn name_base(vmi: &VirtualMachineInstance) -> String {
@@ -96,10 +99,11 @@ pub fn render(
     config: &ClusterConfig,
     options: &Options,
     container_disks: ContainerDisks,
+    claims: &Claims,
 ) -> Result<Pod, RenderError> {
     let machine = Machine::parse(vmi, config).map_err(RenderError::Invalid)?;
     let resources = pod_resources(&machine, &vmi.spec, config);
-    let storage = Storage::of(vmi, &machine, container_disks, options.home);
+    let storage = Storage::of(vmi, &machine, container_disks, options.home, claims);
     let account = machine.service_account.as_ref();
     let spec = &vmi.spec;
     let mut helpers = container_disk::containers(&storage.held, config, options);
@@ -201,20 +205,25 @@ fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodReso
         labels: Some(labels),
         name: Some(name(vmi)),
         namespace: meta.namespace.clone(),
-        owner_references: Some(vec![OwnerReference {
-            api_version: VirtualMachineInstance::api_version(&()).into_owned(),
-            block_owner_deletion: Some(true),
-            controller: Some(true),
-            kind: VirtualMachineInstance::kind(&()).into_owned(),
-            name: vmi_name,
-            uid,
-        }]),
+        owner_references: Some(vec![owner(vmi)]),
         ..ObjectMeta::default()
     }
 }
 
+/// What makes a VMI the owner of an object.
+pub(super) fn owner(vmi: &VirtualMachineInstance) -> OwnerReference {
+    OwnerReference {
+        api_version: VirtualMachineInstance::api_version(&()).into_owned(),
+        block_owner_deletion: Some(true),
+        controller: Some(true),
+        kind: VirtualMachineInstance::kind(&()).into_owned(),
+        name: vmi.metadata.name.clone().unwrap_or_default(),
+        uid: vmi.metadata.uid.clone().unwrap_or_default(),
+    }
+}
+
 /// A name as the value of a label: what is too long is cut and made unique again.
-fn label_of(name: &str) -> String {
+pub(super) fn label_of(name: &str) -> String {
     if name.len() <= 63 {
         return name.to_owned();
     }
@@ -264,6 +273,7 @@ fn compute(
             requests: Some(requests),
         }),
         security_context: Some(security(&["NET_BIND_SERVICE"])),
+        volume_devices: (!storage.devices.is_empty()).then(|| storage.devices.clone()),
         volume_mounts: Some(storage.mounts.clone()),
         ..Container::default()
     }

@@ -1,7 +1,9 @@
 //! The fields and conditions of a VMI's status that virt-controller owns. Pure.
 
 use ferrovirt_api::Quantity;
-use ferrovirt_api::v1::{CPUTopology, MemoryStatus, VirtualMachineInstance, VirtualMachineInstanceStatus};
+use ferrovirt_api::v1::{
+    CPUTopology, MemoryStatus, VirtualMachineInstance, VirtualMachineInstanceStatus, VolumeStatus,
+};
 use ferrovirt_core::conditions;
 use ferrovirt_core::names;
 use ferrovirt_core::vmi::{Phase, conditions as rules};
@@ -35,6 +37,21 @@ pub fn describe(
     }
     status.runtime_user.get_or_insert(names::RUNTIME_USER);
     size(status, observed);
+    claims(status, observed);
+}
+
+/// What the launcher needs to know of claims, and users like to.
+fn claims(status: &mut VirtualMachineInstanceStatus, observed: &Observed) {
+    for (name, info) in observed.claims.describe(&observed.vmi.spec) {
+        match status.volume_status.iter_mut().find(|volume| volume.name == name) {
+            Some(volume) => volume.persistent_volume_claim_info = Some(info),
+            None => status.volume_status.push(VolumeStatus {
+                name,
+                persistent_volume_claim_info: Some(info),
+                ..VolumeStatus::default()
+            }),
+        }
+    }
 }
 
 fn set_conditions(

@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
+use super::claims::Claims;
 use super::plan::{Effect, Observed, Plan, plan};
 use super::pod;
 use crate::cache::Entry;
@@ -76,6 +77,7 @@ fn observed(vmi: VirtualMachineInstance, pod: Option<Pod>, seen: Timestamp, home
                 seen,
             })
             .collect(),
+        claims: Claims::default(),
         owner_exists: false,
         config: Arc::new(ClusterConfig::standalone()),
         container_disks: ContainerDisks::ImageVolumes,
@@ -90,6 +92,7 @@ fn observed(vmi: VirtualMachineInstance, pod: Option<Pod>, seen: Timestamp, home
 fn effects(plan: &Plan) -> String {
     let names = plan.effects.iter().map(|effect| match effect {
         Effect::CreatePod(_) => "create".to_owned(),
+        Effect::CreateStateClaim => "claim".to_owned(),
         Effect::DeletePod { grace_seconds, .. } => format!("delete({grace_seconds})"),
         Effect::LabelNode(node) => format!("label({node})"),
         Effect::OpenGate { open, .. } => format!("gate({open})"),

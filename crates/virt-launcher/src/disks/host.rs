@@ -25,13 +25,13 @@ pub enum Error {
         name: String,
     },
     /// It is something else.
-    #[error("hostDisk {} is not a regular file", path.display())]
+    #[error("{} is not a regular file", path.display())]
     NotAFile {
         /// Where.
         path: PathBuf,
     },
     /// Not enough space.
-    #[error("hostDisk needs {wanted} bytes, but its directory has only {free} free")]
+    #[error("the disk needs {wanted} bytes, but its directory has only {free} free")]
     NoSpace {
         /// Bytes asked for.
         wanted: u64,
@@ -39,7 +39,7 @@ pub enum Error {
         free: u64,
     },
     /// It could not be used.
-    #[error("cannot open or create hostDisk {}", path.display())]
+    #[error("cannot open or create {}", path.display())]
     File {
         /// Where.
         path: PathBuf,
@@ -53,7 +53,11 @@ pub enum Error {
 pub fn disk(layout: &Layout, volume: &str, node_path: &str, create: Option<u64>) -> Result<(PathBuf, u64), Error> {
     let name = Path::new(node_path).file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| Error::NoFileName(node_path.to_owned()))?;
-    let path = layout.host_disk(volume, name);
+    image(layout.host_disk(volume, name), create)
+}
+
+/// The image at `path` and its size; created sparse when it is missing and `create` gives a size.
+pub fn image(path: PathBuf, create: Option<u64>) -> Result<(PathBuf, u64), Error> {
     match fs::symlink_metadata(&path) {
         // The node agent makes a missing file, empty, where this user may not.
         Ok(meta) if meta.is_file() && meta.len() == 0 && create.is_some() => {
@@ -67,7 +71,8 @@ pub fn disk(layout: &Layout, volume: &str, node_path: &str, create: Option<u64>)
         Ok(meta) if meta.is_file() => Ok((path, meta.len())),
         Ok(_) => Err(Error::NotAFile { path }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let wanted = create.ok_or(Error::Missing { name: name.to_owned() })?;
+            let name = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let wanted = create.ok_or_else(|| Error::Missing { name: name() })?;
             let size = affordable(&path, wanted)?;
             let open = OpenOptions::new().write(true).create_new(true).open(&path);
             match open.and_then(|file| file.set_len(size)) {
@@ -95,11 +100,7 @@ fn fit(wanted: u64, free: u64) -> Result<u64, Error> {
     let least = u128::from(wanted) * u128::from(100 - TOLERANCE_PERCENT) / 100;
     let size = free / ALIGN * ALIGN;
     if u128::from(size) >= least && size > 0 {
-        tracing::warn!(
-            wanted,
-            size,
-            "hostDisk made smaller than asked for, because space is short"
-        );
+        tracing::warn!(wanted, size, "disk made smaller than asked for, because space is short");
         return Ok(size);
     }
     Err(Error::NoSpace { wanted, free })

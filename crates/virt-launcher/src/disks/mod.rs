@@ -1,5 +1,6 @@
 //! Disks of the guest, prepared before its domain is defined.
 
+mod claim;
 mod cloud_init;
 mod files;
 mod find;
@@ -13,7 +14,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use ferrovirt_core::machine::{Disk, DiskDevice, Machine, Source};
+use ferrovirt_core::machine::{Claim, Disk, DiskDevice, Machine, Source};
 use ferrovirt_domain::{Backing, DiskFile, DiskFormat};
 use nix::fcntl::OFlag;
 
@@ -61,6 +62,9 @@ pub enum Problem {
     /// A host disk.
     #[error(transparent)]
     Host(#[from] host::Error),
+    /// A claim.
+    #[error(transparent)]
+    Claim(#[from] claim::Error),
     /// Files of an object.
     #[error(transparent)]
     Files(#[from] files::Error),
@@ -144,6 +148,7 @@ async fn prepare_one(
 ) -> Result<Prepared, Problem> {
     let (path, format, size) = match &disk.source {
         Source::ContainerDisk { path, .. } => return container_disk(layout, disk, path.as_deref()),
+        Source::Claim(claim) => return claim_disk(layout, disk, claim),
         Source::EmptyDisk { capacity } => {
             let path = layout.empty_disk(&disk.name);
             create(&path, *capacity, None)?;
@@ -181,9 +186,25 @@ fn container_disk(layout: &Layout, disk: &Disk, path: Option<&str>) -> Result<Pr
     create(&overlay, image.virtual_size, Some((&base, image.format)))?;
     let backing = Backing {
         path: base,
+        block: false,
         format: image.format,
     };
     ready(disk, image.virtual_size, overlay, DiskFormat::Qcow2, Some(backing))
+}
+
+fn claim_disk(layout: &Layout, disk: &Disk, claim: &Claim) -> Result<Prepared, Problem> {
+    let claim::Found { path, block, size } = claim::find(layout, &disk.name, claim)?;
+    if claim.ephemeral {
+        let overlay = layout.overlay(&disk.name);
+        create(&overlay, size, Some((&path, DiskFormat::Raw)))?;
+        let format = DiskFormat::Raw;
+        let backing = Some(Backing { path, block, format });
+        return ready(disk, size, overlay, DiskFormat::Qcow2, backing);
+    }
+    // Never detected: a guest could write a header that names other files.
+    let mut prepared = ready(disk, size, path, DiskFormat::Raw, None)?;
+    prepared.file.block = block;
+    Ok(prepared)
 }
 
 fn ready(
@@ -202,6 +223,7 @@ fn ready(
         name: disk.name.clone(),
         file: DiskFile {
             path,
+            block: false,
             format,
             backing,
             cache,

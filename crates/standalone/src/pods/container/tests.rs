@@ -123,8 +123,8 @@ fn only_our_own_pods_are_run() {
             "subPath",
         ),
         (
-            |p| p["spec"]["volumes"][0] = json!({"name": "d", "persistentVolumeClaim": {"claimName": "c"}}),
-            "PersistentVolumeClaims (\"c\")",
+            |p| p["spec"]["containers"][0]["volumeDevices"] = json!([{"name": "d", "devicePath": "/dev/d"}]),
+            "volumeDevices",
         ),
         (
             |p| p["spec"]["volumes"][0] = json!({"name": "d", "nfs": {"server": "s", "path": "/"}}),

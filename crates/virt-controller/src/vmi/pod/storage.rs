@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 
 use ferrovirt_api::v1::{KernelBootContainer, VirtualMachineInstance};
-use ferrovirt_core::machine::{CloudInitData, Disk, FilesOrigin, Machine, ObjectRef, Source};
+use ferrovirt_core::machine::{Claim, CloudInitData, Disk, FilesOrigin, Machine, ObjectRef, Source};
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{
     ConfigMapProjection, ConfigMapVolumeSource, DownwardAPIProjection, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
     EmptyDirVolumeSource, HostPathVolumeSource, ImageVolumeSource, KeyToPath, LocalObjectReference,
-    ObjectFieldSelector, ProjectedVolumeSource, SecretVolumeSource, ServiceAccountTokenProjection, Volume, VolumeMount,
-    VolumeProjection,
+    ObjectFieldSelector, PersistentVolumeClaimVolumeSource, ProjectedVolumeSource, SecretVolumeSource,
+    ServiceAccountTokenProjection, Volume, VolumeDevice, VolumeMount, VolumeProjection,
 };
 
+use super::super::claims::Claims;
 use super::container_disk::Held;
 use crate::Home;
 use crate::image_volumes::ContainerDisks;
@@ -19,10 +20,15 @@ use crate::image_volumes::ContainerDisks;
 /// Volume, or container, with a kernel.
 const KERNEL_VOLUME: &str = "kernel-boot-volume";
 
+/// Volume with what of firmware and TPM outlives the pod.
+const STATE_VOLUME: &str = "vm-state";
+
 /// Volumes of the pod, and where its compute container finds them.
 pub(super) struct Storage {
     pub(super) volumes: Vec<Volume>,
     pub(super) mounts: Vec<VolumeMount>,
+    /// Volumes that it has as block devices.
+    pub(super) devices: Vec<VolumeDevice>,
     pub(super) pull_secrets: Option<Vec<LocalObjectReference>>,
     /// containerDisks that are no volumes.
     pub(super) held: Vec<Held>,
@@ -44,6 +50,17 @@ fn volume(name: &str) -> Volume {
     }
 }
 
+fn claim_volume(name: &str, claim: &str, read_only: bool) -> Volume {
+    let source = PersistentVolumeClaimVolumeSource {
+        claim_name: claim.to_owned(),
+        read_only: read_only.then_some(true),
+    };
+    Volume {
+        persistent_volume_claim: Some(source),
+        ..volume(name)
+    }
+}
+
 fn empty_dir(name: &str) -> Volume {
     Volume {
         empty_dir: Some(EmptyDirVolumeSource::default()),
@@ -52,10 +69,17 @@ fn empty_dir(name: &str) -> Volume {
 }
 
 impl Storage {
-    pub(super) fn of(vmi: &VirtualMachineInstance, machine: &Machine, way: ContainerDisks, home: Home) -> Self {
+    pub(super) fn of(
+        vmi: &VirtualMachineInstance,
+        machine: &Machine,
+        way: ContainerDisks,
+        home: Home,
+        claims: &Claims,
+    ) -> Self {
         let mut storage = Self {
             volumes: Vec::new(),
             mounts: Vec::new(),
+            devices: Vec::new(),
             pull_secrets: None,
             held: Vec::new(),
             way,
@@ -91,7 +115,10 @@ impl Storage {
             if let Some(facts) = facts {
                 storage.add_facts(&disk.name, &facts.fields);
             }
-            storage.add_disk(disk, policy);
+            match &disk.source {
+                Source::Claim(claim) => storage.add_claim(&disk.name, claim, claims.is_block(&claim.name)),
+                _ => storage.add_disk(disk, policy),
+            }
         }
         let mut mounted = BTreeSet::new();
         for credential in &machine.access_credentials {
@@ -103,6 +130,13 @@ impl Storage {
         if let Some(container) = boot.and_then(|boot| boot.container.as_ref()) {
             secrets.extend(container.image_pull_secret.clone().filter(|s| !s.is_empty()));
             storage.add_kernel(container);
+        }
+        if let Some(state) = claims.state().and_then(|claim| claim.metadata.name.as_deref()) {
+            storage.add(
+                claim_volume(STATE_VOLUME, state, false),
+                paths::STATE_DIR.to_owned(),
+                false,
+            );
         }
         // On a cluster, admission adds the token to every pod that does not refuse it.
         if home == Home::Standalone && machine.service_account.as_ref().is_some_and(|account| account.token) {
@@ -185,8 +219,24 @@ impl Storage {
                 }
             }
             Source::Files(files) => self.add_files(&disk.name, &files.origin),
+            // With what is known of it.
+            Source::Claim(_) => {}
             Source::EmptyDisk { .. } => {}
         }
+    }
+
+    fn add_claim(&mut self, name: &str, claim: &Claim, block: bool) {
+        let volume = claim_volume(name, &claim.name, claim.read_only);
+        if block {
+            self.devices.push(VolumeDevice {
+                device_path: format!("/dev/{name}"),
+                name: name.to_owned(),
+            });
+            self.volumes.push(volume);
+            return;
+        }
+        let path = format!("{}/{name}", paths::HOST_DISK_DIR);
+        self.add(volume, path, claim.read_only || claim.ephemeral);
     }
 
     fn add_kernel(&mut self, container: &KernelBootContainer) {

@@ -47,7 +47,7 @@ fn pods_are_as_checked_in() {
         } else {
             ContainerDisks::ImageVolumes
         };
-        let render = || render(&vmi, &config, &options(home), way);
+        let render = || render(&vmi, &config, &options(home), way, &Claims::default());
         let pod = render().unwrap_or_else(|e| panic!("{name}: {e}"));
         insta::with_settings!({snapshot_path => "../../../testdata/pods", prepend_module_to_snapshot => false}, {
             insta::assert_yaml_snapshot!(name.as_str(), pod);
@@ -71,7 +71,14 @@ fn what_cannot_be_rendered_says_why() {
     let (_, mut vmi) = inputs().into_iter().find(|(name, _)| name == "tiny").unwrap();
     vmi.spec.domain.memory = None;
     let (config, options) = (ClusterConfig::standalone(), options(Home::Standalone));
-    let error = render(&vmi, &config, &options, ContainerDisks::ImageVolumes).unwrap_err();
+    let error = render(
+        &vmi,
+        &config,
+        &options,
+        ContainerDisks::ImageVolumes,
+        &Claims::default(),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains("memory"), "{error}");
 }
 
@@ -90,7 +97,8 @@ fn the_administrators_seccomp_profile_is_used() {
     let mut config = ClusterConfig::default();
     for (own, kind) in [(None, "RuntimeDefault"), (Some("profiles/vm.json"), "Localhost")] {
         config.seccomp_profile = own.map(str::to_owned);
-        let pod = render(&vmi, &config, &options(Home::Cluster), ContainerDisks::ImageVolumes).unwrap();
+        let (options, claims) = (options(Home::Cluster), Claims::default());
+        let pod = render(&vmi, &config, &options, ContainerDisks::ImageVolumes, &claims).unwrap();
         let profile = pod.spec.unwrap().security_context.unwrap().seccomp_profile.unwrap();
         assert_eq!(
             (profile.type_.as_str(), profile.localhost_profile.as_deref()),

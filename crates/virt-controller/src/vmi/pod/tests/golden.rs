@@ -1,8 +1,9 @@
 //! What each concern of a VMI changes in its pod: the fields of the pod that differ from the pod of a small VMI on a
 //! cluster with KVM, one line each. A case may patch the VMI's `metadata` and `spec`, the `KubeVirt` object's `config`,
-//! run on one machine (`standalone: true`), or without image volumes (`helper: true`).
+//! run on one machine (`standalone: true`), or without image volumes (`helper: true`), and have `claims`.
 
 use ferrovirt_api::v1::KubeVirtConfiguration;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use serde_json::{Value, json};
 
 use super::*;
@@ -95,6 +96,16 @@ goldens! {
     empty_disk => "spec: {volumes: [{name: scratch, emptyDisk: {capacity: 2Gi}}]}"
     host_disk => "{config: {developerConfiguration: {featureGates: [HostDisk]}}, spec: {volumes: [{name: data, hostDisk: {path: /srv/data.img, type: Disk}}]}}"
     host_disk_created => "{config: {developerConfiguration: {featureGates: [HostDisk]}}, spec: {volumes: [{name: data, hostDisk: {path: /data.img, type: DiskOrCreate, capacity: 1Gi}}]}}"
+    claim => "spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}"
+    claim_of_a_file_system => "{claims: {c: Filesystem}, spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
+    claim_of_a_block_device => "{claims: {c: Block}, spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
+    claim_read_only => "spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c, readOnly: true}}]}"
+    claims_of_both_kinds => "{claims: {c: Block, d: Filesystem}, spec: {volumes: [{name: a, persistentVolumeClaim: {claimName: c}}, {name: b, persistentVolumeClaim: {claimName: d}}]}}"
+    claim_ephemeral => "spec: {volumes: [{name: data, ephemeral: {persistentVolumeClaim: {claimName: c}}}]}"
+    claim_ephemeral_read_only => "spec: {volumes: [{name: data, ephemeral: {persistentVolumeClaim: {claimName: c, readOnly: true}}}]}"
+    claim_ephemeral_of_a_block_device => "{claims: {c: Block}, spec: {volumes: [{name: data, ephemeral: {persistentVolumeClaim: {claimName: c}}}]}}"
+    tpm_persistent => "{claims: {state: Filesystem}, spec: {domain: {devices: {tpm: {persistent: true}}}}}"
+    efi_persistent => "{claims: {state: Filesystem}, spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false, persistent: true}}}}}}"
     cloud_init_inline => "spec: {volumes: [{name: seed, cloudInitNoCloud: {userData: '#cloud-config'}}]}"
     cloud_init_secrets => "spec: {volumes: [{name: seed, cloudInitNoCloud: {secretRef: {name: user}, networkDataSecretRef: {name: net}}}]}"
     config_drive_secret => "spec: {volumes: [{name: seed, cloudInitConfigDrive: {secretRef: {name: user}}}]}"
@@ -168,10 +179,25 @@ fn fields(case: &Case) -> BTreeMap<String, String> {
     } else {
         ContainerDisks::ImageVolumes
     };
-    let pod = render(&vmi, &config.with(&configuration), &options(home), way).unwrap();
+    let claims = claims(&patch["claims"]);
+    let pod = render(&vmi, &config.with(&configuration), &options(home), way, &claims).unwrap();
     let mut all = BTreeMap::new();
     flatten(String::new(), &serde_json::to_value(pod).unwrap(), &mut all);
     all
+}
+
+/// `claims: {name: volumeMode}`; the one named `state` is for the guest's state.
+fn claims(modes: &Value) -> Claims {
+    let claim = |(name, mode): (&String, &Value)| {
+        let claim = json!({"metadata": {"name": name, "namespace": "ns"}, "spec": {"volumeMode": mode}});
+        serde_json::from_value(claim).unwrap()
+    };
+    let all: Vec<PersistentVolumeClaim> = modes.as_object().into_iter().flatten().map(claim).collect();
+    let (state, named) = all
+        .into_iter()
+        .partition(|claim| claim.metadata.name.as_deref() == Some("state"));
+    let state: Vec<_> = state;
+    Claims::new(named, state.into_iter().next())
 }
 
 fn flatten(path: String, value: &Value, all: &mut BTreeMap<String, String>) {
