@@ -25,6 +25,7 @@ mod libvirtd;
 mod machine;
 mod rpc;
 mod screen;
+mod state;
 mod user;
 
 use std::path::Path;

@@ -403,6 +403,7 @@ impl Home {
             "KubeVirt" => ("kubevirt.io", "v1", "kubevirts"),
             "Pod" => ("", "v1", "pods"),
             "Secret" => ("", "v1", "secrets"),
+            "PersistentVolumeClaim" => ("", "v1", "persistentvolumeclaims"),
             "Namespace" => ("", "v1", "namespaces"),
             "Node" => ("", "v1", "nodes"),
             other => bail!("the tests know no kind {other}"),

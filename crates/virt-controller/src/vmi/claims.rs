@@ -309,7 +309,29 @@ mod tests {
         let first = vmi(Some("vm1"), json!([]));
         let mut claim = state_claim(&first, "c".into(), &config);
         assert_eq!(claim, state_claim(&first, "c".into(), &config));
-        insta::assert_yaml_snapshot!(claim, @"");
+        insta::assert_yaml_snapshot!(claim, @"
+        apiVersion: v1
+        kind: PersistentVolumeClaim
+        metadata:
+          labels:
+            persistent-state-for: x
+          name: persistent-state-for-x-qsjvj
+          namespace: n
+          ownerReferences:
+            - apiVersion: kubevirt.io/v1
+              controller: true
+              kind: VirtualMachine
+              name: x
+              uid: vm1
+        spec:
+          accessModes:
+            - ReadWriteOnce
+          resources:
+            requests:
+              storage: 10Mi
+          storageClassName: c
+          volumeMode: Filesystem
+        ");
         claim.metadata.uid = Some("claim".into());
         claim.metadata.resource_version = Some("1".into());
         assert!(Claims::of(&first, &all).state().is_none());

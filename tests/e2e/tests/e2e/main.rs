@@ -2,6 +2,7 @@
 //! Ferrovirt is installed on, there. One home is shared; each test has a namespace of its own. What kills parts of the
 //! home comes last, one test at a time.
 
+mod claims;
 mod cluster;
 mod debian;
 mod disks;
@@ -124,6 +125,7 @@ fn main() -> Result<()> {
     if shared.home.is_cluster() {
         trials.extend(cluster::trials(&shared));
     } else {
+        trials.extend(claims::trials(&shared));
         trials.extend(disks::trials(&shared));
         trials.extend(registry::trials(&shared));
         trials.extend(status::trials(&shared));

@@ -99,7 +99,7 @@ goldens! {
     claim => "spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}"
     claim_of_a_file_system => "{claims: {c: Filesystem}, spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
     claim_of_a_block_device => "{claims: {c: Block}, spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
-    claim_read_only => "spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c, readOnly: true}}]}"
+    claim_read_only => "spec: {domain: {devices: {disks: [{name: data, disk: {bus: virtio}}]}}, volumes: [{name: data, persistentVolumeClaim: {claimName: c, readOnly: true}}]}"
     claims_of_both_kinds => "{claims: {c: Block, d: Filesystem}, spec: {volumes: [{name: a, persistentVolumeClaim: {claimName: c}}, {name: b, persistentVolumeClaim: {claimName: d}}]}}"
     claim_ephemeral => "spec: {volumes: [{name: data, ephemeral: {persistentVolumeClaim: {claimName: c}}}]}"
     claim_ephemeral_read_only => "spec: {volumes: [{name: data, ephemeral: {persistentVolumeClaim: {claimName: c, readOnly: true}}}]}"
