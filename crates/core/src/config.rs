@@ -268,12 +268,7 @@ impl ClusterConfig {
         if let Some(policy) = text(&c.image_pull_policy) {
             self.image_pull_policy = policy;
         }
-        self.vm_state_storage_class = text(&c.vm_state_storage_class).or(self.vm_state_storage_class);
-        let seccomp = c.seccomp_configuration.as_ref();
-        let own = seccomp.and_then(|s| s.virtual_machine_instance_profile.as_ref()?.custom_profile.as_ref());
-        if let Some(own) = own {
-            self.seccomp_profile = text(&own.localhost_profile);
-        }
+        self.apply_pods(c);
         if let Some(options) = &c.virtual_machine_options {
             self.disable_serial_console_log = options.disable_serial_console_log.is_some();
         }
@@ -295,6 +290,15 @@ impl ClusterConfig {
             self.overhead_ratio = Some(ratio);
         }
         self
+    }
+
+    fn apply_pods(&mut self, c: &KubeVirtConfiguration) {
+        self.vm_state_storage_class = text(&c.vm_state_storage_class).or_else(|| self.vm_state_storage_class.take());
+        let seccomp = c.seccomp_configuration.as_ref();
+        let own = seccomp.and_then(|s| s.virtual_machine_instance_profile.as_ref()?.custom_profile.as_ref());
+        if let Some(own) = own {
+            self.seccomp_profile = text(&own.localhost_profile);
+        }
     }
 
     fn apply_developer(&mut self, developer: &DeveloperConfiguration) {

@@ -121,9 +121,7 @@ impl Cx<'_> {
     }
 
     fn tpm(&mut self, tpm: Option<&TPMDevice>, path: &FieldPath) -> Option<Tpm> {
-        let Some(TPMDevice { enabled, persistent }) = tpm else {
-            return None;
-        };
+        let TPMDevice { enabled, persistent } = tpm?;
         let enabled = enabled.unwrap_or(true);
         if enabled && self.architecture == Architecture::S390x {
             self.causes.not_supported(path, "s390x has no TPM");

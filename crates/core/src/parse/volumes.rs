@@ -107,15 +107,8 @@ impl Cx<'_> {
         if let Some(source) = container_disk {
             return self.container_disk(source, &path.child("containerDisk"));
         }
-        if let Some(EmptyDiskSource { capacity }) = empty_disk {
-            let field = path.child("emptyDisk.capacity");
-            let capacity = self.bytes(capacity, &field)?;
-            if capacity <= 0 {
-                self.causes.invalid(&field, "must be greater than 0");
-            }
-            return Some(Source::EmptyDisk {
-                capacity: u64::try_from(capacity).ok()?,
-            });
+        if let Some(source) = empty_disk {
+            return self.empty_disk(source, &path.child("emptyDisk"));
         }
         if let Some(source) = host_disk {
             return self.host_disk(source, &path.child("hostDisk"));
@@ -133,6 +126,18 @@ impl Cx<'_> {
             return self.ephemeral(source, &path.child("ephemeral"));
         }
         self.files(volume, path).map(Source::Files)
+    }
+
+    fn empty_disk(&mut self, source: &EmptyDiskSource, path: &FieldPath) -> Option<Source> {
+        let EmptyDiskSource { capacity } = source;
+        let field = path.child("capacity");
+        let capacity = self.bytes(capacity, &field)?;
+        if capacity <= 0 {
+            self.causes.invalid(&field, "must be greater than 0");
+        }
+        Some(Source::EmptyDisk {
+            capacity: u64::try_from(capacity).ok()?,
+        })
     }
 
     fn container_disk(&mut self, source: &ContainerDiskSource, path: &FieldPath) -> Option<Source> {
