@@ -108,7 +108,7 @@ async fn claim_disk(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
 const STATE: &str = r#"
 modprobe efivarfs
 mount -t efivarfs none /sys/firmware/efi/efivars
-v=/sys/firmware/efi/efivars/Kept-8be4df61-93ca-11d2-aa0d-00e098032b8c
+v=/sys/firmware/efi/efivars/Kept-2f1d3c4b-5a69-4b0a-9a0c-6b9c2f3e0b53
 [ -e $v ] && echo "EFI: $(tail -c 8 $v)" || echo "EFI: new"
 printf '\x07\x00\x00\x00efi-kept' >/tmp/v
 [ -e $v ] || cat /tmp/v >$v
@@ -121,7 +121,7 @@ grep -q tpm-kept /tmp/r && echo "TPM: kept" || echo "TPM: new"
 t '\x80\x02\x00\x00\x00\x2d\x00\x00\x01\x2a'$o$p'\x00\x00\x00\x0e'$i'\x00\x0b\x02\x06\x00\x06\x00\x00\x00\x08'
 t '\x80\x02\x00\x00\x00\x2b\x00\x00\x01\x37'$o$i$p'\x00\x08tpm-kept\x00\x00'
 t "$read"
-[ -e $v ] && grep -q tpm-kept /tmp/r && echo state is stored || { od -An -tx1 /tmp/r; echo state is not stored; }
+grep -q efi-kept $v && grep -q tpm-kept /tmp/r && echo state is stored || { od -An -tx1 /tmp/r; echo state is not stored; }
 "#;
 
 /// Shows `spec.domain.devices.tpm.persistent`, `spec.domain.firmware.bootloader.efi.persistent`.
