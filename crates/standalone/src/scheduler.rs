@@ -490,6 +490,8 @@ impl Scheduler {
                 placed.spec.get_or_insert_default().node_name = Some(node.to_owned());
                 self.pods.objects.insert((namespace, name), Arc::new(placed));
             }
+            // The watch tells late of what was done already.
+            Err(kube::Error::Api(status)) if status.code == 409 => debug!(pod = %name, namespace, "bound or gone"),
             Err(error) => warn!(pod = %name, namespace, %error, "cannot bind a pod"),
         }
     }
