@@ -1,5 +1,7 @@
 //! What the cluster's administrator decides for all machines: the `KubeVirt` object's configuration with every default resolved.
 
+mod devices;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ferrovirt_api::Quantity;
@@ -7,8 +9,35 @@ use ferrovirt_api::v1::{ArchConfiguration, ArchSpecificConfiguration, DeveloperC
 
 use crate::machine::{Architecture, Binding, Smbios};
 
+pub use devices::{DeviceKind, DeviceSelector};
+
 /// Gate that admits `hostDisk` volumes.
 pub const GATE_HOST_DISK: &str = "HostDisk";
+
+/// Gate that admits `memory.reservedOverhead.memLock`.
+pub const GATE_MEMLOCK: &str = "ReservedOverheadMemlock";
+
+/// Gate that admits `interfaces[].portRanges`.
+pub const GATE_PORT_RANGES: &str = "PortRangesSpec";
+
+/// Gate that admits `devices.hostDevices`.
+pub const GATE_HOST_DEVICES: &str = "HostDevices";
+
+/// Gate of guests whose memory AMD's processors encrypt; on unless it is disabled.
+pub const GATE_SEV: &str = "WorkloadEncryptionSEV";
+
+/// Gate of guests whose memory Intel's processors encrypt.
+pub const GATE_TDX: &str = "WorkloadEncryptionTDX";
+
+/// What readers of admitted objects do not ask for again.
+const ALL_GATES: [&str; 6] = [
+    GATE_HOST_DISK,
+    GATE_HOST_DEVICES,
+    GATE_MEMLOCK,
+    GATE_PORT_RANGES,
+    GATE_SEV,
+    GATE_TDX,
+];
 
 /// Gate of containerDisks as image volumes; on unless it is disabled.
 pub const GATE_IMAGE_VOLUME: &str = "ImageVolume";
@@ -52,10 +81,18 @@ pub struct ClusterConfig {
     pub use_emulation: bool,
     /// Kubelets can give CPUs to one guest alone.
     pub dedicated_cpus: bool,
+    /// Pods can have networks beside the one that all have.
+    pub secondary_networks: bool,
     /// No serial console is logged unless the VMI asks for it.
     pub disable_serial_console_log: bool,
     /// Seconds between balloon statistics; 0: none.
     pub mem_balloon_stats_period: u32,
+    /// Resources by which machines may ask for devices of nodes; `None`: any.
+    pub permitted_devices: Option<BTreeSet<String>>,
+    /// Devices that virt-handler offers as resources.
+    pub device_selectors: Vec<DeviceSelector>,
+    /// Nodes have a daemon by which guests reserve LUNs for themselves.
+    pub persistent_reservation: bool,
     /// What guests read in SMBIOS.
     pub smbios: Smbios,
     /// Factor on the launcher's own memory.
@@ -154,11 +191,15 @@ impl Default for ClusterConfig {
             max_guest: None,
             live_update: true,
             eviction_strategy: "None".to_owned(),
-            feature_gates: BTreeSet::new(),
+            feature_gates: [GATE_SEV.to_owned()].into(),
             use_emulation: false,
             dedicated_cpus: true,
+            secondary_networks: true,
             disable_serial_console_log: false,
             mem_balloon_stats_period: 10,
+            permitted_devices: Some(BTreeSet::new()),
+            device_selectors: Vec::new(),
+            persistent_reservation: false,
             smbios: Smbios {
                 manufacturer: "KubeVirt".to_owned(),
                 product: "None".to_owned(),
@@ -184,9 +225,10 @@ impl ClusterConfig {
     #[must_use]
     pub fn standalone() -> Self {
         Self {
-            feature_gates: [GATE_HOST_DISK.to_owned()].into(),
+            feature_gates: [GATE_HOST_DISK, GATE_SEV].map(str::to_owned).into(),
             use_emulation: true,
             dedicated_cpus: false,
+            secondary_networks: false,
             ..Self::default()
         }
     }
@@ -196,7 +238,8 @@ impl ClusterConfig {
     #[must_use]
     pub fn permissive() -> Self {
         Self {
-            feature_gates: [GATE_HOST_DISK.to_owned()].into(),
+            feature_gates: ALL_GATES.map(str::to_owned).into(),
+            permitted_devices: None,
             amd64: MachineTypes::new("q35", &["*"]),
             arm64: MachineTypes::new("virt", &["*"]),
             s390x: MachineTypes::new("s390-ccw-virtio", &["*"]),
@@ -242,16 +285,7 @@ impl ClusterConfig {
             Some(request) if request.millis().is_ok() => Some(request.clone()),
             _ => self.cpu_request,
         };
-        if let Some(network) = &c.network {
-            match network.default_network_interface.as_deref() {
-                Some("masquerade") => self.default_network_interface = Binding::Masquerade,
-                Some("bridge") => self.default_network_interface = Binding::Bridge,
-                _ => {}
-            }
-            if let Some(permit) = network.permit_bridge_interface_on_pod_network {
-                self.permit_bridge_on_pod_network = permit;
-            }
-        }
+        self.apply_network(c);
         if let Some(live) = &c.live_update_configuration {
             if let Some(ratio) = live.max_hotplug_ratio.and_then(|r| u64::try_from(r).ok()) {
                 self.max_hotplug_ratio = ratio.max(1);
@@ -272,6 +306,7 @@ impl ClusterConfig {
         if let Some(options) = &c.virtual_machine_options {
             self.disable_serial_console_log = options.disable_serial_console_log.is_some();
         }
+        self.apply_devices(c);
         if let Some(period) = c.mem_balloon_stats_period.and_then(|p| u32::try_from(p).ok()) {
             self.mem_balloon_stats_period = period;
         }
@@ -298,6 +333,33 @@ impl ClusterConfig {
         let own = seccomp.and_then(|s| s.virtual_machine_instance_profile.as_ref()?.custom_profile.as_ref());
         if let Some(own) = own {
             self.seccomp_profile = text(&own.localhost_profile);
+        }
+    }
+
+    fn apply_devices(&mut self, c: &KubeVirtConfiguration) {
+        if let Some(permitted) = &c.permitted_host_devices {
+            self.device_selectors = devices::selectors(permitted);
+        }
+        if let (Some(all), Some(more)) = (&mut self.permitted_devices, &c.permitted_host_devices) {
+            all.extend(more.pci_host_devices.iter().map(|d| d.resource_name.clone()));
+            all.extend(more.mediated_devices.iter().map(|d| d.resource_name.clone()));
+            all.extend(more.usb.iter().map(|d| d.resource_name.clone()));
+        }
+        if let Some(reservation) = &c.persistent_reservation_configuration {
+            self.persistent_reservation = reservation.enabled == Some(true);
+        }
+    }
+
+    fn apply_network(&mut self, c: &KubeVirtConfiguration) {
+        if let Some(network) = &c.network {
+            match network.default_network_interface.as_deref() {
+                Some("masquerade") => self.default_network_interface = Binding::Masquerade,
+                Some("bridge") => self.default_network_interface = Binding::Bridge,
+                _ => {}
+            }
+            if let Some(permit) = network.permit_bridge_interface_on_pod_network {
+                self.permit_bridge_on_pod_network = permit;
+            }
         }
     }
 
@@ -353,6 +415,12 @@ impl ClusterConfig {
             Architecture::Arm64 => &self.arm64,
             Architecture::S390x => &self.s390x,
         }
+    }
+
+    /// Whether machines may ask for devices of nodes by this resource.
+    #[must_use]
+    pub fn permits_device(&self, resource: &str) -> bool {
+        self.permitted_devices.as_ref().is_none_or(|all| all.contains(resource))
     }
 
     /// Whether feature gate `name` is on.

@@ -3,7 +3,10 @@
 //! Not serializable on purpose: the wire form is the VMI. The only way to a [`Machine`] is `Machine::parse`.
 
 mod extras;
+mod host_devices;
 mod hyperv;
+mod launch_security;
+mod network;
 
 use std::net::Ipv4Addr;
 
@@ -12,7 +15,10 @@ use uuid::Uuid;
 pub use extras::{
     AccessCredential, Claim, CredentialMethod, Files, FilesOrigin, KernelBoot, ObjectRef, ServiceAccount, Tpm,
 };
+pub use host_devices::{Display, HostDevice, HostDeviceList};
 pub use hyperv::{Enlightenment, Hyperv};
+pub use launch_security::LaunchSecurity;
+pub use network::NicNetwork;
 
 /// Most queues of a tap device.
 const MAX_QUEUES: u32 = 256;
@@ -120,6 +126,8 @@ pub struct Machine {
     pub scsi_io_thread: Option<u32>,
     /// NICs, in the order of `spec.domain.devices.interfaces`.
     pub interfaces: Vec<Interface>,
+    /// Devices of the node, GPUs first.
+    pub host_devices: Vec<HostDevice>,
     /// virtio-rng.
     pub rng: bool,
     /// serial0 exists.
@@ -162,6 +170,8 @@ pub struct Machine {
     pub start_paused: bool,
     /// `rebootPolicy: Terminate`: a reboot by the guest ends the machine.
     pub terminate_on_reboot: bool,
+    /// How its memory is protected from its node.
+    pub launch_security: Option<LaunchSecurity>,
     /// A kernel of its own.
     pub kernel_boot: Option<KernelBoot>,
     /// Keys and passwords of its users.
@@ -271,6 +281,8 @@ pub struct Cpu {
     pub features: Vec<(String, String)>,
     /// CPUs of the node that are this guest's alone.
     pub pinning: Option<Pinning>,
+    /// vCPUs that the node runs before all else, in order; none in most guests.
+    pub realtime: Vec<u32>,
 }
 
 /// How a guest has CPUs of the node to itself: one for each vCPU.
@@ -316,6 +328,8 @@ pub struct Memory {
     pub max_guest: Option<u64>,
     /// Bytes of the huge pages that the guest's memory is made of.
     pub huge_page: Option<u64>,
+    /// QEMU may lock all of it, for devices that reach it without QEMU's help.
+    pub lockable: bool,
 }
 
 /// Firmware.
@@ -377,6 +391,8 @@ pub struct Disk {
     pub io_threads: Vec<u32>,
     /// PCI address, if chosen; virtio only.
     pub pci_address: Option<PciAddress>,
+    /// What the guest is told about it on a config drive.
+    pub tag: Option<String>,
     /// Where its bytes come from.
     pub source: Source,
 }
@@ -408,6 +424,14 @@ pub struct PciAddress {
     pub slot: u8,
     /// Function, below 8.
     pub function: u8,
+}
+
+impl PciAddress {
+    /// Reads `dddd:bb:ss.f`, in hexadecimal.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        crate::parse::pci_address(text)
+    }
 }
 
 impl std::fmt::Display for PciAddress {
@@ -468,6 +492,8 @@ pub enum Source {
         path: String,
         /// Create it with this many bytes when it is missing (`DiskOrCreate`).
         create: Option<u64>,
+        /// Other nodes have the same file, so that the machine can move there.
+        shared: bool,
     },
     /// Cloud-init.
     CloudInit(CloudInit),
@@ -511,7 +537,9 @@ pub enum CloudInitData {
 pub struct Interface {
     /// Name of interface and network.
     pub name: String,
-    /// How it reaches the pod's network.
+    /// Where it is.
+    pub network: NicNetwork,
+    /// How it gets there.
     pub binding: Binding,
     /// virtio, e1000, e1000e, rtl8139, ne2k_pci, pcnet.
     pub model: String,
@@ -525,12 +553,29 @@ pub struct Interface {
     pub link_down: bool,
     /// 1 is first.
     pub boot_order: Option<u32>,
-    /// Ports that masquerade forwards; empty: all.
+    /// Ports that masquerade forwards; with no ranges either: all.
     pub ports: Vec<Port>,
+    /// More ports that masquerade forwards.
+    pub port_ranges: Vec<PortRange>,
     /// `pod.vmNetworkCIDR`, if given.
     pub vm_network_cidr: Option<String>,
+    /// `pod.vmIPv6NetworkCIDR`, if given.
+    pub vm_ipv6_network_cidr: Option<String>,
+    /// What the guest is told about it on a config drive.
+    pub tag: Option<String>,
     /// What DHCP tells the guest beside its address.
     pub dhcp: DhcpOptions,
+}
+
+impl Interface {
+    /// The pod's interface behind it; `None`: the one that all pods have.
+    #[must_use]
+    pub fn pod_interface(&self) -> Option<String> {
+        match self.network {
+            NicNetwork::Multus { default: false, .. } => Some(crate::names::pod_interface(&self.name)),
+            NicNetwork::Pod | NicNetwork::Multus { default: true, .. } => None,
+        }
+    }
 }
 
 /// How a NIC is bound.
@@ -562,6 +607,17 @@ pub struct Port {
     pub name: String,
     /// Number.
     pub port: u16,
+    /// UDP instead of TCP.
+    pub udp: bool,
+}
+
+/// Forwarded ports with numbers in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    /// First.
+    pub start: u16,
+    /// Last.
+    pub end: u16,
     /// UDP instead of TCP.
     pub udp: bool,
 }

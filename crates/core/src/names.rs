@@ -1,5 +1,7 @@
 //! Labels, annotations, finalizers and fixed names of KubeVirt that more than one process knows.
 
+use sha2::{Digest, Sha256};
+
 /// Label of every object that belongs to the system; pods of VMs carry [`VIRT_LAUNCHER`].
 pub const APP_LABEL: &str = "kubevirt.io";
 /// Value of [`APP_LABEL`] on pods of VMs.
@@ -14,6 +16,8 @@ pub const VM_NAME_LABEL: &str = "vm.kubevirt.io/name";
 pub const VMI_ID_LABEL: &str = "vmi.kubevirt.io/id";
 /// Label of nodes that may run VMs.
 pub const SCHEDULABLE_LABEL: &str = "kubevirt.io/schedulable";
+/// Label of nodes whose kernel lets real-time threads run for as long as they like.
+pub const REALTIME_LABEL: &str = "kubevirt.io/realtime";
 /// Label of nodes whose kubelet can give CPUs to one container alone.
 pub const CPU_MANAGER_LABEL: &str = "kubevirt.io/cpumanager";
 /// Annotation of nodes: when the node agent was alive, as RFC 3339.
@@ -24,6 +28,10 @@ pub const DOMAIN_ANNOTATION: &str = "kubevirt.io/domain";
 pub const MEMORY_OVERHEAD_ANNOTATION: &str = "kubevirt.io/memory-overhead-bytes";
 /// Annotation of a pod: migrations go through unix sockets.
 pub const MIGRATION_TRANSPORT_UNIX_ANNOTATION: &str = "kubevirt.io/migrationTransportUnix";
+/// Annotation of a pod: the networks that Multus attaches it to, beside the one that all pods have.
+pub const NETWORKS_ANNOTATION: &str = "k8s.v1.cni.cncf.io/networks";
+/// Annotation of a pod: the network that Multus attaches it to instead of the one that all pods have.
+pub const DEFAULT_NETWORK_ANNOTATION: &str = "v1.multus-cni.io/default-network";
 /// Annotation of a VMI: generation of the VM it was created from.
 pub const VM_GENERATION_ANNOTATION: &str = "kubevirt.io/vm-generation";
 /// Annotation that the controllers stamp: newest API version that they have seen.
@@ -53,4 +61,21 @@ pub fn firmware_uuid(vm_name: &str) -> uuid::Uuid {
 #[must_use]
 pub fn start_revision(vm_uid: &str, generation: i64) -> String {
     format!("revision-start-vm-{vm_uid}-{generation}")
+}
+
+/// Name of a pod's interface on the network that a VMI calls `network`, beside the one that all pods have.
+#[must_use]
+pub fn pod_interface(network: &str) -> String {
+    let digest = Sha256::digest(network.as_bytes());
+    let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    format!("pod{}", &hex[..11])
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn pod_interfaces_fit_the_kernel() {
+        assert_eq!(super::pod_interface("red"), "podb1f51a511f1");
+        assert_eq!(super::pod_interface(&"x".repeat(300)).len(), 14);
+    }
 }

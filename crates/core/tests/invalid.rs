@@ -129,7 +129,7 @@ fn the_table_is_large_and_its_names_are_unique() {
     let cases = cases();
     let names: BTreeSet<&str> = cases.iter().map(|case| case.name.as_str()).collect();
     assert_eq!(names.len(), cases.len());
-    assert!(cases.len() >= 200, "{} cases", cases.len());
+    assert!(cases.len() >= 400, "{} cases", cases.len());
     for case in &cases {
         assert_eq!(case.manifest["metadata"]["name"], case.name.as_str());
         assert!(case.by == By::Schema || !case.message.is_empty(), "{}", case.name);

@@ -1,6 +1,6 @@
 //! Machine type, firmware and how it boots.
 
-use ferrovirt_core::machine::{AcpiTable, Architecture, Boot, Machine};
+use ferrovirt_core::machine::{AcpiTable, Architecture, Boot, LaunchSecurity, Machine};
 
 use crate::facts::{Facts, MissingFact};
 use crate::xml::{Element, el};
@@ -38,6 +38,15 @@ pub(crate) fn os(machine: &Machine, facts: &Facts) -> Result<Element, MissingFac
             if use_serial && machine.serial_console {
                 os = os.child(el("bios").attr("useserial", "yes"));
             }
+        }
+        // Measured as a whole, so it has no variables beside it.
+        Boot::Efi { .. } if machine.launch_security == Some(LaunchSecurity::Snp) => {
+            let files = facts.firmware.as_ref().ok_or(MissingFact::Firmware)?;
+            let loader = el("loader")
+                .attr("type", "rom")
+                .attr("stateless", "yes")
+                .text(files.code.display());
+            os = os.child(loader);
         }
         Boot::Efi { secure_boot, .. } => {
             let files = facts.firmware.as_ref().ok_or(MissingFact::Firmware)?;

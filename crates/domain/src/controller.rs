@@ -2,15 +2,17 @@
 
 use ferrovirt_core::machine::{Bus, Machine};
 
+use crate::facts::Facts;
+use crate::host_device::has_usb;
 use crate::input::has_usb_input;
 use crate::virtio;
 use crate::xml::{Element, el};
 
-pub(crate) fn controllers(machine: &Machine) -> Vec<Element> {
+pub(crate) fn controllers(machine: &Machine, facts: &Facts) -> Vec<Element> {
     let has = |bus| machine.disks.iter().any(|disk| disk.bus == bus);
     let controller = |kind: &str| el("controller").attr("type", kind).attr("index", 0);
     // Without a word, libvirt adds a USB controller that costs a guest's kernel its polling.
-    let usb = has(Bus::Usb) || has_usb_input(machine) || machine.usb_redirection;
+    let usb = has(Bus::Usb) || has_usb_input(machine) || machine.usb_redirection || has_usb(facts);
     let mut controllers = vec![controller("usb").attr("model", if usb { "qemu-xhci" } else { "none" })];
     if has(Bus::Scsi) {
         let model = match virtio(machine) {

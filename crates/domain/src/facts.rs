@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use ferrovirt_core::machine::PciAddress;
+use uuid::Uuid;
+
 /// Where a machine runs and what was prepared for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -20,6 +23,8 @@ pub struct Facts {
     pub disks: BTreeMap<String, DiskFile>,
     /// NICs by name of the interface.
     pub nics: BTreeMap<String, NicFact>,
+    /// Devices of the node by their alias in the domain.
+    pub host_devices: BTreeMap<String, HostDeviceFact>,
     /// The kernel that the machine boots without firmware's help.
     pub kernel: Option<PathBuf>,
     /// Its initial RAM disk.
@@ -112,6 +117,22 @@ pub struct NicFact {
     pub mtu: u32,
 }
 
+/// A device of the node that the kubelet gave to the pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostDeviceFact {
+    /// On the PCI bus.
+    Pci(PciAddress),
+    /// A part of one, by its UUID.
+    Mediated(Uuid),
+    /// On a USB.
+    Usb {
+        /// Number of the bus.
+        bus: u16,
+        /// Number on it.
+        device: u16,
+    },
+}
+
 /// Files of a UEFI firmware build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirmwareFiles {
@@ -168,6 +189,14 @@ pub enum MissingFact {
     /// No tap device.
     #[error("interface \"{0}\" was not prepared: it has no tap device")]
     Nic(String),
+    /// No device.
+    #[error("device \"{name}\": the pod was given no (more) {resource}")]
+    HostDevice {
+        /// Name in the spec.
+        name: String,
+        /// What the pod asked for.
+        resource: String,
+    },
     /// No file.
     #[error("the {0} of kernelBoot was not prepared")]
     KernelBoot(&'static str),

@@ -29,6 +29,10 @@ pub(crate) fn features(machine: &Machine, facts: &Facts) -> Element {
     if machine.smm {
         features = features.child(el("smm").attr("state", "on"));
     }
+    if !machine.cpu.realtime.is_empty() {
+        // Its interrupts would come at any time.
+        features = features.child(el("pmu").attr("state", "off"));
+    }
     if !facts.kvm {
         // QEMU would keep up to a gibibyte of translated code, beyond what the pod may have.
         let cache = el("tb-cache")

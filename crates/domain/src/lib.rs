@@ -13,10 +13,12 @@ mod disk;
 mod facts;
 mod features;
 mod graphics;
+mod host_device;
 mod hyperv;
 mod input;
 mod interface;
 mod io_threads;
+mod launch_security;
 mod lifecycle;
 mod memory;
 mod metadata;
@@ -34,7 +36,7 @@ mod xml;
 use ferrovirt_core::machine::{Architecture, Machine};
 
 pub use disk::targets as disk_targets;
-pub use facts::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, MissingFact, NicFact};
+pub use facts::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, MissingFact, NicFact};
 pub use lifecycle::domain_name;
 use xml::{Element, el};
 
@@ -60,7 +62,8 @@ pub fn domain_xml(machine: &Machine, facts: &Facts) -> Result<String, MissingFac
         .child(cpu::cpu(machine, facts)?)
         .child(clock::clock(machine))
         .children(lifecycle::actions(machine))
-        .child(devices(machine, facts)?);
+        .child(devices(machine, facts)?)
+        .children(launch_security::launch_security(machine));
     Ok(domain.to_xml())
 }
 
@@ -68,8 +71,9 @@ fn devices(machine: &Machine, facts: &Facts) -> Result<Element, MissingFact> {
     Ok(el("devices")
         .child(el("emulator").text(facts.emulator.display()))
         .children(disk::disks(machine, facts)?)
-        .children(controller::controllers(machine))
+        .children(controller::controllers(machine, facts))
         .children(interface::interfaces(machine, facts)?)
+        .children(host_device::host_devices(machine, facts)?)
         .children(console::serial(machine, facts))
         .child(channel::guest_agent(facts))
         .children(input::inputs(machine))
@@ -101,13 +105,18 @@ fn alias(name: &str) -> Element {
 
 /// A device's place on the PCI bus, where the spec chooses it.
 fn pci_address(address: Option<ferrovirt_core::machine::PciAddress>) -> Option<Element> {
-    let address = address?;
-    Some(
-        el("address")
-            .attr("type", "pci")
-            .attr("domain", format!("0x{:04x}", address.domain))
-            .attr("bus", format!("0x{:02x}", address.bus))
-            .attr("slot", format!("0x{:02x}", address.slot))
-            .attr("function", format!("0x{:x}", address.function)),
-    )
+    Some(numbers(el("address").attr("type", "pci"), address?))
+}
+
+/// A device's place on the node's PCI bus.
+fn pci_source(address: ferrovirt_core::machine::PciAddress) -> Element {
+    numbers(el("address"), address)
+}
+
+fn numbers(element: Element, address: ferrovirt_core::machine::PciAddress) -> Element {
+    element
+        .attr("domain", format!("0x{:04x}", address.domain))
+        .attr("bus", format!("0x{:02x}", address.bus))
+        .attr("slot", format!("0x{:02x}", address.slot))
+        .attr("function", format!("0x{:x}", address.function))
 }

@@ -30,6 +30,8 @@ pub(crate) fn backing(machine: &Machine) -> Option<Element> {
     Some(
         el("memoryBacking")
             .child(el("hugepages").child(page))
+            // Merging pages stops the guest at times of the node's choice.
+            .children((!machine.cpu.realtime.is_empty()).then(|| el("nosharepages")))
             .child(el("source").attr("type", "memfd")),
     )
 }

@@ -41,8 +41,19 @@ pub(crate) fn tune(machine: &Machine, facts: &Facts) -> Result<Option<Element>, 
         el("cputune")
             .children(pins)
             .child(el("emulatorpin").attr("cpuset", &others))
-            .children(threads),
+            .children(threads)
+            .children(realtime(machine)),
     ))
+}
+
+/// The lowest priority above all that is not real-time. That QEMU may take it, virt-handler sees to.
+fn realtime(machine: &Machine) -> Option<Element> {
+    let vcpus: Vec<String> = machine.cpu.realtime.iter().map(ToString::to_string).collect();
+    let scheduled = el("vcpusched")
+        .attr("vcpus", vcpus.join(","))
+        .attr("scheduler", "fifo")
+        .attr("priority", 1);
+    (!vcpus.is_empty()).then_some(scheduled)
 }
 
 /// The guest's NUMA nodes: numbers of the host's, with the vCPUs on each.

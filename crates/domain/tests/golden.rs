@@ -73,6 +73,8 @@ goldens! {
     cpu_isolated_emulator_of_threads => "spec: {domain: {cpu: {cores: 1, threads: 2, dedicatedCpuPlacement: true, isolateEmulatorThread: true}}}"
     cpu_numa_isolated => "spec: {domain: {cpu: {cores: 2, dedicatedCpuPlacement: true, isolateEmulatorThread: true, numa: {guestMappingPassthrough: {}}}, memory: {guest: 128Mi, hugepages: {pageSize: 2Mi}}}}"
     cpu_dedicated_and_plugged => "spec: {domain: {cpu: {sockets: 1, maxSockets: 2, dedicatedCpuPlacement: true}}}"
+    cpu_realtime => "spec: {domain: {cpu: {cores: 4, dedicatedCpuPlacement: true, numa: {guestMappingPassthrough: {}}, realtime: {}}, memory: {hugepages: {pageSize: 2Mi}}}}"
+    cpu_realtime_mask => "spec: {domain: {cpu: {cores: 4, dedicatedCpuPlacement: true, numa: {guestMappingPassthrough: {}}, realtime: {mask: '0-3,^1'}}, memory: {hugepages: {pageSize: 2Mi}}}}"
     // Memory
     memory_from_request => "spec: {domain: {memory: null, resources: {requests: {memory: 64M}}}}"
     memory_hotplug => "spec: {domain: {memory: {guest: 1Gi, maxGuest: 4Gi}}}"
@@ -303,6 +305,9 @@ goldens! {
     interface_multi_queue_of_one_cpu => "spec: {domain: {devices: {networkInterfaceMultiqueue: true, interfaces: [{name: default, masquerade: {}}]}}, networks: [{name: default, pod: {}}]}"
     interface_transitional => "spec: {domain: {devices: {useVirtioTransitional: true, interfaces: [{name: default, masquerade: {}}]}}, networks: [{name: default, pod: {}}]}"
     interface_by_default => "spec: {domain: {devices: {autoattachPodInterface: true}}}"
+    interface_on_a_second_network => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}}, {name: red, bridge: {}}]}}, networks: [{name: default, pod: {}}, {name: red, multus: {networkName: nets/red}}]}"
+    interface_on_another_default_network => "spec: {domain: {devices: {interfaces: [{name: red, bridge: {}}]}}, networks: [{name: red, multus: {networkName: red, default: true}}]}"
+    interface_absent => "spec: {domain: {devices: {interfaces: [{name: red, bridge: {}, state: absent}]}}, networks: [{name: red, multus: {networkName: red}}]}"
     // Consoles and other devices
     serial_off => "spec: {domain: {devices: {autoattachSerialConsole: false}}}"
     serial_without_log => "spec: {domain: {devices: {logSerialConsole: false}}}"
@@ -349,6 +354,25 @@ goldens! {
     interface_dhcp_options_are_not_the_domains => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, dhcpOptions: {bootFileName: pxe, tftpServerName: t, ntpServers: [10.0.0.1], privateOptions: [{option: 240, value: x}]}}]}}, networks: [{name: default, pod: {}}]}"
     interface_boots_after_disk => "spec: {domain: {devices: {disks: [{name: a, bootOrder: 1, disk: {bus: virtio}}], interfaces: [{name: default, masquerade: {}, bootOrder: 2}]}}, networks: [{name: default, pod: {}}], volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
     hotplug_off => "spec: {domain: {devices: {disableHotplug: true}}}"
+    // Devices of the node
+    gpu_pci => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {gpus: [{name: g, deviceName: ex.com/pci}]}}}}"
+    gpu_mediated => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {gpus: [{name: g, deviceName: ex.com/mdev}]}}}}"
+    gpu_two_mediated => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {gpus: [{name: g, deviceName: ex.com/mdev}, {name: h, deviceName: ex.com/mdev}]}}}}"
+    gpu_without_display => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {gpus: [{name: g, deviceName: ex.com/mdev, virtualGPUOptions: {display: {enabled: false}}}]}}}}"
+    gpu_display => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {gpus: [{name: g, deviceName: ex.com/mdev}, {name: h, deviceName: ex.com/mdev, virtualGPUOptions: {display: {enabled: true}}}]}}}}"
+    gpu_display_without_ramfb => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {gpus: [{name: g, deviceName: ex.com/mdev, virtualGPUOptions: {display: {ramFB: {enabled: false}}}}]}}}}"
+    gpu_mediated_without_graphics => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {autoattachGraphicsDevice: false, gpus: [{name: g, deviceName: ex.com/mdev}]}}}}"
+    host_device_pci => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {hostDevices: [{name: h, deviceName: ex.com/pci}]}}}}"
+    host_device_mediated => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {hostDevices: [{name: h, deviceName: ex.com/mdev}]}}}}"
+    host_device_usb => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {hostDevices: [{name: h, deviceName: ex.com/usb}]}}}}"
+    host_devices_and_gpu => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {gpus: [{name: x, deviceName: ex.com/pci}], hostDevices: [{name: x, deviceName: ex.com/pci}, {name: y, deviceName: ex.com/pci}]}}}}"
+    // Memory that the node cannot read
+    sev => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {}}}}"
+    sev_es => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {policy: {encryptedState: true}}}}}"
+    sev_session => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {dhCert: QUFB, session: QkJC}}}}"
+    sev_with_devices => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {}}, devices: {rng: {}, disks: [{name: a, disk: {bus: scsi}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
+    snp => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {snp: {}}}}"
+    secure_execution => "spec: {architecture: s390x, domain: {launchSecurity: {}}}"
     // Other architectures
     arm64 => "spec: {architecture: arm64, domain: {cpu: {maxSockets: null}}}"
     s390x => "{kvm: false, spec: {architecture: s390x, domain: {devices: {rng: {}}}}}"
@@ -436,6 +460,7 @@ fn render(case: &Case) -> String {
     let config = ClusterConfig {
         architecture: Architecture::Amd64,
         dedicated_cpus: true,
+        secondary_networks: true,
         ..ClusterConfig::standalone()
     };
     let machine = Machine::parse(&vmi, &config.with(&configuration)).unwrap();

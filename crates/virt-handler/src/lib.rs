@@ -190,7 +190,10 @@ async fn offer(client: &Client, options: &Options, context: &Context, kvm: &Verd
     let (registered, mut accepted) = watch::channel(0);
     let plugins = async {
         if let Devices::Plugins(directory) = &options.devices {
-            devices::run(directory, devices::known(kvm), &registered).await;
+            tokio::join!(
+                devices::run(directory, devices::known(kvm), &registered),
+                devices::run_pools(directory, options.config.clone()),
+            );
         }
     };
     let say = async {

@@ -120,6 +120,22 @@ pub(crate) fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result
     check(libc::c_int::try_from(moved).map_err(|_| io::ErrorKind::InvalidData)?)
 }
 
+/// Raises a limit of another process, soft and hard; one that is higher already stays.
+pub(crate) fn raise_limit(pid: libc::pid_t, resource: libc::__rlimit_resource_t, to: u64) -> io::Result<()> {
+    let mut old = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: old is valid for the kernel to write, and nothing is read.
+    check(unsafe { libc::prlimit(pid, resource, std::ptr::null(), &raw mut old) })?;
+    let new = libc::rlimit {
+        rlim_cur: old.rlim_cur.max(to),
+        rlim_max: old.rlim_max.max(to),
+    };
+    // SAFETY: new is valid for the kernel to read, and nothing is written.
+    check(unsafe { libc::prlimit(pid, resource, &raw const new, std::ptr::null_mut()) })
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())

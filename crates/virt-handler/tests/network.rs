@@ -179,11 +179,21 @@ impl Site {
 fn nic(binding: Binding, ports: &[u16]) -> WantedNic {
     WantedNic {
         name: "default".into(),
+        pod_interface: None,
+        place: 0,
         binding,
         mac: "52:54:00:01:02:03".parse::<Mac>().unwrap(),
         chosen_mac: None,
-        ports: ports.iter().map(|&port| Port { port, udp: false }).collect(),
+        ports: ports
+            .iter()
+            .map(|&port| Port {
+                port,
+                last: port,
+                udp: false,
+            })
+            .collect(),
         cidr: None,
+        cidr_v6: None,
         many_queues: false,
         seed: "ns/vm/default".into(),
     }
@@ -191,6 +201,51 @@ fn nic(binding: Binding, ports: &[u16]) -> WantedNic {
 
 fn address(text: &str) -> Option<IpAddr> {
     Some(text.parse().unwrap())
+}
+
+/// Shows `spec.networks[].multus.networkName`.
+#[tokio::test]
+async fn a_second_network_has_a_bridge_of_its_own() {
+    let site = Site::new();
+    let device = "pod0123456789a";
+    let address = "0a:58:0a:63:00:07";
+    site.node.ip(&format!(
+        "link add v1 type veth peer name {device} netns {} address {address}",
+        site.pod.0
+    ));
+    site.pod.ip(&format!("link set {device} mtu 1380 up"));
+    let nics = vec![
+        nic(Binding::Masquerade, &[]),
+        WantedNic {
+            name: "red".into(),
+            pod_interface: Some(device.into()),
+            place: 1,
+            seed: "ns/vm/red".into(),
+            ..nic(Binding::Bridge, &[])
+        },
+    ];
+    for _ in 0..2 {
+        let wanted = Wanted {
+            nics: nics.clone(),
+            hostname: "vm".into(),
+            owner: 107,
+            dns: Dns::default(),
+        };
+        let prepared = prepare(&site.pod.open(), wanted, site.record()).await.unwrap();
+        assert_eq!((prepared[0].tap.as_str(), prepared[0].mtu), ("tap0", 1400));
+        let red = &prepared[1];
+        assert_eq!(
+            (red.tap.as_str(), red.bridge.as_str(), red.mtu),
+            ("tap0123456789a", "k6t-0123456789a", 1380)
+        );
+        // No plugin gave an address, so the guest is given none; what arrives for it is for its NIC.
+        assert_eq!((red.mac.as_str(), red.dhcp.as_ref()), (address, None));
+    }
+    let bridged = site.pod.ip("-o link show master k6t-0123456789a");
+    assert!(
+        bridged.contains("tap0123456789a") && bridged.contains(device),
+        "{bridged}"
+    );
 }
 
 /// Shows `spec.domain.devices.networkInterfaceMultiqueue`.

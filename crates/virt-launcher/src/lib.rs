@@ -19,6 +19,7 @@ mod credentials;
 mod dhcp;
 mod disks;
 mod driver;
+mod host_devices;
 mod hypervisor;
 mod layout;
 mod libvirtd;

@@ -6,16 +6,18 @@ use std::path::{Path, PathBuf};
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::cause;
 use ferrovirt_core::config::ClusterConfig;
-use ferrovirt_core::machine::{Boot, Machine};
+use ferrovirt_core::machine::{Boot, LaunchSecurity, Machine};
 use ferrovirt_domain::{Facts, FirmwareFiles, MissingFact, NicFact};
 use ferrovirt_protocol::launcher::NodeFacts;
 
-use crate::cpus;
 use crate::disks::{KernelFiles, Prepared};
 use crate::layout::Layout;
+use crate::{cpus, host_devices};
 
 /// Debian's OVMF.
 const OVMF: &str = "/usr/share/OVMF";
+/// The same, for guests that AMD's secure processor measures (Debian package ovmf-amdsev).
+const SNP_FIRMWARE: &str = "/usr/share/ovmf/OVMF.amdsev.fd";
 
 /// Reads the VMI; admission has let it in, so causes are rare and told all at once.
 pub fn parse(vmi: &VirtualMachineInstance) -> Result<Machine, String> {
@@ -52,6 +54,12 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
     };
     let firmware = match machine.boot {
         Boot::Bios { .. } => None,
+        Boot::Efi { .. } if machine.launch_security == Some(LaunchSecurity::Snp) => Some(FirmwareFiles {
+            code: SNP_FIRMWARE.into(),
+            vars_template: PathBuf::new(),
+            nvram: PathBuf::new(),
+        })
+        .filter(|files| files.code.exists()),
         Boot::Efi {
             secure_boot,
             persistent,
@@ -75,6 +83,7 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
             .map(|disk| (disk.name.clone(), disk.file.clone()))
             .collect(),
         nics: node.nics.iter().map(nic).collect(),
+        host_devices: host_devices::given(&machine.host_devices, |name| std::env::var(name).ok()),
         kernel: kernel.kernel,
         initrd: kernel.initrd,
         acpi_tables: machine

@@ -1,6 +1,8 @@
 //! `spec.domain.cpu`.
 
-use ferrovirt_api::v1::{CPU, CPUFeature};
+use std::collections::BTreeSet;
+
+use ferrovirt_api::v1::{CPU, CPUFeature, NUMA, Realtime};
 
 use super::{Cx, on, text};
 use crate::cause::FieldPath;
@@ -27,7 +29,6 @@ impl Cx<'_> {
             threads,
         } = cpu.unwrap_or(&default);
         let dedicated = on(*dedicated_cpu_placement);
-        self.causes.none_of(path, &[("realtime", realtime.is_some())]);
         self.dedicated_only(dedicated, on(*isolate_emulator_thread), path, "isolateEmulatorThread");
         self.dedicated_only(dedicated, numa.is_some(), path, "numa");
         self.dedicated_only(dedicated, realtime.is_some(), path, "realtime");
@@ -63,6 +64,12 @@ impl Cx<'_> {
             model: self.cpu_model(model.as_deref(), &path.child("model")),
             features: self.cpu_features(features, &path.child("features")),
             pinning: None,
+            realtime: self.realtime(
+                realtime.as_ref(),
+                numa.as_ref(),
+                sockets.saturating_mul(per_socket),
+                path,
+            ),
         }
     }
 
@@ -70,6 +77,40 @@ impl Cx<'_> {
         if set && !dedicated {
             self.causes
                 .invalid(&path.child(name), format!("{name} needs dedicatedCpuPlacement"));
+        }
+    }
+
+    /// The vCPUs that are real-time: all, or those of the mask.
+    fn realtime(&mut self, realtime: Option<&Realtime>, numa: Option<&NUMA>, vcpus: u32, path: &FieldPath) -> Vec<u32> {
+        let Some(Realtime { mask }) = realtime else {
+            return Vec::new();
+        };
+        let path = path.child("realtime");
+        if numa.is_none_or(|numa| numa.guest_mapping_passthrough.is_none()) {
+            self.causes
+                .invalid(&path, "realtime needs numa.guestMappingPassthrough");
+        }
+        let Some(mask) = mask.as_deref().filter(|m| !m.trim().is_empty()) else {
+            return (0..vcpus.min(MAX_VCPUS)).collect();
+        };
+        match cpu_mask(mask) {
+            Some(list) if !list.is_empty() && list.iter().all(|cpu| *cpu < vcpus) => list.into_iter().collect(),
+            Some(list) => {
+                let message = if list.is_empty() {
+                    format!("\"{mask}\" leaves no vCPU")
+                } else {
+                    format!("\"{mask}\" has more vCPUs than the guest's {vcpus}")
+                };
+                self.causes.invalid(&path.child("mask"), message);
+                Vec::new()
+            }
+            None => {
+                self.causes.invalid(
+                    &path.child("mask"),
+                    format!("\"{mask}\" is not a list of vCPUs such as 0-3,^1"),
+                );
+                Vec::new()
+            }
         }
     }
 
@@ -112,5 +153,50 @@ impl Cx<'_> {
             parsed.push((name.clone(), policy.to_owned()));
         }
         parsed
+    }
+}
+
+/// `0-3,6,^1`: numbers and ranges, less those after `^`, wherever they stand.
+fn cpu_mask(mask: &str) -> Option<BTreeSet<u32>> {
+    let number = |text: &str| text.parse().ok().filter(|n| *n < MAX_VCPUS && !text.starts_with('+'));
+    let (mut with, mut without) = (BTreeSet::new(), BTreeSet::new());
+    for part in mask.split(',') {
+        let part = part.trim();
+        let (into, range) = match part.strip_prefix('^') {
+            Some(range) => (&mut without, range),
+            None => (&mut with, part),
+        };
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (number(first)?, number(last)?);
+        if first > last {
+            return None;
+        }
+        into.extend(first..=last);
+    }
+    Some(&with - &without)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks() {
+        for (mask, cpus) in [
+            ("0", Some(vec![0])),
+            ("0-3,^1", Some(vec![0, 2, 3])),
+            ("^1,0-3", Some(vec![0, 2, 3])),
+            ("5, 1-2", Some(vec![1, 2, 5])),
+            ("0-5,^2-4", Some(vec![0, 1, 5])),
+            ("^0", Some(vec![])),
+            ("", None),
+            ("3-1", None),
+            ("a", None),
+            ("1,", None),
+            ("+1", None),
+            ("0-4294967295", None),
+        ] {
+            assert_eq!(cpu_mask(mask).map(|set| set.into_iter().collect()), cpus, "{mask}");
+        }
     }
 }

@@ -47,10 +47,9 @@ impl Cx<'_> {
                 ("autoattachVSOCK", on(*autoattach_vsock)),
                 ("downwardMetrics", downward_metrics.is_some()),
                 ("filesystems", !filesystems.is_empty()),
-                ("gpus", !gpus.is_empty()),
-                ("hostDevices", !host_devices.is_empty()),
             ],
         );
+        machine.host_devices = self.host_devices(gpus, host_devices, path);
         machine.graphics = autoattach_graphics_device.unwrap_or(true);
         machine.mem_balloon = autoattach_mem_balloon.unwrap_or(true);
         machine.serial_console = autoattach_serial_console.unwrap_or(true);
@@ -95,7 +94,7 @@ impl Cx<'_> {
     }
 
     /// Names become aliases in the domain.
-    fn device_name(&mut self, name: &str, field: &FieldPath) {
+    pub(super) fn device_name(&mut self, name: &str, field: &FieldPath) {
         if name.is_empty() {
             self.causes.required(field, "a name is needed");
         } else if !text::is_interface_name(name) {

@@ -50,6 +50,14 @@ impl Cx<'_> {
                 );
             }
             let target = self.disk(disk, &path);
+            let claimed = volume_index.and_then(|v| volumes.get(v));
+            let claimed = claimed.is_some_and(|v| v.persistent_volume_claim.is_some() || v.data_volume.is_some());
+            if disk.lun.is_some() && volume_index.is_some() && !claimed {
+                self.causes.invalid(
+                    &path.child("lun"),
+                    "a lun needs a volume of the type persistentVolumeClaim or dataVolume",
+                );
+            }
             let source = volume_index.and_then(|v| sources.get(v)?.clone());
             let (Some(volume_index), Some(source), Some(target)) = (volume_index, source, target) else {
                 continue;
@@ -90,13 +98,9 @@ impl Cx<'_> {
             shareable,
             tag,
         } = disk;
-        self.causes.none_of(
-            path,
-            &[
-                ("changedBlockTracking", on(*changed_block_tracking)),
-                ("tag", tag.is_some()),
-            ],
-        );
+        self.causes
+            .none_of(path, &[("changedBlockTracking", on(*changed_block_tracking))]);
+        self.tag(tag.as_deref(), &path.child("tag"));
         if let Some(serial) = serial.as_deref().filter(|s| !s.is_empty()) {
             self.serial(serial, &path.child("serial"));
         }
@@ -242,7 +246,14 @@ impl Cx<'_> {
             readonly,
             reservation,
         } = target;
+        // A guest's own SCSI commands need a device of the node behind the disk, which claims alone can give.
         _ = self.bus(bus.as_deref(), path);
+        if on(*reservation) && !self.config.persistent_reservation {
+            self.causes.not_supported(
+                &path.child("reservation"),
+                "persistentReservationConfiguration.enabled is not set in the cluster's configuration",
+            );
+        }
         self.causes.not_yet(path);
         self.causes
             .none_of(path, &[("readonly", on(*readonly)), ("reservation", on(*reservation))]);
@@ -265,6 +276,13 @@ impl Cx<'_> {
                 self.causes.one_of(&field, bus, &["virtio", "sata", "scsi", "usb"]);
                 None
             }
+        }
+    }
+
+    /// What the guest is told about a device.
+    pub(super) fn tag(&mut self, tag: Option<&str>, field: &FieldPath) {
+        if !tag.is_none_or(text::is_printable) {
+            self.causes.invalid(field, "has control characters");
         }
     }
 
@@ -341,6 +359,7 @@ fn join(disk: &WireDisk, target: Target, volume_index: usize, source: Source) ->
         dedicated_io_thread: on(disk.dedicated_io_thread),
         io_threads: Vec::new(),
         pci_address: target.pci_address,
+        tag: set(&disk.tag),
         source,
     }
 }

@@ -7,6 +7,7 @@ use ferrovirt_api::v1::{Hugepages, Memory as WireMemory, ReservedOverhead, Resou
 
 use super::Cx;
 use crate::cause::FieldPath;
+use crate::config::GATE_MEMLOCK;
 use crate::machine::Memory;
 
 const LEAST: i64 = 1_000_000;
@@ -28,7 +29,7 @@ impl Cx<'_> {
             reserved_overhead,
         } = memory.unwrap_or(&default);
         let field = path.child("memory");
-        self.reserved_overhead(reserved_overhead.as_ref(), &field);
+        let lockable = self.reserved_overhead(reserved_overhead.as_ref(), &field);
         let limit = self.resources(resources, path);
 
         let Some(guest) = guest else {
@@ -40,6 +41,7 @@ impl Cx<'_> {
                 guest: 0,
                 max_guest: None,
                 huge_page: None,
+                lockable,
             };
         };
         let Some(guest) = self.bytes(guest, &field.child("guest")) else {
@@ -47,6 +49,7 @@ impl Cx<'_> {
                 guest: 0,
                 max_guest: None,
                 huge_page: None,
+                lockable,
             };
         };
         if guest < LEAST {
@@ -66,6 +69,7 @@ impl Cx<'_> {
             guest: u64::try_from(guest).unwrap_or_default(),
             max_guest,
             huge_page: self.huge_page(hugepages.as_ref(), guest, max_guest, &field),
+            lockable,
         }
     }
 
@@ -118,14 +122,14 @@ impl Cx<'_> {
         u64::try_from(max).ok()
     }
 
-    /// `addedOverhead` counts in the pod's memory request; nothing is locked.
-    fn reserved_overhead(&mut self, overhead: Option<&ReservedOverhead>, path: &FieldPath) {
+    /// Whether memory may be locked. `addedOverhead` counts in the pod's memory request.
+    fn reserved_overhead(&mut self, overhead: Option<&ReservedOverhead>, path: &FieldPath) -> bool {
         let Some(ReservedOverhead {
             added_overhead,
             mem_lock,
         }) = overhead
         else {
-            return;
+            return false;
         };
         let path = path.child("reservedOverhead");
         if let Some(added) = added_overhead
@@ -133,8 +137,16 @@ impl Cx<'_> {
         {
             self.causes.invalid(&path.child("addedOverhead"), "is negative");
         }
-        let wanted = mem_lock.as_deref().is_some_and(|m| m != "NotRequired" && !m.is_empty());
-        self.causes.none_of(&path, &[("memLock", wanted)]);
+        let Some(lock) = mem_lock.as_deref().filter(|m| !m.is_empty()) else {
+            return false;
+        };
+        let field = path.child("memLock");
+        let known = self.causes.one_of(&field, lock, &["Required", "NotRequired"]);
+        let required = known && lock == "Required";
+        if required {
+            self.gate(GATE_MEMLOCK, &field);
+        }
+        required
     }
 
     /// Checks requests and limits; returns the memory limit. The pod gets them all.

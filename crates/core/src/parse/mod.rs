@@ -11,13 +11,16 @@ mod dhcp;
 mod disks;
 mod files;
 mod firmware;
+mod host_devices;
 mod hyperv;
 mod io_threads;
 mod kernel_boot;
+mod launch_security;
 mod memory;
 mod networks;
 mod pinning;
 mod pod;
+mod scheduling;
 mod text;
 mod volumes;
 
@@ -29,7 +32,7 @@ use crate::names::firmware_uuid;
 use ferrovirt_api::v1::{DomainSpec, Machine as WireMachine, VirtualMachineInstance, VirtualMachineInstanceSpec};
 
 pub(crate) use hyperv::REQUIREMENTS as HYPERV_REQUIREMENTS;
-pub(crate) use text::{is_dns_label, is_dns_subdomain};
+pub(crate) use text::{is_dns_label, is_dns_subdomain, pci_address};
 
 /// Grace period of a VMI that names none.
 const TERMINATION_GRACE_SECONDS: u64 = 30;
@@ -91,7 +94,7 @@ impl Cx<'_> {
     fn spec(&mut self, name: &str, spec: &VirtualMachineInstanceSpec, path: &FieldPath) -> Machine {
         let VirtualMachineInstanceSpec {
             access_credentials,
-            affinity: _,
+            affinity,
             architecture,
             dns_config,
             dns_policy,
@@ -100,16 +103,16 @@ impl Cx<'_> {
             hostname: own_hostname,
             liveness_probe,
             networks,
-            node_selector: _,
-            priority_class_name: _,
+            node_selector,
+            priority_class_name,
             readiness_probe,
             resource_claims,
-            scheduler_name: _,
+            scheduler_name,
             service_account_name,
             start_strategy,
             subdomain,
             termination_grace_period_seconds,
-            tolerations: _,
+            tolerations,
             topology_spread_constraints,
             utility_volumes,
             volumes,
@@ -136,6 +139,9 @@ impl Cx<'_> {
         );
         machine.interfaces = self.interfaces(&domain.devices.interfaces, networks, path);
         self.boot_orders(&domain.devices, path);
+        if machine.launch_security.is_some() {
+            self.protected_interfaces(&machine.interfaces, path);
+        }
         if let Some(address) = disks::taken_twice(&machine.disks, &machine.interfaces) {
             let field = path.child("domain.devices");
             self.causes
@@ -143,6 +149,10 @@ impl Cx<'_> {
         }
         self.hostname(own_hostname.as_deref(), subdomain.as_deref(), path);
         self.topology_spread(topology_spread_constraints, path);
+        self.affinity(affinity.as_ref(), path);
+        self.node_selector(node_selector, path);
+        self.class_names(priority_class_name.as_deref(), scheduler_name.as_deref(), path);
+        self.tolerations(tolerations, path);
         self.dns(dns_policy.as_deref(), dns_config.as_ref(), path);
         self.eviction_strategy(eviction_strategy.as_deref(), path);
         self.probe(readiness_probe.as_ref(), networks, &path.child("readinessProbe"));
@@ -191,8 +201,6 @@ impl Cx<'_> {
             reboot_policy,
             resources,
         } = domain;
-        self.causes
-            .none_of(path, &[("launchSecurity", launch_security.is_some())]);
         let mut parsed = Machine {
             architecture: self.architecture,
             machine_type: self.machine_type(machine.as_ref(), path),
@@ -217,6 +225,7 @@ impl Cx<'_> {
             io_threads: 0,
             scsi_io_thread: None,
             interfaces: Vec::new(),
+            host_devices: Vec::new(),
             rng: false,
             serial_console: true,
             log_serial_console: true,
@@ -238,6 +247,7 @@ impl Cx<'_> {
             termination_grace_seconds: TERMINATION_GRACE_SECONDS,
             start_paused: false,
             terminate_on_reboot: self.reboot_policy(reboot_policy.as_deref(), path),
+            launch_security: None,
             kernel_boot: None,
             access_credentials: Vec::new(),
             service_account: None,
@@ -245,6 +255,7 @@ impl Cx<'_> {
         parsed.cpu.pinning = self.pinning(cpu.as_ref(), resources.as_ref(), &parsed, path);
         self.features(features.as_ref(), clock.as_ref(), &mut parsed, path);
         self.firmware(firmware.as_ref(), &mut parsed, path);
+        parsed.launch_security = self.launch_security(launch_security.as_ref(), &parsed, path);
         self.clock(clock.as_ref(), &mut parsed, path);
         self.devices(devices, &mut parsed, path);
         parsed
@@ -266,6 +277,14 @@ impl Cx<'_> {
             self.causes.invalid(&field, format!("\"{name}\" is not a machine type"));
         }
         name.clone()
+    }
+
+    /// Refuses `field` unless the feature gate `name` is on.
+    fn gate(&mut self, name: &str, field: &FieldPath) {
+        if !self.config.gate(name) {
+            self.causes
+                .not_supported(field, format!("feature gate {name} is not enabled"));
+        }
     }
 
     fn reboot_policy(&mut self, policy: Option<&str>, path: &FieldPath) -> bool {

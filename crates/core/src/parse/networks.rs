@@ -1,17 +1,21 @@
 //! `spec.networks` and `spec.domain.devices.interfaces`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ferrovirt_api::v1::{Interface as WireInterface, MultusNetwork, Network, PodNetwork, Port as WirePort};
+use ferrovirt_api::v1::{
+    Interface as WireInterface, MultusNetwork, Network, PodNetwork, Port as WirePort, PortRange as WirePortRange,
+};
 
 use super::disks::boot_order;
-use super::{Cx, text};
+use super::{Cx, is_dns_label, is_dns_subdomain, text};
 use crate::cause::FieldPath;
-use crate::machine::{Binding, Interface, Port};
+use crate::config::GATE_PORT_RANGES;
+use crate::machine::{Binding, Interface, NicNetwork, Port, PortRange};
 
 const MODELS: [&str; 7] = ["e1000", "e1000e", "igb", "ne2k_pci", "pcnet", "rtl8139", "virtio"];
 /// Address of masquerade's bridge.
 const RESERVED_MAC: &str = "02:00:00:00:00:00";
+const MAX_PORT_RANGES: usize = 10;
 
 impl Cx<'_> {
     pub(super) fn interfaces(
@@ -78,23 +82,16 @@ impl Cx<'_> {
                 1 => {}
                 _ => self.causes.invalid(&path, "a network has one type"),
             }
-            self.causes.none_of(
-                &path,
-                &[
-                    ("multus", multus.is_some()),
-                    ("resourceClaim", resource_claim.is_some()),
-                ],
-            );
-            if let Some(MultusNetwork {
-                default: _,
-                network_name,
-            }) = multus
-                && network_name.is_empty()
-            {
-                self.causes.required(
-                    &path.child("multus.networkName"),
-                    "a multus network needs the name of its definition",
+            self.causes
+                .none_of(&path, &[("resourceClaim", resource_claim.is_some())]);
+            if multus.is_some() && !self.config.secondary_networks {
+                self.causes.not_supported(
+                    &path.child("multus"),
+                    "one machine has the pod network only; a cluster may have others",
                 );
+            }
+            if let Some(multus) = multus {
+                self.definition(multus, &path.child("multus.networkName"));
             }
             if let Some(pod) = pod {
                 let interface = interfaces.iter().find(|interface| interface.name == *name);
@@ -109,6 +106,33 @@ impl Cx<'_> {
                 self.causes
                     .duplicate(&path.child("multus.default"), "there is one default network");
             }
+            if default(network) && networks.iter().any(|other| other.pod.is_some()) {
+                self.causes.invalid(
+                    &path.child("multus.default"),
+                    "a default network takes the place of the pod network, which is listed, too",
+                );
+            }
+        }
+    }
+
+    /// The name of a NetworkAttachmentDefinition.
+    fn definition(&mut self, multus: &MultusNetwork, field: &FieldPath) {
+        let MultusNetwork {
+            default: _,
+            network_name,
+        } = multus;
+        let (namespace, name) = match network_name.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, network_name.as_str()),
+        };
+        if network_name.is_empty() {
+            self.causes
+                .required(field, "a multus network needs the name of its definition");
+        } else if !is_dns_subdomain(name) || !namespace.is_none_or(is_dns_label) {
+            self.causes.invalid(
+                field,
+                format!("\"{network_name}\" is not the name of a definition, with or without its namespace"),
+            );
         }
     }
 
@@ -139,8 +163,7 @@ impl Cx<'_> {
             state,
             tag,
         } = interface;
-        self.causes
-            .none_of(path, &[("portRanges", !port_ranges.is_empty()), ("tag", tag.is_some())]);
+        self.tag(tag.as_deref(), &path.child("tag"));
         let pod = network.and_then(|n| n.pod.as_ref());
         let binding = self.binding(interface, pod.is_some(), path);
         let model = model.as_deref().filter(|m| !m.is_empty()).unwrap_or("virtio");
@@ -158,13 +181,30 @@ impl Cx<'_> {
             }
         });
         let dhcp = self.dhcp(dhcp_options.as_ref(), &path.child("dhcpOptions"));
-        let link_down = self.state(state.as_deref(), &path.child("state"));
+        let secondary = network.is_some_and(|n| n.multus.as_ref().is_some_and(|m| m.default != Some(true)));
+        let pluggable = secondary && interface.bridge.is_some();
+        let (link_down, absent) = self.state(state.as_deref(), pluggable, &path.child("state"));
         let ports = self.ports(ports, &path.child("ports"));
-        let vm_network_cidr = pod
-            .and_then(|pod| pod.vm_network_cidr.clone())
-            .filter(|cidr| !cidr.is_empty());
+        let port_ranges = self.port_ranges(
+            port_ranges,
+            &ports,
+            interface.masquerade.is_some(),
+            &path.child("portRanges"),
+        );
+        let set = |value: &Option<String>| value.clone().filter(|v| !v.is_empty());
+        let place = match network.and_then(|n| n.multus.as_ref()) {
+            Some(multus) => NicNetwork::Multus {
+                definition: multus.network_name.clone(),
+                default: multus.default == Some(true),
+            },
+            None => NicNetwork::Pod,
+        };
+        if absent {
+            return None;
+        }
         Some(Interface {
             name: name.clone(),
+            network: place,
             binding: binding?,
             model: model.to_owned(),
             mac,
@@ -173,7 +213,10 @@ impl Cx<'_> {
             link_down,
             boot_order: boot_order(*order),
             ports,
-            vm_network_cidr,
+            port_ranges,
+            vm_network_cidr: pod.and_then(|pod| set(&pod.vm_network_cidr)),
+            vm_ipv6_network_cidr: pod.and_then(|pod| set(&pod.vm_i_pv6_network_cidr)),
+            tag: set(tag),
             dhcp,
         })
     }
@@ -245,19 +288,21 @@ impl Cx<'_> {
         Some(mac)
     }
 
-    /// Whether the link is down.
-    fn state(&mut self, state: Option<&str>, field: &FieldPath) -> bool {
+    /// Whether the link is down, and whether there is no NIC at all.
+    fn state(&mut self, state: Option<&str>, pluggable: bool, field: &FieldPath) -> (bool, bool) {
         match state.unwrap_or_default() {
-            "" | "up" => false,
-            "down" => true,
+            "" | "up" => (false, false),
+            "down" => (true, false),
             "absent" => {
-                self.causes
-                    .invalid(field, "absent is for bridge interfaces on secondary networks only");
-                false
+                if !pluggable {
+                    self.causes
+                        .invalid(field, "absent is for bridge interfaces on secondary networks only");
+                }
+                (false, true)
             }
             other => {
                 self.causes.one_of(field, other, &["up", "down", "absent"]);
-                false
+                (false, false)
             }
         }
     }
@@ -296,6 +341,66 @@ impl Cx<'_> {
         parsed
     }
 
+    fn port_ranges(
+        &mut self,
+        ranges: &[WirePortRange],
+        ports: &[Port],
+        masquerade: bool,
+        path: &FieldPath,
+    ) -> Vec<PortRange> {
+        if ranges.is_empty() {
+            return Vec::new();
+        }
+        self.gate(GATE_PORT_RANGES, path);
+        if !masquerade {
+            self.causes.invalid(path, "port ranges need the masquerade binding");
+        }
+        if ranges.len() > MAX_PORT_RANGES {
+            self.causes
+                .invalid(path, format!("more than {MAX_PORT_RANGES} port ranges"));
+        }
+        let mut parsed: Vec<PortRange> = Vec::new();
+        for (i, WirePortRange { end, protocol, start }) in ranges.iter().enumerate() {
+            let path = path.index(i);
+            let protocol = if protocol.is_empty() { "TCP" } else { protocol };
+            self.causes.one_of(&path.child("protocol"), protocol, &["TCP", "UDP"]);
+            let mut port = |name: &str, port: i32| {
+                let number = u16::try_from(port).ok().filter(|p| *p > 0);
+                if number.is_none() {
+                    self.causes
+                        .invalid(&path.child(name), format!("{port} is not between 1 and 65535"));
+                }
+                number
+            };
+            let (Some(start), Some(end)) = (port("start", *start), port("end", *end)) else {
+                continue;
+            };
+            let range = PortRange {
+                start,
+                end,
+                udp: protocol == "UDP",
+            };
+            if start > end {
+                self.causes
+                    .invalid(&path.child("end"), format!("{end} is before the start, {start}"));
+            }
+            let other = |other: &PortRange| other.udp == range.udp && other.start <= end && start <= other.end;
+            if parsed.iter().any(other) {
+                self.causes
+                    .invalid(&path, format!("{start} to {end} overlaps with another range"));
+            }
+            if let Some(port) = ports
+                .iter()
+                .find(|p| p.udp == range.udp && (start..=end).contains(&p.port))
+            {
+                self.causes
+                    .invalid(&path, format!("{start} to {end} overlaps with port {}", port.port));
+            }
+            parsed.push(range);
+        }
+        parsed
+    }
+
     /// The guest's network behind masquerade.
     fn cidr(&mut self, pod: &PodNetwork, interface: Option<&WireInterface>, path: &FieldPath) {
         let PodNetwork {
@@ -303,22 +408,33 @@ impl Cx<'_> {
             vm_network_cidr,
         } = pod;
         let set = |value: &Option<String>| value.clone().filter(|v| !v.is_empty());
-        self.causes
-            .none_of(path, &[("vmIPv6NetworkCIDR", set(vm_i_pv6_network_cidr).is_some())]);
-        let Some(cidr) = set(vm_network_cidr) else { return };
-        let field = path.child("vmNetworkCIDR");
-        if interface.is_some_and(|interface| interface.masquerade.is_none()) {
-            self.causes
-                .invalid(&field, "vmNetworkCIDR needs the masquerade binding");
-        }
-        let valid = cidr.split_once('/').is_some_and(|(address, prefix)| {
-            address.parse::<Ipv4Addr>().is_ok() && prefix.parse::<u8>().is_ok_and(|p| (8..=30).contains(&p))
-        });
-        if !valid {
-            self.causes.invalid(
-                &field,
-                format!("\"{cidr}\" is not an IPv4 network such as 10.0.2.0/24, with a prefix of 8 to 30"),
-            );
+        let masquerade = interface.is_none_or(|interface| interface.masquerade.is_some());
+        for (name, cidr, v6) in [
+            ("vmNetworkCIDR", set(vm_network_cidr), false),
+            ("vmIPv6NetworkCIDR", set(vm_i_pv6_network_cidr), true),
+        ] {
+            let Some(cidr) = cidr else { continue };
+            let field = path.child(name);
+            if !masquerade {
+                self.causes
+                    .invalid(&field, format!("{name} needs the masquerade binding"));
+            }
+            let valid = cidr.split_once('/').is_some_and(|(address, prefix)| {
+                let prefix = prefix.parse::<u8>();
+                if v6 {
+                    address.parse::<Ipv6Addr>().is_ok() && prefix.is_ok_and(|p| (8..=126).contains(&p))
+                } else {
+                    address.parse::<Ipv4Addr>().is_ok() && prefix.is_ok_and(|p| (8..=30).contains(&p))
+                }
+            });
+            let example = if v6 {
+                "an IPv6 network such as fd10:0:2::/120, with a prefix of 8 to 126"
+            } else {
+                "an IPv4 network such as 10.0.2.0/24, with a prefix of 8 to 30"
+            };
+            if !valid {
+                self.causes.invalid(&field, format!("\"{cidr}\" is not {example}"));
+            }
         }
     }
 }

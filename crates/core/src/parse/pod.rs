@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ferrovirt_api::v1::{Network, Probe};
-use k8s_openapi::api::core::v1::{PodDNSConfig, PodDNSConfigOption, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::{PodDNSConfig, PodDNSConfigOption};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{Cx, is_dns_label, is_dns_subdomain, text};
@@ -27,27 +27,6 @@ impl Cx<'_> {
             self.causes.invalid(
                 &path.child("subdomain"),
                 format!("\"{subdomain}\" is not a DNS subdomain"),
-            );
-        }
-    }
-
-    /// What Kubernetes would refuse when it is too late to tell the VMI's author.
-    pub(super) fn topology_spread(&mut self, constraints: &[TopologySpreadConstraint], path: &FieldPath) {
-        for (i, constraint) in constraints.iter().enumerate() {
-            let path = path.child("topologySpreadConstraints").index(i);
-            if constraint.max_skew < 1 {
-                let message = format!("{} is less than 1", constraint.max_skew);
-                self.causes.invalid(&path.child("maxSkew"), message);
-            }
-            if constraint.topology_key.is_empty() {
-                self.causes
-                    .required(&path.child("topologyKey"), "a label of nodes is needed");
-            }
-            let field = path.child("whenUnsatisfiable");
-            self.causes.one_of(
-                &field,
-                &constraint.when_unsatisfiable,
-                &["DoNotSchedule", "ScheduleAnyway"],
             );
         }
     }

@@ -22,6 +22,20 @@ pub(super) fn is_port_name(text: &str) -> bool {
     text.len() <= 15 && is_dns_label(text) && text.bytes().any(|b| b.is_ascii_lowercase()) && !text.contains("--")
 }
 
+/// A resource of nodes: a DNS subdomain, `/`, and at most 63 of `[A-Za-z0-9_.-]`, alphanumeric at both ends.
+pub(super) fn is_resource_name(text: &str) -> bool {
+    let outer = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    text.split_once('/').is_some_and(|(domain, name)| {
+        let bytes = name.as_bytes();
+        let inner = |b: &u8| b.is_ascii_alphanumeric() || b"_.-".contains(b);
+        is_dns_subdomain(domain)
+            && bytes.len() <= 63
+            && outer(bytes.first())
+            && outer(bytes.last())
+            && bytes.iter().all(inner)
+    })
+}
+
 /// A word that libvirt takes for models, features and machine types.
 pub(super) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b))
@@ -52,7 +66,7 @@ pub(super) fn mac_address(text: &str) -> Option<String> {
 }
 
 /// `dddd:bb:ss.f` in hexadecimal.
-pub(super) fn pci_address(text: &str) -> Option<PciAddress> {
+pub(crate) fn pci_address(text: &str) -> Option<PciAddress> {
     let hex = |part: &str, width: usize| {
         let fits = part.len() == width && part.bytes().all(|b| b.is_ascii_hexdigit());
         fits.then(|| u16::from_str_radix(part, 16).ok()).flatten()
@@ -94,6 +108,22 @@ mod tests {
             assert_eq!(is_port_name(text), port, "port {text}");
         }
         assert!(!is_dns_label(&"a".repeat(64)));
+    }
+
+    #[test]
+    fn resource_names() {
+        for (text, valid) in [
+            ("example.com/device", true),
+            ("nvidia.com/TU104GL_Tesla_T4", true),
+            ("device", false),
+            ("example.com/", false),
+            ("/device", false),
+            ("Example.com/device", false),
+            ("example.com/a/b", false),
+            ("example.com/-a", false),
+        ] {
+            assert_eq!(is_resource_name(text), valid, "{text}");
+        }
     }
 
     #[test]

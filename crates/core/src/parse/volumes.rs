@@ -188,10 +188,7 @@ impl Cx<'_> {
             shared,
             r#type,
         } = source;
-        if !self.config.gate(GATE_HOST_DISK) {
-            self.causes.not_supported(path, "feature gate HostDisk is not enabled");
-        }
-        self.causes.none_of(path, &[("shared", on(*shared))]);
+        self.gate(GATE_HOST_DISK, path);
         let field = path.child("path");
         if file.is_empty() {
             self.causes.required(&field, "a hostDisk needs the path of its file");
@@ -227,6 +224,7 @@ impl Cx<'_> {
         Some(Source::HostDisk {
             path: file.clone(),
             create,
+            shared: on(*shared),
         })
     }
 

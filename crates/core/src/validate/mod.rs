@@ -1,5 +1,6 @@
 //! What admission refuses: [`Machine::parse`] plus the rules about an object's metadata and about changes.
 
+mod data_volumes;
 mod vm;
 
 use std::collections::BTreeMap;

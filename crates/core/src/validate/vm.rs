@@ -1,10 +1,8 @@
 //! VirtualMachine.
 
-use ferrovirt_api::v1::{
-    DataVolumeTemplateSpec, VirtualMachine, VirtualMachineInstanceTemplateSpec, VirtualMachineSpec,
-};
+use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstanceTemplateSpec, VirtualMachineSpec};
 
-use super::metadata;
+use super::{data_volumes, metadata};
 use crate::cause::{Cause, Causes, FieldPath};
 use crate::config::ClusterConfig;
 use crate::parse::parse_spec;
@@ -39,7 +37,13 @@ pub fn validate_vm(vm: &VirtualMachine, old: Option<&VirtualMachine>, config: &C
             ("preference", preference.is_some()),
         ],
     );
-    data_volume_names(&mut causes, data_volume_templates, &path.child("dataVolumeTemplates"));
+    data_volumes::templates(
+        &mut causes,
+        data_volume_templates,
+        template.spec.as_ref(),
+        vm.metadata.namespace.as_deref(),
+        &path.child("dataVolumeTemplates"),
+    );
     if let Some(strategy) = update_volumes_strategy.as_deref().filter(|s| !s.is_empty()) {
         let field = path.child("updateVolumesStrategy");
         causes.one_of(&field, strategy, &["Replacement", "Migration"]);
@@ -70,16 +74,6 @@ fn run(causes: &mut Causes, running: Option<bool>, strategy: Option<&str>, path:
     causes.one_of(&field, strategy, &RUN_STRATEGIES);
     if strategy == "WaitAsReceiver" {
         causes.not_yet(&field);
-    }
-}
-
-fn data_volume_names(causes: &mut Causes, templates: &[DataVolumeTemplateSpec], path: &FieldPath) {
-    for (i, template) in templates.iter().enumerate() {
-        let name = template.metadata.as_ref().and_then(|m| m.name.as_deref());
-        if name.is_none_or(str::is_empty) {
-            let field = path.index(i).child("metadata.name");
-            causes.required(&field, "a DataVolume template needs a name");
-        }
     }
 }
 

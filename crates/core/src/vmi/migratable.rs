@@ -135,6 +135,7 @@ mod tests {
         .unwrap()
     }
 
+    /// Shows `spec.volumes[].hostDisk.shared`.
     #[test]
     fn obstacles() {
         let masquerade = json!({"name": "default", "masquerade": {}});

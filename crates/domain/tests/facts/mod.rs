@@ -1,7 +1,9 @@
 //! Facts that fit any machine.
 
-use ferrovirt_core::machine::{Boot, Machine, Source};
-use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, NicFact};
+use std::collections::BTreeMap;
+
+use ferrovirt_core::machine::{Boot, HostDevice, Machine, PciAddress, Source};
+use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, NicFact};
 
 pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
 
@@ -62,6 +64,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         emulator: "/usr/bin/qemu-system-x86_64".into(),
         disks: disks.collect(),
         nics: nics.collect(),
+        host_devices: host_devices(machine),
         kernel: boot_file(boot.and_then(|boot| boot.kernel.as_ref())),
         initrd: boot_file(boot.and_then(|boot| boot.initrd.as_ref())),
         acpi_tables: ["slic", "msdm"]
@@ -86,4 +89,26 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         block_sizes: machine.disks.iter().map(|disk| (disk.name.clone(), 4096)).collect(),
         agent_socket: private("agent"),
     }
+}
+
+/// Parts of GPUs have an `m` in their resource's name, USB devices a `u`.
+fn host_devices(machine: &Machine) -> BTreeMap<String, HostDeviceFact> {
+    let devices = machine.host_devices.iter().zip(1_u8..);
+    let fact = |(device, n): (&HostDevice, u8)| {
+        let fact = match device.resource.rsplit_once('/').map(|(_, name)| &name[..1]) {
+            Some("m") => HostDeviceFact::Mediated(uuid::Uuid::from_u128(u128::from(n))),
+            Some("u") => HostDeviceFact::Usb {
+                bus: 3,
+                device: n.into(),
+            },
+            _ => HostDeviceFact::Pci(PciAddress {
+                domain: 0,
+                bus: 0x81,
+                slot: n,
+                function: 1,
+            }),
+        };
+        (device.alias(), fact)
+    };
+    devices.map(fact).collect()
 }

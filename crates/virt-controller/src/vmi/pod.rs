@@ -7,7 +7,7 @@ use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{Probe, VirtualMachineInstance, VirtualMachineInstanceSpec};
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::cause::{self, Cause};
-use ferrovirt_core::machine::{CpuModel, Machine};
+use ferrovirt_core::machine::{CpuModel, Machine, NicNetwork};
 use ferrovirt_core::names;
 use ferrovirt_core::overhead::{PodResources, pod_resources};
 use ferrovirt_protocol::paths;
@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
+use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
 use super::claims::Claims;
@@ -199,6 +200,7 @@ fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodReso
             String::new(),
         ),
     ]);
+    annotations.extend(networks(machine, meta.namespace.as_deref().unwrap_or_default()));
     ObjectMeta {
         annotations: Some(annotations),
         generate_name: Some(name_base(vmi)),
@@ -220,6 +222,30 @@ pub(super) fn owner(vmi: &VirtualMachineInstance) -> OwnerReference {
         name: vmi.metadata.name.clone().unwrap_or_default(),
         uid: vmi.metadata.uid.clone().unwrap_or_default(),
     }
+}
+
+/// What Multus is asked for: networks beside the one that all pods have, or instead of it.
+fn networks(machine: &Machine, namespace: &str) -> Vec<(String, String)> {
+    let (mut more, mut annotations) = (Vec::new(), Vec::new());
+    for interface in &machine.interfaces {
+        let NicNetwork::Multus { definition, default } = &interface.network else {
+            continue;
+        };
+        let Some(device) = interface.pod_interface().filter(|_| !default) else {
+            annotations.push((names::DEFAULT_NETWORK_ANNOTATION.to_owned(), definition.clone()));
+            continue;
+        };
+        let (namespace, name) = definition.split_once('/').unwrap_or((namespace, definition));
+        let mut entry = json!({"name": name, "namespace": namespace, "interface": device});
+        if let Some(mac) = &interface.mac {
+            entry["mac"] = mac.as_str().into();
+        }
+        more.push(entry);
+    }
+    if !more.is_empty() {
+        annotations.push((names::NETWORKS_ANNOTATION.to_owned(), Value::Array(more).to_string()));
+    }
+    annotations
 }
 
 /// A name as the value of a label: what is too long is cut and made unique again.
@@ -455,6 +481,12 @@ fn node_selector(
         all.insert(format!("machine-type.node.kubevirt.io/{}", machine.machine_type), yes());
         if machine.cpu.pinning.is_some() {
             all.insert(names::CPU_MANAGER_LABEL.to_owned(), yes());
+        }
+        if !machine.cpu.realtime.is_empty() {
+            all.insert(names::REALTIME_LABEL.to_owned(), yes());
+        }
+        if let Some(security) = &machine.launch_security {
+            all.insert(format!("kubevirt.io/{}", security.node_label()), yes());
         }
         if let CpuModel::Named(model) = &machine.cpu.model {
             all.insert(format!("cpu-model.node.kubevirt.io/{model}"), yes());

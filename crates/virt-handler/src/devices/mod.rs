@@ -12,18 +12,22 @@
 //! each then looks at what there is.
 
 mod plugin;
+mod pool;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use ferrovirt_core::ClusterConfig;
 use futures::StreamExt;
 use futures::future::join_all;
 use inotify::{Inotify, WatchMask};
 use tokio::sync::watch;
 
 use crate::kvm::Verdict;
+use pool::Pool;
 
 /// Generated from `proto/deviceplugin.proto`.
 #[allow(clippy::all, clippy::unwrap_used, clippy::too_many_lines, reason = "generated")]
@@ -37,6 +41,8 @@ const RESOURCE_PREFIX: &str = "devices.kubevirt.io/";
 pub(crate) const KVM_RESOURCE: &str = "devices.kubevirt.io/kvm";
 /// As many guests may share a device; it is not used up.
 pub(crate) const COUNT: usize = 1000;
+/// Pause before the node's devices are looked for again.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Pause before a directory that could not be watched is tried again.
 const WATCH_AGAIN: Duration = Duration::from_secs(1);
 
@@ -63,12 +69,55 @@ impl Device {
     }
 }
 
+/// What one plugin offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Offer {
+    /// A device that guests share.
+    Shared(Device),
+    /// Devices that are one guest's each.
+    Pool(Pool),
+}
+
+impl Offer {
+    /// Whether each of its devices is there.
+    fn present(&self) -> Vec<bool> {
+        match self {
+            Self::Shared(device) => vec![device.path.exists()],
+            Self::Pool(pool) => pool.present(),
+        }
+    }
+
+    fn resource(&self) -> String {
+        match self {
+            Self::Shared(device) => device.resource(),
+            Self::Pool(pool) => pool.resource.clone(),
+        }
+    }
+
+    /// Name of its socket.
+    fn socket(&self) -> String {
+        let name = match self {
+            Self::Shared(device) => device.name.to_owned(),
+            Self::Pool(pool) => pool.resource.replace('/', "-"),
+        };
+        format!("kubevirt-{name}.sock")
+    }
+
+    fn directories(&self) -> Vec<&Path> {
+        match self {
+            Self::Shared(device) => device.path.parent().into_iter().collect(),
+            Self::Pool(pool) => pool.directories().collect(),
+        }
+    }
+}
+
 /// All that a node may offer. `/dev/kvm` is only offered where guests were seen to run with it.
 pub(crate) fn known(kvm: &Verdict) -> Vec<Device> {
     let mut all = vec![
         Device::new("tun", "/dev/net/tun"),
         Device::new("vhost-net", "/dev/vhost-net"),
         Device::new("vhost-vsock", "/dev/vhost-vsock"),
+        Device::new("sev", "/dev/sev"),
     ];
     if kvm.usable {
         all.push(Device::new("kvm", "/dev/kvm"));
@@ -79,16 +128,52 @@ pub(crate) fn known(kvm: &Verdict) -> Vec<Device> {
 /// Offers `devices` to the kubelet whose plugin directory is `directory`, for ever. `registered` counts those that the
 /// kubelet has accepted at least once. Cancel safe; the sockets go with it.
 pub(crate) async fn run(directory: &Path, devices: Vec<Device>, registered: &watch::Sender<usize>) {
+    offer(directory, devices.into_iter().map(Offer::Shared).collect(), registered).await;
+}
+
+/// Offers what the cluster's configuration selects of the node's devices, as [`run`] does.
+pub(crate) async fn run_pools(directory: &Path, mut config: watch::Receiver<Arc<ClusterConfig>>) {
+    let (registered, _) = watch::channel(0);
+    loop {
+        let pools = of_this_node(&mut config);
+        let present = |pools: &[Pool]| pools.iter().map(Pool::present).collect::<Vec<_>>();
+        let there = present(&pools);
+        let offers = pools.iter().cloned().map(Offer::Pool).collect();
+        let other = async {
+            loop {
+                tokio::select! {
+                    Ok(()) = config.changed() => {}
+                    () = tokio::time::sleep(LOOK_AGAIN) => {}
+                }
+                let now = of_this_node(&mut config);
+                if now != pools || present(&now) != there {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = offer(directory, offers, &registered) => {}
+            () = other => {}
+        }
+    }
+}
+
+fn of_this_node(config: &mut watch::Receiver<Arc<ClusterConfig>>) -> Vec<Pool> {
+    let config = Arc::clone(&config.borrow_and_update());
+    pool::find(&config.device_selectors, Path::new("/sys"), Path::new("/dev"))
+}
+
+async fn offer(directory: &Path, offers: Vec<Offer>, registered: &watch::Sender<usize>) {
     let (changes, _) = watch::channel(());
-    let directories: BTreeSet<PathBuf> = devices
+    let directories: BTreeSet<PathBuf> = offers
         .iter()
-        .filter_map(|device| device.path.parent())
+        .flat_map(Offer::directories)
         .chain([directory])
         .map(Path::to_owned)
         .collect();
-    let plugins = devices
+    let plugins = offers
         .into_iter()
-        .map(|device| plugin::run(directory, device, changes.subscribe(), registered));
+        .map(|offer| plugin::run(directory, offer, changes.subscribe(), registered));
     tokio::join!(join_all(plugins), follow(&directories, &changes));
 }
 

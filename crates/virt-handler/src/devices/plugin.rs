@@ -25,7 +25,7 @@ use super::api::{
     Empty, ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
     PreferredAllocationResponse, RegisterRequest,
 };
-use super::{COUNT, Device};
+use super::{COUNT, Device, Offer};
 
 /// The interface's version.
 const VERSION: &str = "v1beta1";
@@ -71,7 +71,7 @@ fn identity(path: &Path) -> Option<Identity> {
 struct Serving {
     path: PathBuf,
     bound: Option<Identity>,
-    health: watch::Sender<bool>,
+    health: watch::Sender<Vec<bool>>,
     /// The kubelet's socket that accepted us.
     registered: Option<Identity>,
     _server: AbortOnDropHandle<()>,
@@ -86,24 +86,24 @@ impl Drop for Serving {
     }
 }
 
-/// Offers one device for ever. Cancel safe.
+/// Offers one resource for ever. Cancel safe.
 pub(super) async fn run(
     directory: &Path,
-    device: Device,
+    offer: Offer,
     mut changes: watch::Receiver<()>,
     registered: &watch::Sender<usize>,
 ) {
     let (mut serving, mut pause, mut counted) = (None, FIRST_PAUSE, false);
     loop {
         changes.borrow_and_update();
-        let retry = match step(directory, &device, &mut serving).await {
+        let retry = match step(directory, &offer, &mut serving).await {
             Ok(()) => {
                 pause = FIRST_PAUSE;
                 None
             }
             Err(error) => {
                 let error = ferrovirt_runtime::logs::chain(&error);
-                tracing::warn!(device = device.name, error, "device plugin");
+                tracing::warn!(resource = offer.resource(), error, "device plugin");
                 pause = (pause * 2).min(LONGEST_PAUSE);
                 Some(pause)
             }
@@ -126,20 +126,20 @@ pub(super) async fn run(
 }
 
 /// Brings the plugin to where it should be now.
-async fn step(directory: &Path, device: &Device, slot: &mut Option<Serving>) -> Result<(), Error> {
-    let present = device.path.exists();
-    let socket = directory.join(format!("kubevirt-{}.sock", device.name));
+async fn step(directory: &Path, offer: &Offer, slot: &mut Option<Serving>) -> Result<(), Error> {
+    let present = offer.present();
+    let socket = directory.join(offer.socket());
     if slot.as_ref().is_some_and(|serving| identity(&socket) != serving.bound) {
         *slot = None;
     }
     let serving = match slot {
         Some(serving) => serving,
-        None if !present => return Ok(()),
-        None => slot.insert(serve(socket, device.clone())?),
+        None if !present.contains(&true) => return Ok(()),
+        None => slot.insert(serve(socket, offer.clone(), present.clone())?),
     };
     serving.health.send_if_modified(|health| {
         let changed = *health != present;
-        *health = present;
+        health.clone_from(&present);
         changed
     });
     let path = directory.join(KUBELET_SOCKET);
@@ -147,14 +147,14 @@ async fn step(directory: &Path, device: &Device, slot: &mut Option<Serving>) -> 
         return Ok(());
     };
     if serving.registered != Some(kubelet) {
-        register(path, device).await?;
+        register(path, offer).await?;
         serving.registered = Some(kubelet);
-        tracing::info!(resource = device.resource(), "the kubelet accepted the device plugin");
+        tracing::info!(resource = offer.resource(), "the kubelet accepted the device plugin");
     }
     Ok(())
 }
 
-fn serve(path: PathBuf, device: Device) -> Result<Serving, Error> {
+fn serve(path: PathBuf, offer: Offer, present: Vec<bool>) -> Result<Serving, Error> {
     let failed = |source| Error::Listen {
         path: path.clone(),
         source,
@@ -164,15 +164,15 @@ fn serve(path: PathBuf, device: Device) -> Result<Serving, Error> {
         _ => {}
     }
     let listener = UnixListener::bind(&path).map_err(failed)?;
-    let (health, seen) = watch::channel(true);
-    let name = device.name;
-    let service = DevicePluginServer::new(Plugin { device, health: seen });
+    let (health, seen) = watch::channel(present);
+    let resource = offer.resource();
+    let service = DevicePluginServer::new(Plugin { offer, health: seen });
     let server = tokio::spawn(async move {
         let served = tonic::transport::Server::builder()
             .add_service(service)
             .serve_with_incoming(UnixListenerStream::new(listener));
         if let Err(error) = served.await {
-            tracing::warn!(device = name, %error, "the device plugin's server failed");
+            tracing::warn!(resource, %error, "the device plugin's server failed");
         }
     });
     Ok(Serving {
@@ -184,11 +184,11 @@ fn serve(path: PathBuf, device: Device) -> Result<Serving, Error> {
     })
 }
 
-async fn register(path: PathBuf, device: &Device) -> Result<(), Error> {
+async fn register(path: PathBuf, offer: &Offer) -> Result<(), Error> {
     let request = RegisterRequest {
         version: VERSION.to_owned(),
-        endpoint: format!("kubevirt-{}.sock", device.name),
-        resource_name: device.resource(),
+        endpoint: offer.socket(),
+        resource_name: offer.resource(),
         options: Some(DevicePluginOptions::default()),
     };
     let socket = Arc::new(path.clone());
@@ -203,7 +203,7 @@ async fn register(path: PathBuf, device: &Device) -> Result<(), Error> {
             .map_err(|source| Error::Connect { path, source })?;
         let answer = RegistrationClient::new(channel).register(request).await;
         answer.map_err(|status| Error::Refused {
-            resource: device.resource(),
+            resource: offer.resource(),
             status: Box::new(status),
         })
     };
@@ -215,20 +215,25 @@ async fn register(path: PathBuf, device: &Device) -> Result<(), Error> {
 
 /// The service.
 struct Plugin {
-    device: Device,
-    health: watch::Receiver<bool>,
+    offer: Offer,
+    health: watch::Receiver<Vec<bool>>,
 }
 
-/// All devices of a plugin, in one state of health.
-fn list(name: &str, healthy: bool) -> ListAndWatchResponse {
-    let health = if healthy { "Healthy" } else { "Unhealthy" };
+/// All shares of what is offered, each with its health. A device that is shared has many.
+fn list(offer: &Offer, healthy: &[bool]) -> ListAndWatchResponse {
+    let ids: Vec<(String, bool)> = match offer {
+        Offer::Shared(device) => {
+            let healthy = healthy.contains(&true);
+            (0..COUNT).map(|n| (format!("{}{n}", device.name), healthy)).collect()
+        }
+        Offer::Pool(pool) => pool.ids().into_iter().zip(healthy.iter().copied()).collect(),
+    };
+    let device = |(id, healthy)| ApiDevice {
+        id,
+        health: if healthy { "Healthy" } else { "Unhealthy" }.to_owned(),
+    };
     ListAndWatchResponse {
-        devices: (0..COUNT)
-            .map(|n| ApiDevice {
-                id: format!("{name}{n}"),
-                health: health.to_owned(),
-            })
-            .collect(),
+        devices: ids.into_iter().map(device).collect(),
     }
 }
 
@@ -257,8 +262,8 @@ impl DevicePlugin for Plugin {
     type ListAndWatchStream = Pin<Box<dyn Stream<Item = Result<ListAndWatchResponse, Status>> + Send>>;
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
-        let name = self.device.name;
-        let lists = WatchStream::new(self.health.clone()).map(move |healthy| Ok(list(name, healthy)));
+        let offer = self.offer.clone();
+        let lists = WatchStream::new(self.health.clone()).map(move |healthy| Ok(list(&offer, &healthy)));
         Ok(Response::new(Box::pin(lists)))
     }
 
@@ -270,8 +275,11 @@ impl DevicePlugin for Plugin {
     }
 
     async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateResponse>, Status> {
-        let containers = request.into_inner().container_requests.len();
-        Ok(Response::new(allocate(&self.device, containers)))
+        let request = request.into_inner();
+        Ok(Response::new(match &self.offer {
+            Offer::Shared(device) => allocate(device, request.container_requests.len()),
+            Offer::Pool(pool) => pool.allocate(&request),
+        }))
     }
 
     async fn pre_start_container(

@@ -151,6 +151,6 @@ fn kvm_is_only_offered_where_it_was_proved() {
         why: String::new(),
     };
     let names = |usable| -> Vec<&str> { known(&verdict(usable)).iter().map(|device| device.name).collect() };
-    assert_eq!(names(false), ["tun", "vhost-net", "vhost-vsock"]);
-    assert_eq!(names(true), ["tun", "vhost-net", "vhost-vsock", "kvm"]);
+    assert_eq!(names(false), ["tun", "vhost-net", "vhost-vsock", "sev"]);
+    assert_eq!(names(true), ["tun", "vhost-net", "vhost-vsock", "sev", "kvm"]);
 }

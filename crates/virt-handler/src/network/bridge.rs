@@ -16,16 +16,18 @@ use super::wanted::{Mac, Wanted, WantedNic};
 use super::{Devices, Error};
 
 /// The bridge's own address: it identifies the DHCP server and is routed nowhere.
-const BRIDGE_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 75, 10);
+fn bridge_ip(nic: &WantedNic) -> Ipv4Addr {
+    Ipv4Addr::new(169, 254, 75, nic.place.saturating_add(10))
+}
 
-/// What the guest is told by DHCP: what the CNI plugins had told the pod.
-pub(super) fn dhcp(pod: &PodInterface, wanted: &Wanted) -> Result<Dhcp, Error> {
-    let (ip, prefix) = pod.ipv4().ok_or_else(|| Error::NoAddress(pod.name.clone()))?;
+/// What the guest is told by DHCP: what the CNI plugins had told the pod; nothing, if that was nothing.
+pub(super) fn dhcp(pod: &PodInterface, nic: &WantedNic, wanted: &Wanted) -> Option<Dhcp> {
+    let (ip, prefix) = pod.ipv4()?;
     let routes = pod.routes.iter().filter(|route| !route.connected && route.prefix != 0);
-    Ok(Dhcp {
+    Some(Dhcp {
         client_ip: ip.to_string(),
         prefix: u32::from(prefix),
-        server_ip: BRIDGE_IP.to_string(),
+        server_ip: bridge_ip(nic).to_string(),
         router: pod.gateway().map(|ip| ip.to_string()).unwrap_or_default(),
         dns: wanted.ipv4_servers(),
         search: wanted.dns.search.clone(),
@@ -54,7 +56,7 @@ pub(super) async fn apply(
     for device in [&devices.bridge, &devices.pod] {
         set_sysctl(&format!("ipv6/conf/{device}/disable_ipv6"), "1")?;
     }
-    links.ensure_address(&bridge, IpAddr::V4(BRIDGE_IP), 32).await?;
+    links.ensure_address(&bridge, IpAddr::V4(bridge_ip(nic)), 32).await?;
     let link = links.must_find(&devices.pod).await?;
     links.flush_addresses(&link).await?;
     if link.mac == pod.mac {
@@ -118,7 +120,21 @@ mod tests {
                 search: vec!["x".into()],
             },
         };
-        let dhcp = dhcp(&pod, &wanted).unwrap();
+        let nic = WantedNic {
+            name: "n".into(),
+            pod_interface: None,
+            place: 2,
+            binding: crate::network::Binding::Bridge,
+            mac: Mac([2, 1, 1, 1, 1, 2]),
+            chosen_mac: None,
+            ports: vec![],
+            cidr: None,
+            cidr_v6: None,
+            many_queues: false,
+            seed: String::new(),
+        };
+        let dhcp = dhcp(&pod, &nic, &wanted).unwrap();
+        assert_eq!(dhcp.server_ip, "169.254.75.12");
         assert_eq!(
             (dhcp.client_ip.as_str(), dhcp.prefix, dhcp.router.as_str()),
             ("10.88.0.7", 16, "10.88.0.1")

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use super::links::Links;
+use super::links::{Link, Links};
 use super::wanted::Mac;
 
 /// An address with its prefix length.
@@ -73,9 +73,23 @@ pub(super) async fn discover(links: &Links) -> Result<PodInterface, Error> {
     let Some(link) = link else {
         return Err(Error::NoInterface("eth0".to_owned()));
     };
+    let interface = look(links, link, routes).await?;
+    if interface.ipv4().is_none() {
+        return Err(Error::NoAddress(interface.name));
+    }
+    Ok(interface)
+}
+
+/// Looks at another interface, which need not have an address.
+pub(super) async fn named(links: &Links, name: &str) -> Result<PodInterface, Error> {
+    let link = links.must_find(name).await?;
+    look(links, link, links.routes().await?).await
+}
+
+async fn look(links: &Links, link: Link, routes: Vec<(u32, Route)>) -> Result<PodInterface, Error> {
     let mut addresses = links.addresses(link.index).await?;
     addresses.sort_by_key(|address| address.ip.is_ipv6());
-    let interface = PodInterface {
+    Ok(PodInterface {
         name: link.name,
         mac: link.mac,
         mtu: link.mtu,
@@ -85,9 +99,5 @@ pub(super) async fn discover(links: &Links) -> Result<PodInterface, Error> {
             .filter(|(index, _)| *index == link.index)
             .map(|(_, route)| route)
             .collect(),
-    };
-    if interface.ipv4().is_none() {
-        return Err(Error::NoAddress(interface.name));
-    }
-    Ok(interface)
+    })
 }

@@ -16,9 +16,6 @@ use super::{Devices, Error};
 
 /// The same in every pod, so that a guest that moves keeps its neighbour.
 const BRIDGE_MAC: Mac = Mac([2, 0, 0, 0, 0, 0]);
-const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 1);
-const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0, 2, 0, 0, 0, 0, 2);
-const PREFIX_V6: u8 = 120;
 /// Ports of the pod that live migration uses; never the guest's unless it lists them.
 const RESERVED_TCP: &str = "{ 49152, 49153 }";
 
@@ -51,6 +48,35 @@ impl Subnet {
     }
 }
 
+/// The guest's IPv6 network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct SubnetV6 {
+    gateway: Ipv6Addr,
+    guest: Ipv6Addr,
+    prefix: u8,
+}
+
+impl SubnetV6 {
+    /// `vmIPv6NetworkCIDR`, or fd10:0:2::/120, with addresses as in [`Subnet::of`].
+    fn of(nic: &WantedNic) -> Result<Self, Error> {
+        let text = nic.cidr_v6.as_deref().unwrap_or("fd10:0:2::/120");
+        let bad = || Error::CidrV6(text.to_owned());
+        let (ip, prefix) = text.split_once('/').ok_or_else(bad)?;
+        let ip: Ipv6Addr = ip.parse().map_err(|_| bad())?;
+        let prefix: u8 = prefix
+            .parse()
+            .ok()
+            .filter(|prefix| (1..=126).contains(prefix))
+            .ok_or_else(bad)?;
+        let network = u128::from(ip) & (u128::MAX << (128 - u32::from(prefix)));
+        Ok(Self {
+            gateway: Ipv6Addr::from(network + 1),
+            guest: Ipv6Addr::from(network + 2),
+            prefix,
+        })
+    }
+}
+
 /// What the guest is told by DHCP.
 pub(super) fn dhcp(nic: &WantedNic, wanted: &Wanted) -> Result<Dhcp, Error> {
     let subnet = Subnet::of(nic)?;
@@ -74,7 +100,7 @@ pub(super) async fn apply(
     nic: &WantedNic,
     wanted: &Wanted,
 ) -> Result<String, Error> {
-    let subnet = Subnet::of(nic)?;
+    let (subnet, subnet_v6) = (Subnet::of(nic)?, SubnetV6::of(nic)?);
     let bridge = links.ensure_bridge(&devices.bridge, BRIDGE_MAC, pod.mtu).await?;
     set_sysctl("ipv4/ip_forward", "1")?;
     // Lets 127.0.0.1 in the pod reach the guest; the rules keep the guest away from the pod's loopback.
@@ -84,17 +110,19 @@ pub(super) async fn apply(
         .await?;
     if pod.has_ipv6() {
         set_sysctl("ipv6/conf/all/forwarding", "1")?;
-        links.ensure_address(&bridge, IpAddr::V6(GATEWAY_V6), PREFIX_V6).await?;
+        links
+            .ensure_address(&bridge, IpAddr::V6(subnet_v6.gateway), subnet_v6.prefix)
+            .await?;
     } else {
         set_sysctl(&format!("ipv6/conf/{}/disable_ipv6", devices.bridge), "1")?;
     }
     links
         .ensure_tap(&devices.tap, nic.many_queues, wanted.owner, &bridge, pod.mtu)
         .await?;
-    Ok(rules(subnet, pod, devices, nic))
+    Ok(rules(subnet, subnet_v6, pod, devices, nic))
 }
 
-fn rules(subnet: Subnet, pod: &PodInterface, devices: &Devices, nic: &WantedNic) -> String {
+fn rules(subnet: Subnet, subnet_v6: SubnetV6, pod: &PodInterface, devices: &Devices, nic: &WantedNic) -> String {
     let of_family = |v6: bool| pod.addresses.iter().map(|a| a.ip).filter(move |ip| ip.is_ipv6() == v6);
     let v4 = Family {
         name: "ip",
@@ -108,8 +136,8 @@ fn rules(subnet: Subnet, pod: &PodInterface, devices: &Devices, nic: &WantedNic)
         name: "ip6",
         loopback: IpAddr::V6(Ipv6Addr::LOCALHOST),
         martians: "::1",
-        guest: IpAddr::V6(GUEST_V6),
-        gateway: IpAddr::V6(GATEWAY_V6),
+        guest: IpAddr::V6(subnet_v6.guest),
+        gateway: IpAddr::V6(subnet_v6.gateway),
         pod: of_family(true).collect(),
     };
     let mut text = v4.rules(devices, nic);
@@ -208,10 +236,18 @@ fn forwarded(nic: &WantedNic) -> Vec<String> {
     [(false, "tcp"), (true, "udp")]
         .into_iter()
         .filter_map(|(udp, protocol)| {
-            let mut ports: Vec<u16> = nic.ports.iter().filter(|p| p.udp == udp).map(|p| p.port).collect();
+            let ports = nic.ports.iter().filter(|p| p.udp == udp);
+            let mut ports: Vec<(u16, u16)> = ports.map(|p| (p.port, p.last)).collect();
             ports.sort_unstable();
             ports.dedup();
-            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+            let element = |(first, last): &(u16, u16)| {
+                if first == last {
+                    first.to_string()
+                } else {
+                    format!("{first}-{last}")
+                }
+            };
+            let ports: Vec<String> = ports.iter().map(element).collect();
             (!ports.is_empty()).then(|| format!("{protocol} dport {{ {} }}", ports.join(", ")))
         })
         .collect()
@@ -225,11 +261,17 @@ mod tests {
     fn nic(cidr: Option<&str>, ports: &[(u16, bool)]) -> WantedNic {
         WantedNic {
             name: "default".into(),
+            pod_interface: None,
+            place: 0,
             binding: Binding::Masquerade,
             mac: Mac([0x52, 0x54, 0, 1, 2, 3]),
             chosen_mac: None,
-            ports: ports.iter().map(|&(port, udp)| Port { port, udp }).collect(),
+            ports: ports
+                .iter()
+                .map(|&(port, udp)| Port { port, last: port, udp })
+                .collect(),
             cidr: cidr.map(str::to_owned),
+            cidr_v6: None,
             many_queues: false,
             seed: String::new(),
         }
@@ -263,5 +305,35 @@ mod tests {
             forwarded(&nic(None, &[(443, false), (53, true), (80, false), (80, false)])),
             ["tcp dport { 80, 443 }", "udp dport { 53 }"]
         );
+        let mut ranged = nic(None, &[(80, false)]);
+        ranged.ports.push(Port {
+            port: 6000,
+            last: 6009,
+            udp: false,
+        });
+        assert_eq!(forwarded(&ranged), ["tcp dport { 80, 6000-6009 }"]);
+    }
+
+    /// Shows `spec.networks[].pod.vmIPv6NetworkCIDR`.
+    #[test]
+    fn subnets_of_ipv6() {
+        for (cidr, expected) in [
+            (None, Some(("fd10:0:2::1", "fd10:0:2::2", 120))),
+            (Some("fd00:5::ff/112"), Some(("fd00:5::1", "fd00:5::2", 112))),
+            (Some("fd00::/127"), None),
+            (Some("10.0.0.0/24"), None),
+            (Some("nonsense"), None),
+        ] {
+            let nic = WantedNic {
+                cidr_v6: cidr.map(str::to_owned),
+                ..nic(None, &[])
+            };
+            let expected = expected.map(|(gateway, guest, prefix)| SubnetV6 {
+                gateway: gateway.parse().unwrap(),
+                guest: guest.parse().unwrap(),
+                prefix,
+            });
+            assert_eq!(SubnetV6::of(&nic).ok(), expected, "{cidr:?}");
+        }
     }
 }

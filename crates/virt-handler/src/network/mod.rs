@@ -115,6 +115,9 @@ pub enum Error {
     /// A bad `vmNetworkCIDR`.
     #[error("spec.networks[].pod.vmNetworkCIDR: {0} is not an IPv4 network with room for a gateway and a guest")]
     Cidr(String),
+    /// A bad `vmIPv6NetworkCIDR`.
+    #[error("spec.networks[].pod.vmIPv6NetworkCIDR: {0} is not an IPv6 network with room for a gateway and a guest")]
+    CidrV6(String),
 }
 
 /// Names of the devices of one guest NIC.
@@ -133,6 +136,16 @@ impl Devices {
             tap: "tap0".to_owned(),
         }
     }
+
+    /// `pod` is `pod` and a hash.
+    fn secondary(pod: &str) -> Self {
+        let hash = pod.trim_start_matches("pod");
+        Self {
+            pod: pod.to_owned(),
+            bridge: format!("k6t-{hash}"),
+            tap: format!("tap{hash}"),
+        }
+    }
 }
 
 /// Prepares the pod's network for the guest's NICs and says what the launcher has to know of them.
@@ -146,8 +159,9 @@ pub async fn prepare(namespace: &NetworkNamespace, wanted: Wanted, record: PathB
     if wanted.nics.is_empty() {
         return Ok(Vec::new());
     }
-    if wanted.nics.len() > 1 {
-        return Err(Error::TooMany(wanted.nics.len()));
+    let primary = wanted.nics.iter().filter(|nic| nic.pod_interface.is_none()).count();
+    if primary > 1 {
+        return Err(Error::TooMany(primary));
     }
     let id = namespace.id();
     inside(
@@ -164,40 +178,54 @@ async fn prepare_here(wanted: &Wanted, path: &Path, namespace: &str) -> Result<V
     let mut record = match Record::load(path)?.filter(|record| record.namespace == namespace) {
         Some(record) => record,
         None => {
+            let mut others = Vec::new();
+            for name in wanted.nics.iter().filter_map(|nic| nic.pod_interface.as_ref()) {
+                others.push(facts::named(&links, name).await?);
+            }
             let record = Record {
                 namespace: namespace.to_owned(),
                 interface: facts::discover(&links).await?,
+                others,
                 done: false,
             };
             record.store(path)?;
             record
         }
     };
-    let pod = &record.interface;
-    let devices = Devices::primary(&pod.name);
     links::let_dhcp_be_served()?;
-    if !(record.done && is_prepared(&links, &devices).await?) {
-        let mut rules = String::new();
-        for nic in &wanted.nics {
+    let (mut rules, mut nics) = (String::new(), Vec::new());
+    for nic in &wanted.nics {
+        let (pod, devices) = record.behind(nic)?;
+        if !(record.done && is_prepared(&links, &devices).await?) {
             match nic.binding {
                 Binding::Masquerade => rules += &masquerade::apply(&links, pod, &devices, nic, wanted).await?,
                 Binding::Bridge => bridge::apply(&links, pod, &devices, nic, wanted).await?,
             }
         }
-        if !rules.is_empty() {
-            nft::run(&rules).await?;
-        }
+        nics.push(describe(pod, &devices, nic, wanted)?);
     }
-    let nics = wanted
-        .nics
-        .iter()
-        .map(|nic| describe(pod, &devices, nic, wanted))
-        .collect::<Result<_, _>>()?;
+    if !rules.is_empty() {
+        nft::run(&rules).await?;
+    }
     if !record.done {
         record.done = true;
         record.store(path)?;
     }
     Ok(nics)
+}
+
+impl Record {
+    /// The pod's interface behind a NIC, and what is made for the NIC.
+    fn behind(&self, nic: &WantedNic) -> Result<(&PodInterface, Devices), Error> {
+        match &nic.pod_interface {
+            None => Ok((&self.interface, Devices::primary(&self.interface.name))),
+            Some(name) => {
+                let other = self.others.iter().find(|other| other.name == *name);
+                let other = other.ok_or_else(|| Error::NoInterface(name.clone()))?;
+                Ok((other, Devices::secondary(name)))
+            }
+        }
+    }
 }
 
 /// Whether the tap is on its bridge, which is the last thing that preparing does before the rules.
@@ -209,8 +237,8 @@ async fn is_prepared(links: &Links, devices: &Devices) -> Result<bool, Error> {
 
 fn describe(pod: &PodInterface, devices: &Devices, nic: &WantedNic, wanted: &Wanted) -> Result<Nic, Error> {
     let (mac, dhcp) = match nic.binding {
-        Binding::Masquerade => (nic.mac, masquerade::dhcp(nic, wanted)?),
-        Binding::Bridge => (nic.chosen_mac.unwrap_or(pod.mac), bridge::dhcp(pod, wanted)?),
+        Binding::Masquerade => (nic.mac, Some(masquerade::dhcp(nic, wanted)?)),
+        Binding::Bridge => (nic.chosen_mac.unwrap_or(pod.mac), bridge::dhcp(pod, nic, wanted)),
     };
     Ok(Nic {
         network: nic.name.clone(),
@@ -218,7 +246,7 @@ fn describe(pod: &PodInterface, devices: &Devices, nic: &WantedNic, wanted: &Wan
         bridge: devices.bridge.clone(),
         mac: mac.to_string(),
         mtu: pod.mtu,
-        dhcp: Some(dhcp),
+        dhcp,
         pod_ips: pod.addresses.iter().map(|address| address.ip.to_string()).collect(),
         pod_interface: devices.pod.clone(),
     })

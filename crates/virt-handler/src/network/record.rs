@@ -15,6 +15,9 @@ pub(super) struct Record {
     pub namespace: String,
     /// As the CNI plugins had left it.
     pub interface: PodInterface,
+    /// As Multus had left the others.
+    #[serde(default)]
+    pub others: Vec<PodInterface>,
     /// Preparing came to its end.
     pub done: bool,
 }

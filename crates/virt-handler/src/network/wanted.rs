@@ -55,11 +55,13 @@ impl FromStr for Mac {
     }
 }
 
-/// A forwarded port.
+/// A forwarded port, or several in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Port {
-    /// Number.
+    /// Number of the first.
     pub port: u16,
+    /// Number of the last.
+    pub last: u16,
     /// UDP instead of TCP.
     pub udp: bool,
 }
@@ -69,6 +71,10 @@ pub struct Port {
 pub struct WantedNic {
     /// Name of interface and network.
     pub name: String,
+    /// The pod's interface behind it; `None`: the one that all pods have.
+    pub pod_interface: Option<String>,
+    /// Place among the guest's NICs.
+    pub place: u8,
     /// Binding.
     pub binding: Binding,
     /// The VMI's choice, or one that stays the same each time a VMI of this name starts.
@@ -79,6 +85,8 @@ pub struct WantedNic {
     pub ports: Vec<Port>,
     /// `vmNetworkCIDR`.
     pub cidr: Option<String>,
+    /// `vmIPv6NetworkCIDR`.
+    pub cidr_v6: Option<String>,
     /// QEMU attaches to the tap more than once.
     pub many_queues: bool,
     /// What other addresses are derived from.
@@ -88,7 +96,7 @@ pub struct WantedNic {
 /// A guest's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// NICs on the pod network.
+    /// NICs.
     pub nics: Vec<WantedNic>,
     /// Host name that DHCP announces.
     pub hostname: String,
@@ -107,23 +115,32 @@ impl Wanted {
         let machine = Machine::parse(vmi, &ClusterConfig::permissive())?;
         let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
         let name = vmi.metadata.name.as_deref().unwrap_or_default();
-        let nics = machine.interfaces.iter().map(|interface| {
+        let nics = machine.interfaces.iter().zip(0..=u8::MAX).map(|(interface, place)| {
             let seed = format!("{namespace}/{name}/{}", interface.name);
             let chosen_mac = interface.mac.as_ref().and_then(|mac| mac.parse().ok());
             WantedNic {
                 mac: chosen_mac.unwrap_or_else(|| Mac::derive_guest(&seed)),
                 chosen_mac,
                 name: interface.name.clone(),
+                pod_interface: interface.pod_interface(),
+                place,
                 binding: interface.binding,
                 ports: interface
                     .ports
                     .iter()
                     .map(|port| Port {
                         port: port.port,
+                        last: port.port,
                         udp: port.udp,
                     })
+                    .chain(interface.port_ranges.iter().map(|range| Port {
+                        port: range.start,
+                        last: range.end,
+                        udp: range.udp,
+                    }))
                     .collect(),
                 cidr: interface.vm_network_cidr.clone(),
+                cidr_v6: interface.vm_ipv6_network_cidr.clone(),
                 many_queues: machine.network_queues(interface) > 1,
                 seed,
             }
@@ -170,7 +187,8 @@ mod tests {
         assert_ne!(Mac::derive("a/b/c", "pod"), Mac::derive("a/b/c", "bridge"));
     }
 
-    /// Shows `spec.networks[].pod.vmNetworkCIDR`.
+    /// Shows `spec.networks[].pod.vmNetworkCIDR`, `spec.domain.devices.interfaces[].portRanges[].start`,
+    /// `spec.domain.devices.interfaces[].portRanges[].end`, `spec.domain.devices.interfaces[].portRanges[].protocol`.
     #[test]
     fn a_vmi_is_read() {
         let vmi: VirtualMachineInstance = serde_json::from_value(serde_json::json!({
@@ -179,7 +197,8 @@ mod tests {
             "spec": {
                 "networks": [{"name": "n", "pod": {"vmNetworkCIDR": "10.9.0.0/24"}}],
                 "domain": {"memory": {"guest": "64Mi"}, "devices": {"interfaces": [
-                    {"name": "n", "masquerade": {}, "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}]},
+                    {"name": "n", "masquerade": {}, "ports": [{"port": 80}, {"port": 53, "protocol": "UDP"}],
+                     "portRanges": [{"start": 6000, "end": 6009, "protocol": "UDP"}]},
                 ]}},
             },
         }))
@@ -192,7 +211,9 @@ mod tests {
             (nic.binding, nic.cidr.as_deref()),
             (Binding::Masquerade, Some("10.9.0.0/24"))
         );
-        assert_eq!(nic.ports, [Port { port: 80, udp: false }, Port { port: 53, udp: true }]);
+        let port = |port, last, udp| Port { port, last, udp };
+        let ports = [port(80, 80, false), port(53, 53, true), port(6000, 6009, true)];
+        assert_eq!(nic.ports, ports);
         assert!(nic.mac.to_string().starts_with("52:54:00:"));
     }
 }

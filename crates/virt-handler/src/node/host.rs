@@ -9,6 +9,29 @@ use quick_xml::events::{BytesStart, Event};
 /// Longest description that is looked at.
 const MAX_XML: usize = 4 << 20;
 
+/// How guests' memory can be protected, by what the kernel says below its root of `/sys`.
+pub(crate) fn protections(sys: &Path) -> Vec<&'static str> {
+    let on = |file: &str| {
+        let said = std::fs::read_to_string(sys.join(file));
+        said.is_ok_and(|said| matches!(said.trim(), "Y" | "y" | "1"))
+    };
+    [
+        ("sev", "module/kvm_amd/parameters/sev"),
+        ("sev-es", "module/kvm_amd/parameters/sev_es"),
+        ("sev-snp", "module/kvm_amd/parameters/sev_snp"),
+        ("s390-pv", "firmware/uv/prot_virt_host"),
+    ]
+    .into_iter()
+    .filter(|(_, file)| on(file))
+    .map(|(label, _)| label)
+    .collect()
+}
+
+/// Whether real-time threads are never stopped for the others' sake. `limit` is `sched_rt_runtime_us` of the kernel.
+pub(crate) fn realtime(limit: &Path) -> bool {
+    std::fs::read_to_string(limit).is_ok_and(|limit| limit.trim() == "-1")
+}
+
 /// Whether the kubelet's policy gives CPUs to one container alone, by its own state.
 pub(crate) fn cpu_manager(state: &Path) -> bool {
     let state = std::fs::read(state).ok();
@@ -143,5 +166,26 @@ mod tests {
             assert_eq!(cpu_manager(file.path()), given, "{text}");
         }
         assert!(!cpu_manager(Path::new("/nowhere")));
+    }
+
+    #[test]
+    fn the_kernel_says_how_memory_is_protected() {
+        let sys = tempfile::tempdir().unwrap();
+        let parameters = sys.path().join("module/kvm_amd/parameters");
+        std::fs::create_dir_all(&parameters).unwrap();
+        for (name, value) in [("sev", "Y\n"), ("sev_es", "1\n"), ("sev_snp", "N\n")] {
+            std::fs::write(parameters.join(name), value).unwrap();
+        }
+        assert_eq!(protections(sys.path()), ["sev", "sev-es"]);
+        assert_eq!(protections(Path::new("/nowhere")), [""; 0]);
+    }
+
+    #[test]
+    fn a_kernel_without_a_limit_is_real_time() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, unlimited) in [("-1\n", true), ("950000\n", false), ("", false)] {
+            std::fs::write(file.path(), text).unwrap();
+            assert_eq!(realtime(file.path()), unlimited, "{text}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ferrovirt_core::names::{CPU_MANAGER_LABEL, SCHEDULABLE_LABEL};
+use ferrovirt_core::names::{CPU_MANAGER_LABEL, REALTIME_LABEL, SCHEDULABLE_LABEL};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -27,7 +27,10 @@ const VENDOR_PREFIX: &str = "cpu-vendor.node.kubevirt.io/";
 const HOST_MODEL_PREFIX: &str = "host-model-cpu.node.kubevirt.io/";
 const HOST_FEATURE_PREFIX: &str = "host-model-required-features.node.kubevirt.io/";
 /// Prefixes under which every label is ours: what no longer holds is removed.
-const OWNED: [&str; 7] = [
+const OWNED: [&str; 10] = [
+    REALTIME_LABEL,
+    "kubevirt.io/sev",
+    "kubevirt.io/s390-pv",
     MACHINE_PREFIX,
     CPU_PREFIX,
     CPU_MIGRATION_PREFIX,
@@ -46,6 +49,10 @@ pub(crate) struct Facts {
     pub(crate) host_model: Option<HostModel>,
     /// The kubelet gives CPUs to one container alone.
     pub(crate) cpu_manager: bool,
+    /// The kernel lets real-time threads run for as long as they like.
+    pub(crate) realtime: bool,
+    /// How guests' memory can be protected, as labels below `kubevirt.io`.
+    pub(crate) protections: Vec<&'static str>,
 }
 
 impl Facts {
@@ -69,6 +76,8 @@ fn wanted(facts: &Facts) -> BTreeMap<String, String> {
         vendor,
         host_model,
         cpu_manager,
+        realtime,
+        protections,
     } = facts;
     let mut named: Vec<(&str, &str)> = Vec::new();
     named.extend(capabilities.machines.iter().map(|name| (MACHINE_PREFIX, name.as_str())));
@@ -91,6 +100,14 @@ fn wanted(facts: &Facts) -> BTreeMap<String, String> {
         .map(|(prefix, name)| (format!("{prefix}{name}"), "true".to_owned()))
         .collect();
     wanted.insert(CPU_MANAGER_LABEL.to_owned(), cpu_manager.to_string());
+    wanted.extend(
+        protections
+            .iter()
+            .map(|name| (format!("kubevirt.io/{name}"), "true".to_owned())),
+    );
+    if *realtime {
+        wanted.insert(REALTIME_LABEL.to_owned(), "true".to_owned());
+    }
     wanted.insert(KVM_LABEL.to_owned(), kvm.usable.to_string());
     wanted
 }
@@ -151,6 +168,8 @@ mod tests {
                 features: set(&["ibpb"]),
             }),
             cpu_manager: true,
+            realtime: false,
+            protections: vec!["sev"],
         }
     }
 
@@ -178,6 +197,7 @@ mod tests {
             json!({
                 "kubevirt.io/schedulable": "true",
                 "kubevirt.io/cpumanager": "true",
+                "kubevirt.io/sev": "true",
                 "ferrovirt.node.kubevirt.io/kvm": "false",
                 "machine-type.node.kubevirt.io/q35": "true",
                 "cpu-model.node.kubevirt.io/EPYC": "true",

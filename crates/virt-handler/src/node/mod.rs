@@ -5,6 +5,7 @@ mod labels;
 mod qemu;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use ferrovirt_core::names::SCHEDULABLE_LABEL;
@@ -21,6 +22,8 @@ use labels::{Facts, HEARTBEAT_ANNOTATION};
 
 /// What the kubelet keeps about CPUs, in its own directory.
 const CPU_MANAGER_STATE: &str = "cpu_manager_state";
+/// How long real-time threads may run, as a part of all time.
+const REALTIME_LIMIT: &str = "/proc/sys/kernel/sched_rt_runtime_us";
 /// Least time between heartbeats; the other half of the interval is chance, so that many nodes do not write at once.
 const HEARTBEAT: Duration = Duration::from_secs(60);
 /// How long the last write may take.
@@ -38,6 +41,12 @@ pub(crate) async fn gather(options: &Options, kvm: &Verdict) -> Facts {
         cpu_manager: match &options.devices {
             Devices::Status => false,
             Devices::Plugins(directory) => host::cpu_manager(&directory.with_file_name(CPU_MANAGER_STATE)),
+        },
+        realtime: host::realtime(Path::new(REALTIME_LIMIT)),
+        protections: if kvm.usable {
+            host::protections(Path::new("/sys"))
+        } else {
+            Vec::new()
         },
     }
 }

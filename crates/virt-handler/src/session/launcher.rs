@@ -16,6 +16,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use super::limits;
 use super::peer::{self, Peer, PeerError, Place};
 use crate::network::{Dns, NetworkNamespace};
 use crate::{sockets, syscall};
@@ -91,6 +92,11 @@ impl Launcher {
     /// The mount namespace of its container.
     pub(crate) fn mount_namespace(&self) -> Result<File, PeerError> {
         peer::look(self.pid, self.process.get_ref(), |proc| File::open(proc.join("ns/mnt")))
+    }
+
+    /// The launcher and all that it has started.
+    pub(crate) fn processes(&self) -> Result<Vec<i32>, PeerError> {
+        peer::look(self.pid, self.process.get_ref(), |_| limits::family(self.pid))
     }
 
     /// Returns when the process is gone.

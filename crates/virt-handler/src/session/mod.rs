@@ -6,6 +6,7 @@
 
 pub(crate) mod container;
 pub(crate) mod launcher;
+pub(crate) mod limits;
 pub(crate) mod link;
 pub(crate) mod peer;
 pub(crate) mod plan;
@@ -16,6 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec};
+use ferrovirt_core::ClusterConfig;
+use ferrovirt_core::machine::Machine;
 use ferrovirt_core::vmi::Phase;
 use ferrovirt_protocol::launcher::{ActRequest, Action, GuestState, Lifecycle, Nic, NodeFacts, SyncRequest};
 use ferrovirt_runtime::logs::chain;
@@ -32,6 +35,7 @@ use crate::registry::Inputs;
 use crate::streams::Guests;
 use crate::{Options, Reported};
 use crate::{containerdisk, hostdisk};
+use limits::Limits;
 use link::LinkView;
 use plan::{Network, Observed, Pending, Step};
 use status::{Change, Gone, Guard, View};
@@ -379,6 +383,12 @@ impl Session {
             tracing::warn!(error = chain(&error), "hostDisk");
         }
         drop(root);
+        // Nor is this: libvirt names what it was not allowed to do.
+        if let Ok(machine) = Machine::parse(vmi, &ClusterConfig::permissive())
+            && let Err(error) = Limits::of(&machine).give(&launcher)
+        {
+            tracing::warn!(error = chain(&error), "limits of the launcher");
+        }
         let pod = self.inputs.borrow().pod.clone();
         if let Some(pod) = pod.filter(|pod| pod.holds_container_disks && self.linked_pod.as_ref() == Some(&pod.uid)) {
             let pods_dir = &self.context.options.pods_dir;

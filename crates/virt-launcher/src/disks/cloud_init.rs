@@ -52,15 +52,17 @@ pub enum Error {
 /// Files of the image and their content.
 type Files = Vec<(&'static str, Vec<u8>)>;
 
-/// Builds the image and returns its path; an older one is replaced only by a complete one.
+/// Builds the image and returns its path; an older one is replaced only by a complete one. `devices`: what a config
+/// drive says about tagged devices.
 pub async fn build(
     layout: &Layout,
     children: &Children,
     machine: &Machine,
     volume: &str,
     data: &CloudInit,
+    devices: &[Value],
 ) -> Result<PathBuf, Error> {
-    let files = files(layout, machine, volume, data)?;
+    let files = files(layout, machine, volume, data, devices)?;
     let (name, label) = match data.flavor {
         CloudInitFlavor::NoCloud => ("noCloud.iso", "cidata"),
         CloudInitFlavor::ConfigDrive => ("configdrive.iso", "config-2"),
@@ -98,7 +100,13 @@ fn write_tree(tree: &Path, files: &Files) -> Result<(), Error> {
     Ok(())
 }
 
-fn files(layout: &Layout, machine: &Machine, volume: &str, data: &CloudInit) -> Result<Files, Error> {
+fn files(
+    layout: &Layout,
+    machine: &Machine,
+    volume: &str,
+    data: &CloudInit,
+    devices: &[Value],
+) -> Result<Files, Error> {
     let user_keys = ["userdata", "userData"];
     let network_keys = ["networkdata", "networkData"];
     let user = read(
@@ -137,6 +145,9 @@ fn files(layout: &Layout, machine: &Machine, volume: &str, data: &CloudInit) -> 
             let mut meta = json!({ "instance_id": legacy, "hostname": machine.hostname, "uuid": instance });
             if !keys.is_empty() {
                 meta["public_keys"] = Value::Object(keys);
+            }
+            if !devices.is_empty() {
+                meta["devices"] = devices.into();
             }
             let mut files = vec![("openstack/latest/meta_data.json", meta.to_string().into_bytes())];
             files.extend(user.map(|content| ("openstack/latest/user_data", content)));
@@ -242,7 +253,7 @@ mod tests {
                 let ferrovirt_core::machine::Source::CloudInit(data) = &machine.disks[0].source else {
                     panic!("{:?}", machine.disks);
                 };
-                let files = files(&layout, machine, "seed", data).unwrap();
+                let files = files(&layout, machine, "seed", data, &[]).unwrap();
                 let (_, content) = files.iter().find(|(name, _)| *name == file).unwrap();
                 serde_json::from_slice(content).unwrap()
             };
@@ -292,7 +303,7 @@ mod tests {
                 let ferrovirt_core::machine::Source::CloudInit(data) = &machine.disks[0].source else {
                     panic!("{:?}", machine.disks);
                 };
-                let files = files(&layout, &machine, "seed", data).unwrap();
+                let files = files(&layout, &machine, "seed", data, &[]).unwrap();
                 let content = |name: &str| files.iter().find(|(n, _)| *n == name).map(|(_, c)| c.as_slice());
                 assert_eq!(content(user_file), Some(b"U".as_slice()), "{flavor} {user}");
                 assert_eq!(content(network_file), Some(b"N".as_slice()), "{flavor} {network}");

@@ -8,6 +8,7 @@ mod format;
 mod host;
 mod iso;
 mod qcow2;
+mod tags;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -20,6 +21,8 @@ use nix::fcntl::OFlag;
 
 use crate::children::Children;
 use crate::layout::Layout;
+
+pub use tags::tell as tell_tags;
 
 /// A disk whose bytes are ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,13 +157,17 @@ async fn prepare_one(
             create(&path, *capacity, None)?;
             (path, DiskFormat::Qcow2, *capacity)
         }
-        Source::HostDisk { path, create } => {
+        Source::HostDisk {
+            path,
+            create,
+            shared: _,
+        } => {
             let (path, size) = host::disk(layout, &disk.name, path, *create)?;
             // Never detected: a guest could write a header that names files of the node.
             (path, DiskFormat::Raw, size)
         }
         Source::CloudInit(data) => {
-            let path = cloud_init::build(layout, children, machine, &disk.name, data).await?;
+            let path = cloud_init::build(layout, children, machine, &disk.name, data, &[]).await?;
             let size = std::fs::metadata(&path).map(|meta| meta.len()).unwrap_or(0);
             (path, DiskFormat::Raw, size)
         }

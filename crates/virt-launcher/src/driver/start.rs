@@ -135,7 +135,9 @@ impl DisksPrepared {
         let xml = machine::domain_xml(&machine, &node, &disks, kernel, &context.layout)
             .map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
         let defined = context.hypervisor.define(xml).await;
-        defined.map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
+        let places = defined.map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
+        let told = disks::tell_tags(&context.layout, &context.children, &machine, &places).await;
+        told.map_err(|error| StartFailure::new("DisksNotPrepared", &error))?;
         Ok(DomainDefined {
             context,
             machine,

@@ -5,6 +5,7 @@
 //! again by itself, and what the domain is then is reported as [`Event::Connected`].
 
 mod ffi;
+mod places;
 mod xml;
 
 use std::io;
@@ -20,6 +21,7 @@ use virt::error::ErrorNumber;
 use virt::sys;
 
 pub use ffi::{Value, forbid_autostart};
+pub use places::{DeviceKind, Place};
 pub use xml::Description;
 
 /// A call that libvirt refused or that was lost.
@@ -90,7 +92,7 @@ pub enum Verb {
 }
 
 enum Request {
-    Define(String, oneshot::Sender<Result<(), Error>>),
+    Define(String, oneshot::Sender<Result<Vec<Place>, Error>>),
     Start(bool, oneshot::Sender<Result<Description, Error>>),
     Act(Verb, oneshot::Sender<Result<(), Error>>),
     Domain(oneshot::Sender<Result<Domain, Error>>),
@@ -137,8 +139,8 @@ impl Hypervisor {
         answer.await.map_err(|_| Error::gone())?
     }
 
-    /// Defines the domain.
-    pub async fn define(&self, xml: String) -> Result<(), Error> {
+    /// Defines the domain, and tells where libvirt put its devices.
+    pub async fn define(&self, xml: String) -> Result<Vec<Place>, Error> {
         self.call(|reply| Request::Define(xml, reply)).await
     }
 
@@ -259,9 +261,9 @@ impl Owner {
         Ok(self.connected().lookup_domain_by_name(&name)?)
     }
 
-    fn define(&mut self, xml: &str) -> Result<(), Error> {
-        self.connected().define_domain_xml(xml)?;
-        Ok(())
+    fn define(&mut self, xml: &str) -> Result<Vec<Place>, Error> {
+        let domain = self.connected().define_domain_xml(xml)?;
+        Ok(places::places(&domain.xml_desc(sys::VIR_DOMAIN_XML_INACTIVE)?))
     }
 
     fn start(&mut self, paused: bool) -> Result<Description, Error> {

@@ -72,7 +72,7 @@ pub fn describe(xml: &str) -> Description {
     }
 }
 
-fn attribute(tag: &BytesStart<'_>, name: &str) -> String {
+pub(super) fn attribute(tag: &BytesStart<'_>, name: &str) -> String {
     match tag.try_get_attribute(name) {
         Ok(Some(attribute)) => String::from_utf8_lossy(&attribute.value).into_owned(),
         _ => String::new(),

@@ -186,7 +186,11 @@ impl Storage {
                     true,
                 );
             }
-            Source::HostDisk { path, create } => {
+            Source::HostDisk {
+                path,
+                create,
+                shared: _,
+            } => {
                 let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
                 let kind = if create.is_some() {
                     "DirectoryOrCreate"

@@ -32,13 +32,22 @@ fn options(home: Home) -> Options {
     }
 }
 
+/// The defaults, with all that an administrator may allow.
+fn cluster() -> ClusterConfig {
+    ClusterConfig {
+        feature_gates: ClusterConfig::permissive().feature_gates,
+        permitted_devices: None,
+        ..ClusterConfig::default()
+    }
+}
+
 #[test]
 fn pods_are_as_checked_in() {
     let inputs = inputs();
     assert!(inputs.len() >= 15);
     for (name, vmi) in inputs {
         let (config, home) = if name.ends_with("-cluster") || name.ends_with("-helper") {
-            (ClusterConfig::default(), Home::Cluster)
+            (cluster(), Home::Cluster)
         } else {
             (ClusterConfig::standalone(), Home::Standalone)
         };

@@ -1,0 +1,42 @@
+//! Guests whose memory their node cannot read.
+
+/// How a machine's memory is protected from its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LaunchSecurity {
+    /// AMD SEV, or SEV-ES.
+    Sev {
+        /// Registers, too: SEV-ES.
+        encrypted_state: bool,
+        /// The guest owner's Diffie-Hellman key, base64.
+        dh_cert: Option<String>,
+        /// The guest owner's session, base64.
+        session: Option<String>,
+    },
+    /// AMD SEV-SNP.
+    Snp,
+    /// IBM Secure Execution.
+    SecureExecution,
+}
+
+impl LaunchSecurity {
+    /// Last part of the label that nodes have which can do this, below `kubevirt.io`.
+    #[must_use]
+    pub fn node_label(&self) -> &'static str {
+        match self {
+            Self::Sev {
+                encrypted_state: false, ..
+            } => "sev",
+            Self::Sev {
+                encrypted_state: true, ..
+            } => "sev-es",
+            Self::Snp => "sev-snp",
+            Self::SecureExecution => "s390-pv",
+        }
+    }
+
+    /// It is the work of AMD's secure processor.
+    #[must_use]
+    pub fn is_amd(&self) -> bool {
+        matches!(self, Self::Sev { .. } | Self::Snp)
+    }
+}
