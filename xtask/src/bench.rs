@@ -1,7 +1,6 @@
 //! Benchmarks: measured by the e2e crate's `bench` executable, through public interfaces only.
 
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -79,7 +78,7 @@ impl Bench {
 }
 
 fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<()> {
-    let status = Command::new("cargo")
+    let status = super::cargo::cargo()
         .args(args)
         .envs(env.iter().copied())
         .status()

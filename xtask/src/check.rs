@@ -107,7 +107,7 @@ pub fn run() -> Result<()> {
 }
 
 fn dependencies(failures: &mut Vec<String>) -> Result<()> {
-    let output = Command::new("cargo")
+    let output = super::cargo::cargo()
         .args(["metadata", "--format-version=1", "--no-deps", "--locked"])
         .output()
         .context("cannot run cargo metadata")?;

@@ -9,11 +9,10 @@ use anyhow::{Context, Result, bail};
 /// Runs every step and stops at the first that fails.
 pub fn run(quick: bool) -> Result<()> {
     let start = Instant::now();
-    step("format", "cargo", &["fmt", "--all", "--check"], &[])?;
+    step("format", &["fmt", "--all", "--check"], &[])?;
     super::check::run()?;
     step(
         "lints",
-        "cargo",
         &[
             "clippy",
             "--workspace",
@@ -27,7 +26,6 @@ pub fn run(quick: bool) -> Result<()> {
     )?;
     step(
         "documentation",
-        "cargo",
         &[
             "doc",
             "--workspace",
@@ -38,14 +36,13 @@ pub fn run(quick: bool) -> Result<()> {
         &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links")],
     )?;
     // One selection of packages for everything: another one would build the dependencies again with other features.
-    step("build", "cargo", &["build", "--workspace", "--locked"], &[])?;
+    step("build", &["build", "--workspace", "--locked"], &[])?;
     super::deploy::check()?;
     println!("ci: docs/compat.md says what the tests show");
     super::compat::run(true)?;
     if quick {
         step(
             "tests",
-            "cargo",
             &[
                 "test",
                 "--workspace",
@@ -61,7 +58,6 @@ pub fn run(quick: bool) -> Result<()> {
         let guests = [("FERROVIRT_TINY", tiny.as_str()), ("FERROVIRT_DEBIAN", debian.as_str())];
         step(
             "tests, with real guests",
-            "cargo",
             &["test", "--workspace", "--locked", "--no-fail-fast"],
             &guests,
         )?;
@@ -87,16 +83,16 @@ pub fn guest(name: &str) -> Result<String> {
     Ok(path)
 }
 
-fn step(name: &str, program: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
-    println!("ci: {name}: {program} {}", args.join(" "));
+fn step(name: &str, args: &[&str], env: &[(&str, &str)]) -> Result<()> {
+    println!("ci: {name}: cargo {}", args.join(" "));
     let start = Instant::now();
-    let status = Command::new(program)
+    let status = super::cargo::cargo()
         .args(args)
         .envs(env.iter().copied())
         .status()
-        .with_context(|| format!("cannot run {program}"))?;
+        .context("cannot run cargo")?;
     if !status.success() {
-        bail!("{name} failed: {program} {}", args.join(" "));
+        bail!("{name} failed: cargo {}", args.join(" "));
     }
     println!("ci: {name}: {} s", start.elapsed().as_secs());
     Ok(())

@@ -28,7 +28,7 @@ impl Deploy {
     pub fn run(&self) -> Result<()> {
         // The whole workspace's features, so that no dependency is built twice.
         let build = ["build", "--workspace", "--bin", "ferrovirt", "--locked"];
-        let status = Command::new("cargo").args(build).status().context("cannot run cargo")?;
+        let status = super::cargo::cargo().args(build).status().context("cannot run cargo")?;
         if !status.success() {
             bail!("cargo {} failed", build.join(" "));
         }

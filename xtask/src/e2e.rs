@@ -152,7 +152,7 @@ fn suite(bin: Option<&Path>, kubeconfig: &str, guests: &[(&str, String); 2], tes
 /// would be built a second time.
 fn executable() -> Result<PathBuf> {
     println!("e2e: the tests are built");
-    let mut build = Command::new("cargo");
+    let mut build = super::cargo::cargo();
     build.args([
         "test",
         "--workspace",
@@ -190,7 +190,7 @@ fn new_tag() -> String {
 }
 
 fn xtask(args: &[&str]) -> Command {
-    let mut command = Command::new("cargo");
+    let mut command = super::cargo::cargo();
     command
         .args(["run", "--quiet", "--locked", "-p", "xtask", "--"])
         .args(args);

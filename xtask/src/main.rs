@@ -1,6 +1,7 @@
 //! `cargo xtask`: checks, the gate, images, a cluster for tests, benchmarks.
 
 mod bench;
+mod cargo;
 mod check;
 mod ci;
 mod cluster;

@@ -25,7 +25,7 @@ pub enum Profile {
 /// Builds them, and returns the directory they are in.
 pub fn build(profile: Profile, target: &Path) -> Result<PathBuf> {
     say("building the executables (cargo)");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = crate::cargo::cargo();
     cargo.args(["build", "--locked"]);
     let (arguments, dir): (&[&str], _) = match profile {
         Profile::Release => (
@@ -43,7 +43,7 @@ pub fn build(profile: Profile, target: &Path) -> Result<PathBuf> {
 /// own, because what it is built from is built otherwise there.
 fn build_static(name: &str, target: &Path) -> Result<PathBuf> {
     let target = target.join("static");
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = crate::cargo::cargo();
     cargo.args(["rustc", "--quiet", "--locked", "--release", "-p", name, "--bin", name]);
     cargo.arg("--target-dir").arg(&target);
     run(cargo.args(["--", "-C", "target-feature=+crt-static"]))?;

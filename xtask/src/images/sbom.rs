@@ -1,7 +1,6 @@
 //! What an image consists of, as an SPDX 2.3 document: Debian packages and Rust crates, each with version and digest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -29,7 +28,7 @@ pub struct Workspace {
 impl Workspace {
     /// Asks cargo, which must not change Cargo.lock for it.
     pub fn read() -> Result<Self> {
-        let output = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        let output = crate::cargo::cargo()
             .args([
                 "metadata",
                 "--format-version=1",
