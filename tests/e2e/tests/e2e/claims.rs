@@ -42,7 +42,7 @@ fn with_data(volume: Value, mark: &str) -> Value {
 
 async fn stop(home: &Home, ns: &str, vm: &str) -> Result<()> {
     run(&mut home.virtctl(&["stop", "-n", ns, vm]))?;
-    home.wait_gone("VirtualMachineInstance", ns, vm, SOON).await
+    home.wait_gone("VirtualMachineInstance", ns, vm, BOOT).await
 }
 
 async fn start(home: &Home, ns: &str, vm: &str, until: &str) -> Result<String> {
