@@ -124,6 +124,33 @@ fn one_machine_gives_no_cpus_away() {
     assert_eq!(judge(&vmi(&serde_json::json!({"cores": 2}))), Some(Vec::new()));
 }
 
+/// On a cluster Multus may be there; the table is asked there, too.
+#[test]
+fn one_machine_has_no_secondary_networks() {
+    let vmi = |network: &Value| {
+        serde_json::json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
+            "spec": {
+                "domain": {
+                    "devices": {"interfaces": [{"name": "n", "bridge": {}}]}, "memory": {"guest": "64Mi"},
+                },
+                "networks": [network],
+            },
+        })
+    };
+    let causes = judge(&vmi(&serde_json::json!({"name": "n", "multus": {"networkName": "n"}}))).unwrap();
+    let expected = |c: &Cause| {
+        c.field == "spec.networks[0].multus"
+            && c.reason.as_str() == "FieldValueNotSupported"
+            && c.message.contains("pod network only")
+    };
+    assert!(causes.iter().any(expected), "{causes:#?}");
+    assert_eq!(
+        judge(&vmi(&serde_json::json!({"name": "n", "pod": {}}))),
+        Some(Vec::new())
+    );
+}
+
 #[test]
 fn the_table_is_large_and_its_names_are_unique() {
     let cases = cases();

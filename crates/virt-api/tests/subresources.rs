@@ -117,7 +117,7 @@ async fn guests_are_acted_on_when_their_state_allows_it() {
         ("Scheduled", &[], "freeze", 409, None),
         ("Running", &[], "unfreeze", 200, Some(Action::Unfreeze)),
         ("Failed", &[], "unfreeze", 409, None),
-        ("Running", &[], "sev/setupsession", 400, None),
+        ("Running", &[], "sev/setupsession", 409, None),
         ("Running", &[], "addvolume", 501, None),
         ("Running", &[], "start", 404, None),
     ];
@@ -252,24 +252,30 @@ async fn what_no_machine_has_is_refused() {
     for (method, sub, code) in [
         ("GET", "usbredir", 409),
         ("GET", "vsock?port=1", 400),
-        ("GET", "sev/fetchcertchain", 400),
-        ("GET", "sev/querylaunchmeasurement", 400),
-        ("PUT", "sev/injectlaunchsecret", 400),
+        ("GET", "sev/fetchcertchain", 409),
+        ("GET", "sev/querylaunchmeasurement", 409),
+        ("PUT", "sev/injectlaunchsecret", 409),
         ("PUT", "usbredir", 405),
     ] {
         let (got, body) = home.ask(method, &format!("{VMI}/a/{sub}"), "").await;
         assert_eq!(got, code, "{sub}: {body}");
+        if sub.starts_with("sev/") {
+            assert!(message(&body).contains("Attestation not requested"), "{body}");
+        }
     }
     let kubevirt = serde_json::json!({
         "apiVersion": "kubevirt.io/v1", "kind": "KubeVirt", "metadata": {"name": "kubevirt"},
-        "spec": {"configuration": {"developerConfiguration": {"featureGates": ["WorkloadEncryptionSEV"]}}},
+        "spec": {"configuration": {"developerConfiguration": {"disabledFeatureGates": ["WorkloadEncryptionSEV"]}}},
     });
     let kubevirt = serde_json::from_value(kubevirt).unwrap();
     let parameters = kube::api::PostParams::default();
     home.kubevirts().create(&parameters, &kubevirt).await.unwrap();
     let (code, body) = home.ask("GET", &format!("{VMI}/a/sev/fetchcertchain"), "").await;
-    assert_eq!(code, 409, "{body}");
-    assert!(message(&body).contains("Attestation not requested"), "{body}");
+    assert_eq!(code, 400, "{body}");
+    assert!(
+        message(&body).contains("WorkloadEncryptionSEV feature gate not enabled"),
+        "{body}"
+    );
 }
 
 #[tokio::test]
