@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::http::{HeaderName, HeaderValue, Request, Response};
+use axum::http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use kube::client::{Body, ClientBuilder};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
@@ -75,7 +75,7 @@ impl ClientArgs {
         }
         let requests = Family::<Labels, Counter>::default();
         metrics.register(|registry| {
-            let help = "Requests to the API server, by method and answer.";
+            let help = "Requests to the API server, by method, resource, verb and answer.";
             registry.register("rest_client_requests", help, requests.clone());
         });
         let builder = ClientBuilder::try_from(config).map_err(|source| ClientError::Build(Box::new(source)))?;
@@ -105,6 +105,41 @@ impl ClientArgs {
 struct Labels {
     code: String,
     method: String,
+    resource: String,
+    verb: &'static str,
+}
+
+/// Resource (its plural) and verb of a request, as Kubernetes' authorization names them; `none` where the path is of no
+/// resource. Names of objects and namespaces are in neither, so there are only so many label values.
+fn resource_and_verb(method: &Method, uri: &Uri) -> (String, &'static str) {
+    let mut parts = uri.path().split('/').filter(|part| !part.is_empty());
+    // /api/VERSION or /apis/GROUP/VERSION
+    let group = match parts.next() {
+        Some("api") => 1,
+        Some("apis") => 2,
+        _ => 0,
+    };
+    let parts: Vec<_> = parts.skip(group).collect();
+    let (resource, name) = match parts.as_slice() {
+        _ if group == 0 => (None, None),
+        ["namespaces", name, "status" | "finalize"] => (Some("namespaces"), Some(*name)),
+        ["namespaces", _, resource, rest @ ..] | [resource, rest @ ..] => (Some(*resource), rest.first().copied()),
+        [] => (None, None),
+    };
+    let watched = uri
+        .query()
+        .is_some_and(|query| query.split('&').any(|pair| matches!(pair, "watch=true" | "watch=1")));
+    let verb = match *method {
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE if name.is_some() => "delete",
+        Method::DELETE => "deletecollection",
+        _ if watched => "watch",
+        _ if name.is_some() || resource.is_none() => "get",
+        _ => "list",
+    };
+    (resource.unwrap_or("none").to_owned(), verb)
 }
 
 /// Counts requests on their way.
@@ -128,6 +163,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let (resource, verb) = resource_and_verb(request.method(), request.uri());
         let method = request.method().to_string();
         let requests = self.requests.clone();
         let answer = self.inner.call(request);
@@ -137,8 +173,65 @@ where
                 Ok(response) => response.status().as_u16().to_string(),
                 Err(_) => "<error>".to_owned(),
             };
-            requests.get_or_create(&Labels { code, method }).inc();
+            let labels = Labels {
+                code,
+                method,
+                resource,
+                verb,
+            };
+            requests.get_or_create(&labels).inc();
             answer
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_known_by_resource_and_verb() {
+        for (method, path, resource, verb) in [
+            ("GET", "/api/v1/namespaces/a/pods/b", "pods", "get"),
+            ("GET", "/api/v1/pods?watch=true&labelSelector=a", "pods", "watch"),
+            ("GET", "/api/v1/pods?limit=500&watch=1", "pods", "watch"),
+            ("GET", "/api/v1/namespaces/a/pods?limit=500", "pods", "list"),
+            ("GET", "/api/v1/namespaces", "namespaces", "list"),
+            ("GET", "/api/v1/namespaces/a", "namespaces", "get"),
+            ("PUT", "/api/v1/namespaces/a/finalize", "namespaces", "update"),
+            ("POST", "/api/v1/namespaces/a/events", "events", "create"),
+            (
+                "PATCH",
+                "/apis/kubevirt.io/v1/namespaces/a/virtualmachineinstances/b/status",
+                "virtualmachineinstances",
+                "patch",
+            ),
+            (
+                "DELETE",
+                "/apis/apps/v1/namespaces/a/deployments/b",
+                "deployments",
+                "delete",
+            ),
+            (
+                "DELETE",
+                "/apis/apps/v1/namespaces/a/deployments",
+                "deployments",
+                "deletecollection",
+            ),
+            (
+                "GET",
+                "/apis/rbac.authorization.k8s.io/v1/clusterroles/a",
+                "clusterroles",
+                "get",
+            ),
+            ("GET", "/apis", "none", "get"),
+            ("GET", "/api/v1", "none", "get"),
+            ("GET", "/version", "none", "get"),
+            ("POST", "/openapi/v3/pods", "none", "create"),
+        ] {
+            let method = Method::from_bytes(method.as_bytes()).expect("a method");
+            let got = resource_and_verb(&method, &path.parse().expect("a path"));
+            assert_eq!(got, (resource.to_owned(), verb), "{method} {path}");
+        }
     }
 }

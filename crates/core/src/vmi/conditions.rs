@@ -96,8 +96,9 @@ pub fn ready(vmi: &VirtualMachineInstance, phase: Phase, pod: Option<&Pod>) -> O
             "PodConditionMissing",
             "virt-launcher pod is missing the Ready condition",
         ),
-        // Our own gate is opened next, and then the pod says more.
-        Some(c) if c.reason.as_deref() == Some(GATES_NOT_READY) && !gate_open(pod) => None,
+        // Our own gate is opened next, or the kubelet has not seen yet that it is open; then the pod says more. Gates
+        // of others, such as a load balancer's, are worth telling of.
+        Some(c) if c.reason.as_deref() == Some(GATES_NOT_READY) && (!gate_open(pod) || names_gate(c)) => None,
         Some(c) => Some(Desired::new(
             READY,
             c.status == TRUE,
@@ -105,6 +106,14 @@ pub fn ready(vmi: &VirtualMachineInstance, phase: Phase, pod: Option<&Pod>) -> O
             c.message.as_deref().unwrap_or_default(),
         )),
     }
+}
+
+/// The kubelet's message quotes the gates that are missing or closed.
+fn names_gate(ready: &PodCondition) -> bool {
+    ready
+        .message
+        .as_deref()
+        .is_some_and(|message| message.contains(UNPAUSED_GATE))
 }
 
 fn gate_open(pod: &Pod) -> bool {
@@ -176,6 +185,16 @@ mod tests {
                 {"type": UNPAUSED_GATE, "status": gate}]}))
         };
         let (closed, open) = (gated("False"), gated("True"));
+        let says = |message: &str| {
+            let mut pod = open.clone();
+            let list = pod.status.as_mut().and_then(|s| s.conditions.as_mut()).unwrap();
+            list[0].message = Some(message.to_owned());
+            pod
+        };
+        let late = says(&format!(
+            "corresponding condition of pod readiness gate \"{UNPAUSED_GATE}\" does not exist."
+        ));
+        let balancer = says("the status of pod readiness gate \"example.com/target\" is not \"True\", but False");
         let mut dying = up.clone();
         dying.metadata.deletion_timestamp = Some(conditions::wire_time(jiff::Timestamp::UNIX_EPOCH));
         for (phase, paused, pod, expected) in [
@@ -189,10 +208,11 @@ mod tests {
             (Phase::Running, false, Some(&probe), Some((false, "ContainersNotReady"))),
             (Phase::Running, false, Some(&closed), None),
             (Phase::Running, true, Some(&closed), Some((false, "GuestPaused"))),
+            (Phase::Running, false, Some(&late), None),
             (
                 Phase::Running,
                 false,
-                Some(&open),
+                Some(&balancer),
                 Some((false, "ReadinessGatesNotReady")),
             ),
         ] {
