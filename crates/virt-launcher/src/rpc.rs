@@ -108,7 +108,11 @@ impl Launcher for Service {
             }
             WireAction::Unspecified => return Err(Status::invalid_argument("action is missing or unknown")),
         };
-        self.ask(|reply| Input::Act(action, grace, reply)).await?;
+        match self.ask(|reply| Input::Act(action, grace, reply)).await {
+            // The guest has ended and its driver with it, before it could say so: that is what was asked for.
+            Err(_) if self.inputs.is_closed() && matches!(action, Action::Shutdown | Action::Kill) => {}
+            answer => answer?,
+        }
         Ok(Response::new(ActReply {}))
     }
 
@@ -188,4 +192,30 @@ impl Launcher for Service {
 /// Nothing is asked for no time.
 fn seconds(timeout: u32) -> Duration {
     Duration::from_secs(timeout.max(1).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_guest_that_has_ended_meanwhile_is_stopped() {
+        let (inputs, gone) = mpsc::unbounded_channel();
+        let (_publisher, published) = watch::channel(GuestState::default());
+        let service = Service { inputs, published };
+        drop(gone);
+        for (action, fine) in [
+            (WireAction::Kill, true),
+            (WireAction::Shutdown, true),
+            (WireAction::Pause, false),
+            (WireAction::Reset, false),
+        ] {
+            let request = ActRequest {
+                action: action.into(),
+                ..ActRequest::default()
+            };
+            let answer = service.act(Request::new(request)).await;
+            assert_eq!(answer.is_ok(), fine, "{action:?}: {answer:?}");
+        }
+    }
 }

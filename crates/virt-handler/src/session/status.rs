@@ -9,7 +9,7 @@ use ferrovirt_api::v1::{
 use ferrovirt_core::conditions::{self, Desired, wire_time};
 use ferrovirt_core::vmi::conditions::{AGENT_CONNECTED, CONTROLLER_REASONS, PAUSED, SYNCHRONIZED};
 use ferrovirt_core::vmi::migratable::live_migratable;
-use ferrovirt_core::vmi::phase::{GuestView, Seen, next_phase};
+use ferrovirt_core::vmi::phase::{GuestView, REASON_DESTROYED, Seen, next_phase};
 use ferrovirt_core::vmi::{Phase, phase::Owner};
 use ferrovirt_protocol::launcher::{AccessCredentials, GuestState, Lifecycle, Nic};
 use jiff::Timestamp;
@@ -169,15 +169,20 @@ fn note(phase: Phase, reason: Option<&str>, view: &View<'_>) -> Option<Note> {
             events::SYNC_FAILED,
             format!("The guest could not be started: {said}"),
         )),
+        Phase::Failed if reason == Some(REASON_DESTROYED) => Some(Note::normal(
+            events::STOPPED,
+            "The VirtualMachineInstance was stopped without a shutdown of its guest.",
+        )),
         Phase::Failed => {
             let why = match view.gone {
-                Some(Gone::Dead) => "its virt-launcher ended unexpectedly and took the guest with it",
-                _ => said,
+                Some(Gone::Dead) => ": its virt-launcher ended unexpectedly and took the guest with it".to_owned(),
+                _ if said.is_empty() => String::new(),
+                _ => format!(": {said}"),
             };
             let reason = reason.unwrap_or_default();
             Some(Note::warning(
                 events::STOPPED,
-                format!("The VirtualMachineInstance failed ({reason}): {why}"),
+                format!("The VirtualMachineInstance failed ({reason}){why}"),
             ))
         }
         _ => None,

@@ -86,6 +86,36 @@ fn how_a_guest_ends_decides_the_phase() {
 }
 
 #[test]
+fn how_a_guest_ended_is_told() {
+    for (reason, message, warning, told) in [
+        ("Shutdown", "", false, "The VirtualMachineInstance was shut down."),
+        (
+            "Destroyed",
+            "",
+            false,
+            "The VirtualMachineInstance was stopped without a shutdown of its guest.",
+        ),
+        ("Crashed", "", true, "The VirtualMachineInstance failed (GuestCrashed)"),
+        (
+            "Crashed",
+            "QEMU was killed",
+            true,
+            "The VirtualMachineInstance failed (GuestCrashed): QEMU was killed",
+        ),
+    ] {
+        let mut guest = guest(Lifecycle::ShutOff, reason);
+        guest.message = message.to_owned();
+        let view = View {
+            guest: Some(&guest),
+            ..View::default()
+        };
+        let change = change(&vmi("Running"), &view, now()).unwrap();
+        let note = change.notes.last().unwrap();
+        assert_eq!((note.warning, note.message.as_str()), (warning, told), "{reason}");
+    }
+}
+
+#[test]
 fn without_acpi_destroying_is_the_way_to_stop() {
     let mut vmi = vmi("Running");
     vmi.spec.domain.features = serde_json::from_value(json!({"acpi": {"enabled": false}})).unwrap();
