@@ -52,9 +52,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "ferrovirt-domain",
             "ferrovirt-protocol",
             "ferrovirt-runtime",
+            "virtiofs-server",
         ],
     ),
     ("virtctl", &["ferrovirt-api", "ferrovirt-core"]),
+    ("virtiofs-server", &[]),
     (
         "ferrovirt-standalone",
         &[

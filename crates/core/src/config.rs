@@ -5,7 +5,10 @@ mod devices;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ferrovirt_api::Quantity;
-use ferrovirt_api::v1::{ArchConfiguration, ArchSpecificConfiguration, DeveloperConfiguration, KubeVirtConfiguration};
+use ferrovirt_api::v1::{
+    ArchConfiguration, ArchSpecificConfiguration, DeveloperConfiguration, KubeVirtConfiguration,
+    ResourceRequirementsWithoutClaims,
+};
 
 use crate::machine::{Architecture, Binding, Smbios};
 
@@ -29,14 +32,22 @@ pub const GATE_SEV: &str = "WorkloadEncryptionSEV";
 /// Gate of guests whose memory Intel's processors encrypt.
 pub const GATE_TDX: &str = "WorkloadEncryptionTDX";
 
+/// Gate of claims as shared directories.
+pub const GATE_VIRTIOFS_STORAGE: &str = "EnableVirtioFsStorageVolumes";
+
+/// Gate of `containerPath` volumes.
+pub const GATE_CONTAINER_PATH: &str = "ContainerPathVolumes";
+
 /// What readers of admitted objects do not ask for again.
-const ALL_GATES: [&str; 6] = [
+const ALL_GATES: [&str; 8] = [
+    GATE_CONTAINER_PATH,
     GATE_HOST_DISK,
     GATE_HOST_DEVICES,
     GATE_MEMLOCK,
     GATE_PORT_RANGES,
     GATE_SEV,
     GATE_TDX,
+    GATE_VIRTIOFS_STORAGE,
 ];
 
 /// Gate of containerDisks as image volumes; on unless it is disabled.
@@ -107,6 +118,8 @@ pub struct ClusterConfig {
     pub seccomp_profile: Option<String>,
     /// containerDisks are image volumes where the cluster has them: the gate `ImageVolume`, which is on by default.
     pub image_volumes: bool,
+    /// Requests and limits of helper containers by their type; what is not named stays as it is.
+    pub support_containers: BTreeMap<String, ResourceRequirementsWithoutClaims>,
     /// Log verbosity of the launchers of VMIs that name none.
     pub launcher_verbosity: Option<u8>,
     /// Log verbosity of virt-handler on single nodes, by the node's name.
@@ -213,6 +226,7 @@ impl Default for ClusterConfig {
             vm_state_storage_class: None,
             seccomp_profile: None,
             image_volumes: true,
+            support_containers: BTreeMap::new(),
             launcher_verbosity: None,
             node_verbosity: BTreeMap::new(),
         }
@@ -220,12 +234,14 @@ impl Default for ClusterConfig {
 }
 
 impl ClusterConfig {
-    /// The defaults of the embedded home: its one user owns the machine, so host disks are allowed, and a
+    /// The defaults of the embedded home: its one user owns the machine, so host disks and shared directories are allowed, and a
     /// guest without KVM is better than none.
     #[must_use]
     pub fn standalone() -> Self {
         Self {
-            feature_gates: [GATE_HOST_DISK, GATE_SEV].map(str::to_owned).into(),
+            feature_gates: [GATE_CONTAINER_PATH, GATE_HOST_DISK, GATE_SEV, GATE_VIRTIOFS_STORAGE]
+                .map(str::to_owned)
+                .into(),
             use_emulation: true,
             dedicated_cpus: false,
             secondary_networks: false,
@@ -328,6 +344,9 @@ impl ClusterConfig {
     }
 
     fn apply_pods(&mut self, c: &KubeVirtConfiguration) {
+        let resources = c.support_container_resources.iter();
+        self.support_containers
+            .extend(resources.map(|s| (s.r#type.clone(), s.resources.clone())));
         self.vm_state_storage_class = text(&c.vm_state_storage_class).or_else(|| self.vm_state_storage_class.take());
         let seccomp = c.seccomp_configuration.as_ref();
         let own = seccomp.and_then(|s| s.virtual_machine_instance_profile.as_ref()?.custom_profile.as_ref());

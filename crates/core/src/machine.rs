@@ -13,7 +13,8 @@ use std::net::Ipv4Addr;
 use uuid::Uuid;
 
 pub use extras::{
-    AccessCredential, Claim, CredentialMethod, Files, FilesOrigin, KernelBoot, ObjectRef, ServiceAccount, Tpm,
+    AccessCredential, Claim, CredentialMethod, Files, FilesOrigin, Filesystem, FilesystemSource, KernelBoot, ObjectRef,
+    ServiceAccount, Tpm,
 };
 pub use host_devices::{Display, HostDevice, HostDeviceList};
 pub use hyperv::{Enlightenment, Hyperv};
@@ -120,6 +121,8 @@ pub struct Machine {
     pub timers: Vec<Timer>,
     /// Disks, in the order of `spec.domain.devices.disks` (then volumes without a disk).
     pub disks: Vec<Disk>,
+    /// Shared directories, in the order of `spec.domain.devices.filesystems`.
+    pub filesystems: Vec<Filesystem>,
     /// Threads that serve disks, numbered from 1.
     pub io_threads: u32,
     /// The thread of the SCSI controller; `None`: QEMU's main loop.

@@ -104,6 +104,7 @@ const VALID: &[(&str, &str)] = &[
     ("volumes[0].cloudInitNoCloud.networkDataBase64", "eA=="),
     ("volumes[0].cloudInitNoCloud.userDataBase64", "eA=="),
     ("volumes[0].containerDisk.path", "/disk/x.img"),
+    ("volumes[0].containerPath.path", "/x"),
     ("volumes[0].hostDisk.capacity", "1Gi"),
     ("volumes[0].hostDisk.path", "/x.img"),
     ("volumes[0].hostDisk.type", "DiskOrCreate"),
@@ -229,6 +230,14 @@ const CONTEXT: &[(&str, &str)] = &[
     (
         "accessCredentials[0].userPassword",
         "{accessCredentials: [{userPassword: {source: {secret: {secretName: s}}, propagationMethod: {qemuGuestAgent: {}}}}]}",
+    ),
+    (
+        "domain.devices.filesystems",
+        "{domain: {devices: {filesystems: [{name: y, virtiofs: {}}]}}, volumes: [{name: v, emptyDisk: {capacity: 1Gi}}, {name: x, configMap: {name: m}}, {name: y, configMap: {name: m}}]}",
+    ),
+    (
+        "volumes[0].containerPath",
+        "{domain: {devices: {disks: [], filesystems: [{name: v, virtiofs: {}}]}}, volumes: [{name: v, containerPath: {path: /y}}]}",
     ),
     ("volumes[0].configMap", "{volumes: [{name: v, configMap: {name: m}}]}"),
     ("volumes[0].secret", "{volumes: [{name: v, secret: {secretName: s}}]}"),

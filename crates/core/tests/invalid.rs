@@ -151,6 +151,54 @@ fn one_machine_has_no_secondary_networks() {
     );
 }
 
+/// An administrator's gates, which are on where the user owns the machine.
+#[test]
+fn shared_claims_and_container_paths_are_behind_gates() {
+    let judge = |config: ClusterConfig, volume: Value| {
+        let mut vmi: VirtualMachineInstance = serde_json::from_value(serde_json::json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
+            "spec": {
+                "domain": {
+                    "devices": {"filesystems": [{"name": "a", "virtiofs": {}}]}, "memory": {"guest": "64Mi"},
+                },
+                "volumes": [volume],
+            },
+        }))
+        .unwrap();
+        let config = ClusterConfig {
+            architecture: Architecture::Amd64,
+            ..config
+        };
+        let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        default_vmi(&mut vmi, &config, &now, Uuid::nil());
+        validate_vmi_create(&vmi, &config, false)
+    };
+    let claim = serde_json::json!({"name": "a", "persistentVolumeClaim": {"claimName": "c"}});
+    let path = serde_json::json!({"name": "a", "containerPath": {"path": "/var/run/secrets/cloud"}});
+    let map = serde_json::json!({"name": "a", "configMap": {"name": "c"}});
+    for (volume, field, gate) in [
+        (
+            &claim,
+            "spec.domain.devices.filesystems[0]",
+            "EnableVirtioFsStorageVolumes",
+        ),
+        (&path, "spec.volumes[0].containerPath", "ContainerPathVolumes"),
+    ] {
+        let causes = judge(ClusterConfig::default(), volume.clone());
+        let [cause] = causes.as_slice() else {
+            panic!("{causes:#?}")
+        };
+        assert_eq!(
+            (cause.field.as_str(), cause.reason.as_str()),
+            (field, "FieldValueNotSupported")
+        );
+        assert!(cause.message.contains(gate), "{cause}");
+        assert_eq!(judge(ClusterConfig::standalone(), volume.clone()), []);
+    }
+    // Files of objects are behind none.
+    assert_eq!(judge(ClusterConfig::default(), map), []);
+}
+
 #[test]
 fn the_table_is_large_and_its_names_are_unique() {
     let cases = cases();

@@ -21,6 +21,8 @@ pub struct Facts {
     pub emulator: PathBuf,
     /// Disk images by name of the disk.
     pub disks: BTreeMap<String, DiskFile>,
+    /// Unix sockets of those who serve shared directories, by the name of the file system.
+    pub filesystem_sockets: BTreeMap<String, PathBuf>,
     /// NICs by name of the interface.
     pub nics: BTreeMap<String, NicFact>,
     /// Devices of the node by their alias in the domain.
@@ -186,6 +188,9 @@ pub enum MissingFact {
         /// Volume.
         volume: String,
     },
+    /// No server.
+    #[error("filesystem \"{0}\" was not prepared: nobody serves it")]
+    Filesystem(String),
     /// No tap device.
     #[error("interface \"{0}\" was not prepared: it has no tap device")]
     Nic(String),

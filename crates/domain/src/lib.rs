@@ -12,6 +12,7 @@ mod cpu;
 mod disk;
 mod facts;
 mod features;
+mod filesystem;
 mod graphics;
 mod host_device;
 mod hyperv;
@@ -72,6 +73,7 @@ fn devices(machine: &Machine, facts: &Facts) -> Result<Element, MissingFact> {
         .child(el("emulator").text(facts.emulator.display()))
         .children(disk::disks(machine, facts)?)
         .children(controller::controllers(machine, facts))
+        .children(filesystem::filesystems(machine, facts)?)
         .children(interface::interfaces(machine, facts)?)
         .children(host_device::host_devices(machine, facts)?)
         .children(console::serial(machine, facts))

@@ -23,16 +23,26 @@ pub(crate) fn memory(machine: &Machine) -> Vec<Element> {
     }
 }
 
-/// What the guest's memory is made of. Huge pages come from a memory file: no mount, and the pod is charged for them.
+/// What the guest's memory is made of. Huge pages come from a memory file: no mount, and the pod is charged for them; so
+/// does memory that those who serve shared directories read and write.
 pub(crate) fn backing(machine: &Machine) -> Option<Element> {
-    let page = machine.memory.huge_page?;
-    let page = el("page").attr("size", page >> 10).attr("unit", "KiB");
+    let page = machine.memory.huge_page;
+    let shared = !machine.filesystems.is_empty();
+    if page.is_none() && !shared {
+        return None;
+    }
+    let page = page.map(|page| el("page").attr("size", page >> 10).attr("unit", "KiB"));
+    // A page is charged to the container that first touches it. Where none has more than it asked for, that must be the
+    // guest's own.
+    let touched = shared && machine.cpu.pinning.is_some();
     Some(
         el("memoryBacking")
-            .child(el("hugepages").child(page))
+            .children(page.map(|page| el("hugepages").child(page)))
             // Merging pages stops the guest at times of the node's choice.
             .children((!machine.cpu.realtime.is_empty()).then(|| el("nosharepages")))
-            .child(el("source").attr("type", "memfd")),
+            .child(el("source").attr("type", "memfd"))
+            .children(shared.then(|| el("access").attr("mode", "shared")))
+            .children(touched.then(|| el("allocation").attr("mode", "immediate"))),
     )
 }
 

@@ -32,6 +32,11 @@ macro_rules! goldens {
 
 goldens! {
     nothing => "{}"
+    // Shared directories
+    filesystem_config_map => "spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, configMap: {name: m}}]}"
+    filesystems => "{config: {developerConfiguration: {featureGates: [EnableVirtioFsStorageVolumes, ContainerPathVolumes]}}, spec: {domain: {devices: {filesystems: [{name: c, virtiofs: {}}, {name: s, virtiofs: {}}, {name: p, virtiofs: {}}]}}, volumes: [{name: s, secret: {secretName: s}}, {name: c, persistentVolumeClaim: {claimName: c}}, {name: p, containerPath: {path: /x}}]}}"
+    filesystem_and_hugepages => "spec: {domain: {memory: {hugepages: {pageSize: 2Mi}}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}"
+    filesystem_and_own_cpus => "spec: {domain: {cpu: {cores: 2, dedicatedCpuPlacement: true}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}"
     // Processor
     cpu_topology => "spec: {domain: {cpu: {sockets: 2, cores: 3, threads: 2, maxSockets: 2}}}"
     cpu_hotplug => "spec: {domain: {cpu: {sockets: 2, cores: 1, maxSockets: 4}}}"

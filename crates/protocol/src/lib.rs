@@ -52,6 +52,10 @@ pub mod paths {
     pub const CAPABILITIES: &str = "capabilities";
     /// Beside a prepared cache: libvirt's description of the guests that are possible with it.
     pub const DOMAIN_CAPABILITIES: &str = "domain-capabilities";
+    /// Volume with the sockets of those who serve shared directories: `<file system>.sock`.
+    pub const VIRTIOFS_VOLUME: &str = "virtiofs-containers";
+    /// Mount path of [`VIRTIOFS_VOLUME`].
+    pub const VIRTIOFS_DIR: &str = "/var/run/kubevirt/virtiofs-containers";
     /// User secrets: `<SECRET_DIR>/<volume>/…`; cloud-init secrets are volumes `<volume>-udata`, `<volume>-ndata` here.
     pub const SECRET_DIR: &str = "/var/run/kubevirt-private/secret";
     /// ConfigMaps of volumes: `<CONFIG_MAP_DIR>/<volume>/<key>`.

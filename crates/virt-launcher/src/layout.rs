@@ -174,6 +174,11 @@ impl Layout {
         self.below(paths::SECRET_DIR).join(volume).join(format!("{kind}.bin"))
     }
 
+    /// Unix socket of who serves a shared directory.
+    pub fn filesystem_socket(&self, name: &str) -> PathBuf {
+        self.below(paths::VIRTIOFS_DIR).join(format!("{name}.sock"))
+    }
+
     /// Unix socket of serial0.
     pub fn serial_socket(&self) -> PathBuf {
         self.guest_sockets().join(paths::SERIAL_SOCKET)

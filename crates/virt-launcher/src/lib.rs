@@ -11,6 +11,7 @@
 //! pod's network namespace) where the guest gets its address by DHCP.
 
 mod agent;
+mod appeared;
 mod args;
 mod capabilities;
 mod children;
@@ -19,6 +20,7 @@ mod credentials;
 mod dhcp;
 mod disks;
 mod driver;
+mod filesystems;
 mod host_devices;
 mod hypervisor;
 mod layout;

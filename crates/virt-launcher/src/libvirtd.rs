@@ -5,19 +5,18 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use ferrovirt_protocol::paths;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::appeared::appeared;
 use crate::children::{Child, Children, Exit};
 use crate::layout::Layout;
 
@@ -173,7 +172,7 @@ fn adopt_capabilities(layout: &Layout) {
         } else {
             Duration::ZERO
         };
-        awaited(&delivered, patience).and_then(|()| {
+        appeared(&delivered, patience).and_then(|()| {
             cache.parent().map_or(Ok(()), fs::create_dir_all)?;
             fs::rename(&delivered, &cache)
         })
@@ -193,28 +192,6 @@ fn copy(prepared: &Path, cache: &Path) -> io::Result<()> {
         if entry.file_type()?.is_file() && entry.file_name() != paths::DOMAIN_CAPABILITIES {
             fs::write(cache.join(entry.file_name()), fs::read(entry.path())?)?;
         }
-    }
-    Ok(())
-}
-
-/// Waits until `path` is there, which appears in its directory by a rename.
-fn awaited(path: &Path, patience: Duration) -> io::Result<()> {
-    let missing = || io::Error::from(io::ErrorKind::NotFound);
-    if path.exists() {
-        return Ok(());
-    }
-    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
-    inotify.add_watch(path.parent().unwrap_or(path), AddWatchFlags::IN_MOVED_TO)?;
-    let deadline = std::time::Instant::now() + patience;
-    // Once more: it may have come before the watch was there.
-    while !path.exists() {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let left = PollTimeout::try_from(left).map_err(io::Error::other)?;
-        if poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], left)? == 0 {
-            return Err(missing());
-        }
-        // What has happened is seen by looking; the events only wake us.
-        drop(inotify.read_events());
     }
     Ok(())
 }

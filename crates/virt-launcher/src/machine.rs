@@ -82,6 +82,11 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
             .iter()
             .map(|disk| (disk.name.clone(), disk.file.clone()))
             .collect(),
+        filesystem_sockets: machine
+            .filesystems
+            .iter()
+            .map(|share| (share.name.clone(), layout.filesystem_socket(&share.name)))
+            .collect(),
         nics: node.nics.iter().map(nic).collect(),
         host_devices: host_devices::given(&machine.host_devices, |name| std::env::var(name).ok()),
         kernel: kernel.kernel,

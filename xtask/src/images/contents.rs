@@ -209,7 +209,11 @@ pub const OWN_LAYERS: &[OwnLayer] = &[
     OwnLayer {
         name: "virt-launcher",
         executable: "virt-launcher",
-        links: &[("usr/bin/virt-probe", "ferrovirt"), ("usr/bin/virt-tail", "ferrovirt")],
+        links: &[
+            ("usr/bin/virt-probe", "ferrovirt"),
+            ("usr/bin/virt-tail", "ferrovirt"),
+            ("usr/bin/virtiofs-server", "virt-launcher"),
+        ],
         upon: &["runtime", "virtualization"],
     },
     // Runs in images of disks, which have nothing else.

@@ -85,6 +85,30 @@ pub struct Claim {
     pub size: Option<u64>,
 }
 
+/// A directory that the guest mounts by virtiofs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filesystem {
+    /// Name of file system and volume, and the tag that the guest mounts.
+    pub name: String,
+    /// Index of the volume in `spec.volumes`.
+    pub volume_index: usize,
+    /// The guest cannot write.
+    pub read_only: bool,
+    /// What the directory is.
+    pub source: FilesystemSource,
+}
+
+/// What a shared directory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FilesystemSource {
+    /// The file system of a claim.
+    Claim(Claim),
+    /// Files of an object of the cluster. The guest sees how they change.
+    Files(FilesOrigin),
+    /// A directory of the launcher's container.
+    ContainerPath(String),
+}
+
 /// A trusted platform module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tpm {

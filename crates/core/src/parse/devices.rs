@@ -26,7 +26,8 @@ impl Cx<'_> {
             disable_hotplug: _,
             disks: _,
             downward_metrics,
-            filesystems,
+            // Joined with the volumes, when those are known.
+            filesystems: _,
             gpus,
             host_devices,
             inputs,
@@ -46,7 +47,6 @@ impl Cx<'_> {
             &[
                 ("autoattachVSOCK", on(*autoattach_vsock)),
                 ("downwardMetrics", downward_metrics.is_some()),
-                ("filesystems", !filesystems.is_empty()),
             ],
         );
         machine.host_devices = self.host_devices(gpus, host_devices, path);

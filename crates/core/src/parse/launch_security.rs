@@ -7,7 +7,7 @@ use ferrovirt_api::v1::{LaunchSecurity as WireLaunchSecurity, SEV, SEVPolicy};
 use super::{Cx, on};
 use crate::cause::FieldPath;
 use crate::config::{GATE_SEV, GATE_TDX};
-use crate::machine::{Architecture, Boot, Interface, LaunchSecurity, Machine};
+use crate::machine::{Architecture, Boot, Filesystem, Interface, LaunchSecurity, Machine};
 
 impl Cx<'_> {
     /// `machine` has its firmware.
@@ -95,6 +95,15 @@ impl Cx<'_> {
             let field = path.child("domain.devices.interfaces").index(i).child("bootOrder");
             self.causes
                 .invalid(&field, "a machine with launchSecurity does not boot from the network");
+        }
+    }
+
+    /// Who serves a directory reads and writes the guest's memory.
+    pub(super) fn protected_filesystems(&mut self, filesystems: &[Filesystem], path: &FieldPath) {
+        if !filesystems.is_empty() {
+            let field = path.child("domain.devices.filesystems");
+            self.causes
+                .invalid(&field, "a machine with launchSecurity shares no directories");
         }
     }
 }

@@ -10,6 +10,7 @@ mod devices;
 mod dhcp;
 mod disks;
 mod files;
+mod filesystems;
 mod firmware;
 mod host_devices;
 mod hyperv;
@@ -131,6 +132,7 @@ impl Cx<'_> {
         machine.service_account = self.service_account(service_account_name.as_deref(), volumes, path);
         machine.acpi_tables = self.acpi_tables(domain.firmware.as_ref(), volumes, machine.acpi, path);
         machine.disks = self.disks(&domain.devices.disks, volumes, &sources, path);
+        machine.filesystems = self.filesystems(&domain.devices, volumes, &sources, path);
         self.io_threads(
             domain.io_threads_policy.as_deref(),
             domain.io_threads.as_ref(),
@@ -141,6 +143,7 @@ impl Cx<'_> {
         self.boot_orders(&domain.devices, path);
         if machine.launch_security.is_some() {
             self.protected_interfaces(&machine.interfaces, path);
+            self.protected_filesystems(&machine.filesystems, path);
         }
         if let Some(address) = disks::taken_twice(&machine.disks, &machine.interfaces) {
             let field = path.child("domain.devices");
@@ -222,6 +225,7 @@ impl Cx<'_> {
             clock: Clock::Utc(0),
             timers: Vec::new(),
             disks: Vec::new(),
+            filesystems: Vec::new(),
             io_threads: 0,
             scsi_io_thread: None,
             interfaces: Vec::new(),

@@ -3,17 +3,28 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ferrovirt_api::v1::{
-    CloudInitConfigDriveSource, CloudInitNoCloudSource, ContainerDiskSource, EmptyDiskSource, HostDisk, Volume,
+    CloudInitConfigDriveSource, CloudInitNoCloudSource, ContainerDiskSource, ContainerPathVolumeSource,
+    EmptyDiskSource, HostDisk, Volume,
 };
 use k8s_openapi::api::core::v1::LocalObjectReference;
 
 use super::{Cx, is_dns_label, is_dns_subdomain, on, text};
 use crate::cause::FieldPath;
-use crate::config::GATE_HOST_DISK;
+use crate::config::{GATE_CONTAINER_PATH, GATE_HOST_DISK};
 use crate::machine::{CloudInit, CloudInitData, CloudInitFlavor, Source};
 
 /// Most bytes of cloud-init data in the spec; more belongs into a Secret.
 const CLOUD_INIT_MAX: usize = 2048;
+/// Where a launcher has what is nobody else's.
+const OWN_DIRECTORIES: [&str; 7] = [
+    "/dev",
+    "/proc",
+    "/run/kubevirt",
+    "/run/libvirt",
+    "/sys",
+    "/var/run/kubevirt",
+    "/var/run/libvirt",
+];
 const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
 
 /// The three places one piece of cloud-init data can come from, and their field names.
@@ -69,7 +80,6 @@ impl Cx<'_> {
             sysprep,
         } = volume;
         let later = [
-            ("containerPath", container_path.is_some()),
             ("dataVolume", data_volume.is_some()),
             ("downwardMetrics", downward_metrics.is_some()),
             ("memoryDump", memory_dump.is_some()),
@@ -79,6 +89,7 @@ impl Cx<'_> {
             cloud_init_no_cloud.is_some(),
             config_map.is_some(),
             container_disk.is_some(),
+            container_path.is_some(),
             downward_api.is_some(),
             empty_disk.is_some(),
             ephemeral.is_some(),
@@ -106,6 +117,9 @@ impl Cx<'_> {
         self.causes.none_of(path, &later);
         if let Some(source) = container_disk {
             return self.container_disk(source, &path.child("containerDisk"));
+        }
+        if let Some(source) = container_path {
+            self.container_path(source, &path.child("containerPath"));
         }
         if let Some(source) = empty_disk {
             return self.empty_disk(source, &path.child("emptyDisk"));
@@ -162,6 +176,35 @@ impl Cx<'_> {
             image: image.clone(),
             path: file,
         })
+    }
+
+    /// No source of disks: it is read where it is shared.
+    fn container_path(&mut self, source: &ContainerPathVolumeSource, path: &FieldPath) {
+        let ContainerPathVolumeSource {
+            path: directory,
+            read_only: _,
+        } = source;
+        self.gate(GATE_CONTAINER_PATH, path);
+        let field = path.child("path");
+        let own = |own: &str| {
+            directory
+                .strip_prefix(own)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['/', '-']))
+        };
+        if directory.is_empty() {
+            self.causes
+                .required(&field, "a containerPath needs the path of its directory");
+        } else if !is_file_path(directory) {
+            self.causes.invalid(
+                &field,
+                format!("\"{directory}\" must be the absolute path of a directory, without . and .."),
+            );
+        } else if OWN_DIRECTORIES.into_iter().any(own) {
+            self.causes.invalid(
+                &field,
+                format!("\"{directory}\" is the launcher's own; share what was mounted into its container"),
+            );
+        }
     }
 
     /// An image, and how it is pulled.

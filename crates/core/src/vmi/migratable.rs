@@ -76,7 +76,11 @@ fn device_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, S
 
 fn disk_obstacle(vmi: &VirtualMachineInstance) -> Option<(&'static str, String)> {
     let reason = "DisksNotLiveMigratable";
-    vmi.spec.volumes.iter().find_map(|volume| {
+    let shared = |volume: &Volume| {
+        let filesystems = &vmi.spec.domain.devices.filesystems;
+        filesystems.iter().any(|filesystem| filesystem.name == volume.name)
+    };
+    vmi.spec.volumes.iter().filter(|volume| !shared(volume)).find_map(|volume| {
         if let Some(claim) = volume
             .persistent_volume_claim
             .as_ref()
@@ -133,6 +137,17 @@ mod tests {
             }
         }))
         .unwrap()
+    }
+
+    /// What is shared is served anew at the other end.
+    #[test]
+    fn shared_directories_are_no_obstacle() {
+        let claim = json!([{"name": "root", "persistentVolumeClaim": {"claimName": "c"}}]);
+        let mut vmi = vmi(claim, json!({"name": "default", "masquerade": {}}), false);
+        assert_eq!(live_migratable(&vmi).0.reason, "DisksNotLiveMigratable");
+        let filesystems = json!([{"name": "root", "virtiofs": {}}]);
+        vmi.spec.domain.devices.filesystems = serde_json::from_value(filesystems).unwrap();
+        assert!(live_migratable(&vmi).0.status);
     }
 
     /// Shows `spec.volumes[].hostDisk.shared`.

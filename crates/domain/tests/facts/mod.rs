@@ -1,8 +1,9 @@
 //! Facts that fit any machine.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
-use ferrovirt_core::machine::{Boot, HostDevice, Machine, PciAddress, Source};
+use ferrovirt_core::machine::{Boot, Filesystem, HostDevice, Machine, PciAddress, Source};
 use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, NicFact};
 
 pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
@@ -45,14 +46,6 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
             },
         )
     });
-    let nics = machine.interfaces.iter().enumerate().map(|(i, interface)| {
-        let nic = NicFact {
-            tap: format!("tap{i}"),
-            mac: "02:00:00:00:00:07".to_owned(),
-            mtu: 1480,
-        };
-        (interface.name.clone(), nic)
-    });
     let boot = machine.kernel_boot.as_ref();
     let boot_file = |path: Option<&String>| path.map(|path| format!("/image/kernel-boot{path}").into());
     let secure_boot = matches!(machine.boot, Boot::Efi { secure_boot: true, .. });
@@ -63,7 +56,8 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         kvm,
         emulator: "/usr/bin/qemu-system-x86_64".into(),
         disks: disks.collect(),
-        nics: nics.collect(),
+        filesystem_sockets: filesystem_sockets(machine),
+        nics: nics(machine),
         host_devices: host_devices(machine),
         kernel: boot_file(boot.and_then(|boot| boot.kernel.as_ref())),
         initrd: boot_file(boot.and_then(|boot| boot.initrd.as_ref())),
@@ -89,6 +83,23 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         block_sizes: machine.disks.iter().map(|disk| (disk.name.clone(), 4096)).collect(),
         agent_socket: private("agent"),
     }
+}
+
+fn nics(machine: &Machine) -> BTreeMap<String, NicFact> {
+    let nics = machine.interfaces.iter().enumerate().map(|(i, interface)| {
+        let nic = NicFact {
+            tap: format!("tap{i}"),
+            mac: "02:00:00:00:00:07".to_owned(),
+            mtu: 1480,
+        };
+        (interface.name.clone(), nic)
+    });
+    nics.collect()
+}
+
+fn filesystem_sockets(machine: &Machine) -> BTreeMap<String, PathBuf> {
+    let socket = |share: &Filesystem| (share.name.clone(), format!("/shares/{}.sock", share.name).into());
+    machine.filesystems.iter().map(socket).collect()
 }
 
 /// Parts of GPUs have an `m` in their resource's name, USB devices a `u`.

@@ -19,7 +19,7 @@ pub struct RunnerConfig {
     pub image: String,
     /// The multi-call executable; started as `container-init`, and mounted as `virt-tail` and `virt-probe`.
     pub executable: PathBuf,
-    /// The launcher's executable.
+    /// The launcher's executable; mounted as `virtiofs-server`, too.
     pub launcher: PathBuf,
     /// All durable state.
     pub data: DataDir,
@@ -48,6 +48,7 @@ impl RunnerConfig {
     pub(super) fn executables(&self) -> Vec<(PathBuf, PathBuf)> {
         vec![
             (self.launcher.clone(), "/usr/bin/virt-launcher".into()),
+            (self.launcher.clone(), "/usr/bin/virtiofs-server".into()),
             (self.executable.clone(), "/usr/bin/virt-tail".into()),
             (self.executable.clone(), "/usr/bin/virt-probe".into()),
         ]

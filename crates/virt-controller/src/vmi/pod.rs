@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{Probe, VirtualMachineInstance, VirtualMachineInstanceSpec};
 use ferrovirt_core::ClusterConfig;
-use ferrovirt_core::cause::{self, Cause};
-use ferrovirt_core::machine::{CpuModel, Machine, NicNetwork};
+use ferrovirt_core::cause::{self, Cause, CauseReason};
+use ferrovirt_core::machine::{CpuModel, Filesystem, FilesystemSource, Machine, NicNetwork};
 use ferrovirt_core::names;
 use ferrovirt_core::overhead::{PodResources, pod_resources};
 use ferrovirt_protocol::paths;
@@ -28,6 +28,7 @@ use crate::{Home, Options};
 use storage::{Storage, mount};
 
 mod container_disk;
+mod filesystem;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -103,11 +104,15 @@ pub fn render(
     claims: &Claims,
 ) -> Result<Pod, RenderError> {
     let machine = Machine::parse(vmi, config).map_err(RenderError::Invalid)?;
+    if let Some(cause) = shared_device(&machine, claims) {
+        return Err(RenderError::Invalid(vec![cause]));
+    }
     let resources = pod_resources(&machine, &vmi.spec, config);
     let storage = Storage::of(vmi, &machine, container_disks, options.home, claims);
     let account = machine.service_account.as_ref();
     let spec = &vmi.spec;
     let mut helpers = container_disk::containers(&storage.held, config, options);
+    helpers.extend(filesystem::containers(&storage.shared, &machine, config, options));
     if machine.serial_console && machine.log_serial_console {
         helpers.push(console_log(vmi, config, options));
     }
@@ -153,6 +158,23 @@ pub fn render(
             ..PodSpec::default()
         }),
         status: None,
+    })
+}
+
+/// A claim that is to be shared as a directory and is a block device.
+fn shared_device(machine: &Machine, claims: &Claims) -> Option<Cause> {
+    let device = |share: &Filesystem| match &share.source {
+        FilesystemSource::Claim(claim) => claims.is_block(&claim.name),
+        FilesystemSource::Files(_) | FilesystemSource::ContainerPath(_) => false,
+    };
+    let share = machine.filesystems.iter().find(|share| device(share))?;
+    Some(Cause {
+        reason: CauseReason::FieldValueInvalid,
+        field: format!("spec.volumes[{}].persistentVolumeClaim.claimName", share.volume_index),
+        message: format!(
+            "the claim of volume \"{}\" is a block device; only one with volumeMode Filesystem can be shared",
+            share.name
+        ),
     })
 }
 

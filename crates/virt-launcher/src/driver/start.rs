@@ -11,7 +11,7 @@ use crate::children::Children;
 use crate::disks::{self, KernelFiles, Prepared};
 use crate::hypervisor::{Description, Hypervisor};
 use crate::layout::Layout;
-use crate::{dhcp, machine, state};
+use crate::{dhcp, filesystems, machine, state};
 
 /// Why the guest could not be started.
 #[derive(Debug)]
@@ -99,6 +99,8 @@ impl Parsed {
         let disks = disks::prepare(&context.layout, &context.children, &machine).await;
         let disks = disks.map_err(|error| StartFailure::new("DisksNotPrepared", &error))?;
         state::prepare(&context.layout, &machine).map_err(|error| StartFailure::new("StateNotPrepared", &error))?;
+        let served = filesystems::served(&context.layout, &machine).await;
+        served.map_err(|error| StartFailure::new("FilesystemsNotServed", &error))?;
         let kernel = disks::kernel(&context.layout, &machine);
         let kernel = kernel.map_err(|error| StartFailure::new("KernelNotFound", &error))?;
         Ok(DisksPrepared {

@@ -6,6 +6,7 @@ mod claims;
 mod cluster;
 mod debian;
 mod disks;
+mod filesystems;
 mod lifecycle;
 mod manifest;
 mod network;
@@ -117,6 +118,7 @@ fn main() -> Result<()> {
     home.import(&debian, "test/debian:12")?;
     let shared = Arc::new(Shared { home, runtime });
     let mut trials = debian::trials(&shared);
+    trials.extend(filesystems::trials(&shared));
     trials.extend(lifecycle::trials(&shared));
     trials.extend(network::trials(&shared));
     trials.extend(probes::trials(&shared));

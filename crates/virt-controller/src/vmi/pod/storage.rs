@@ -1,9 +1,12 @@
 //! Volumes of a launcher pod.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use ferrovirt_api::v1::{KernelBootContainer, VirtualMachineInstance};
-use ferrovirt_core::machine::{Claim, CloudInitData, Disk, FilesOrigin, Machine, ObjectRef, Source};
+use ferrovirt_core::machine::{
+    Claim, CloudInitData, Disk, FilesOrigin, Filesystem, FilesystemSource, Machine, ObjectRef, Source,
+};
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{
     ConfigMapProjection, ConfigMapVolumeSource, DownwardAPIProjection, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
@@ -14,11 +17,15 @@ use k8s_openapi::api::core::v1::{
 
 use super::super::claims::Claims;
 use super::container_disk::Held;
+use super::filesystem::Shared;
 use crate::Home;
 use crate::image_volumes::ContainerDisks;
 
 /// Volume, or container, with a kernel.
 const KERNEL_VOLUME: &str = "kernel-boot-volume";
+
+/// Volume with the token of the pod's account.
+const ACCOUNT_VOLUME: &str = "kube-api-access";
 
 /// Volume with what of firmware and TPM outlives the pod.
 const STATE_VOLUME: &str = "vm-state";
@@ -32,6 +39,8 @@ pub(super) struct Storage {
     pub(super) pull_secrets: Option<Vec<LocalObjectReference>>,
     /// containerDisks that are no volumes.
     pub(super) held: Vec<Held>,
+    /// Directories that the guest shares.
+    pub(super) shared: Vec<Shared>,
     way: ContainerDisks,
 }
 
@@ -82,6 +91,7 @@ impl Storage {
             devices: Vec::new(),
             pull_secrets: None,
             held: Vec::new(),
+            shared: Vec::new(),
             way,
         };
         // Parents come before what is mounted below them.
@@ -120,12 +130,10 @@ impl Storage {
                 _ => storage.add_disk(disk, policy),
             }
         }
-        let mut mounted = BTreeSet::new();
-        for credential in &machine.access_credentials {
-            if mounted.insert(&credential.volume) {
-                storage.add_secret(&credential.volume, paths::SECRET_DIR, &needed(&credential.secret));
-            }
+        for filesystem in &machine.filesystems {
+            storage.share(vmi, filesystem, machine, home);
         }
+        storage.add_credentials(machine);
         let boot = vmi.spec.domain.firmware.as_ref().and_then(|f| f.kernel_boot.as_ref());
         if let Some(container) = boot.and_then(|boot| boot.container.as_ref()) {
             secrets.extend(container.image_pull_secret.clone().filter(|s| !s.is_empty()));
@@ -140,7 +148,12 @@ impl Storage {
         }
         // On a cluster, admission adds the token to every pod that does not refuse it.
         if home == Home::Standalone && machine.service_account.as_ref().is_some_and(|account| account.token) {
-            storage.add(account_token(), paths::SERVICE_ACCOUNT_DIR.to_owned(), true);
+            storage.volumes.push(account_token());
+            storage.mounts.push(account_mount());
+        }
+        if !storage.shared.is_empty() {
+            let sockets = empty_dir(paths::VIRTIOFS_VOLUME);
+            storage.add(sockets, paths::VIRTIOFS_DIR.to_owned(), false);
         }
         if !storage.held.is_empty() {
             // What is mounted there is virt-handler's business, and the launcher's to read.
@@ -152,6 +165,15 @@ impl Storage {
             storage.pull_secrets = Some(secrets.into_iter().map(|name| LocalObjectReference { name }).collect());
         }
         storage
+    }
+
+    fn add_credentials(&mut self, machine: &Machine) {
+        let mut mounted = BTreeSet::new();
+        for credential in &machine.access_credentials {
+            if mounted.insert(&credential.volume) {
+                self.add_secret(&credential.volume, paths::SECRET_DIR, &needed(&credential.secret));
+            }
+        }
     }
 
     fn add(&mut self, volume: Volume, path: String, read_only: bool) {
@@ -227,6 +249,54 @@ impl Storage {
             Source::Claim(_) => {}
             Source::EmptyDisk { .. } => {}
         }
+    }
+
+    /// The volume of a shared directory, which only the container that serves it has.
+    fn share(&mut self, vmi: &VirtualMachineInstance, filesystem: &Filesystem, machine: &Machine, home: Home) {
+        let Filesystem {
+            name,
+            volume_index,
+            read_only,
+            source,
+        } = filesystem;
+        let launchers = self.mounts.len();
+        // On a cluster, admission adds it to every container.
+        let token = machine.service_account.as_ref().is_some_and(|account| account.token);
+        let account = home == Home::Standalone && token;
+        let directory = match source {
+            FilesystemSource::Claim(claim) => {
+                self.add_claim(name, claim, false);
+                None
+            }
+            FilesystemSource::Files(FilesOrigin::ServiceAccount) => {
+                self.mounts.extend(account.then(account_mount));
+                Some(paths::SERVICE_ACCOUNT_DIR)
+            }
+            FilesystemSource::Files(FilesOrigin::DownwardApi) => {
+                let volume = vmi.spec.volumes.get(*volume_index);
+                let facts = volume.and_then(|volume| volume.downward_api.as_ref());
+                self.add_facts(name, facts.map_or(&[], |facts| &facts.fields));
+                None
+            }
+            FilesystemSource::Files(origin) => {
+                self.add_files(name, origin);
+                None
+            }
+            // On a cluster, who adds a volume to the launcher adds it to all containers.
+            FilesystemSource::ContainerPath(path) => {
+                let inside = Path::new(path).starts_with(paths::SERVICE_ACCOUNT_DIR);
+                self.mounts.extend((account && inside).then(account_mount));
+                Some(path.as_str())
+            }
+        };
+        let mounts = self.mounts.split_off(launchers);
+        let directory = directory.or(mounts.first().map(|mount| mount.mount_path.as_str()));
+        self.shared.push(Shared {
+            name: name.clone(),
+            directory: directory.unwrap_or_default().to_owned(),
+            read_only: *read_only,
+            mounts,
+        });
     }
 
     fn add_claim(&mut self, name: &str, claim: &Claim, block: bool) {
@@ -339,6 +409,14 @@ fn needed(name: &str) -> ObjectRef {
 /// A year: what a cluster gives pods, too, and nothing renews what a guest has been given.
 const TOKEN_SECONDS: i64 = 365 * 24 * 3600;
 
+/// What a cluster's admission adds to containers.
+fn account_mount() -> VolumeMount {
+    VolumeMount {
+        read_only: Some(true),
+        ..mount(ACCOUNT_VOLUME, paths::SERVICE_ACCOUNT_DIR)
+    }
+}
+
 /// What a cluster's admission adds to pods.
 fn account_token() -> Volume {
     let token = VolumeProjection {
@@ -379,6 +457,6 @@ fn account_token() -> Volume {
             default_mode: None,
             sources: Some(vec![token, authority, namespace]),
         }),
-        ..volume("kube-api-access")
+        ..volume(ACCOUNT_VOLUME)
     }
 }

@@ -25,6 +25,18 @@ macro_rules! goldens {
 goldens! {
     nothing => "{}"
     standalone => "standalone: true"
+    // Shared directories
+    filesystem_config_map => "spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, configMap: {name: m, optional: true}}]}"
+    filesystem_secret_standalone => "{standalone: true, spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}}"
+    filesystem_downward_api => "spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, downwardAPI: {fields: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}}]}"
+    filesystem_service_account => "spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, serviceAccount: {serviceAccountName: robot}}]}"
+    filesystem_service_account_standalone => "{standalone: true, spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}, {name: b, virtiofs: {}}]}}, volumes: [{name: a, serviceAccount: {serviceAccountName: robot}}, {name: b, containerPath: {path: /var/run/secrets/kubernetes.io/serviceaccount}}]}}"
+    filesystem_claim => "{config: {developerConfiguration: {featureGates: [EnableVirtioFsStorageVolumes, ContainerPathVolumes]}}, spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: c}}]}}"
+    filesystem_read_only_claim => "{config: {developerConfiguration: {featureGates: [EnableVirtioFsStorageVolumes, ContainerPathVolumes]}}, spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: c, readOnly: true}}]}}"
+    filesystem_container_path => "{config: {developerConfiguration: {featureGates: [EnableVirtioFsStorageVolumes, ContainerPathVolumes]}}, spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, containerPath: {path: /var/run/secrets/cloud}}]}}"
+    filesystem_writable_container_path => "{config: {developerConfiguration: {featureGates: [EnableVirtioFsStorageVolumes, ContainerPathVolumes]}}, spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, containerPath: {path: /scratch, readOnly: false}}]}}"
+    filesystem_and_own_cpus => "spec: {domain: {cpu: {cores: 2, dedicatedCpuPlacement: true}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}"
+    filesystem_resources => "{config: {supportContainerResources: [{type: virtiofs, resources: {limits: {cpu: '2', memory: 4M}, requests: {cpu: 500m}}}]}, spec: {domain: {devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}}"
     // Names, labels, annotations
     labels => "metadata: {labels: {app: web, tier: back}}"
     node_name_label_is_not_copied => "metadata: {labels: {kubevirt.io/nodeName: elsewhere}}"
