@@ -496,7 +496,12 @@ impl Driver {
             Activity::Crashed(reason) => (
                 Lifecycle::Crashed,
                 *reason,
-                "the guest's QEMU process ended unexpectedly",
+                // libvirt says both of a guest that told of its panic by a device.
+                if matches!(*reason, "Panicked" | "Crashed") {
+                    "the guest panicked"
+                } else {
+                    "the guest's QEMU process ended unexpectedly"
+                },
                 Outcome::Failed,
             ),
             Activity::Running | Activity::Paused(_) => return,

@@ -7,6 +7,7 @@ mod cluster;
 mod debian;
 mod disks;
 mod filesystems;
+mod hardware;
 mod lifecycle;
 mod manifest;
 mod network;
@@ -129,6 +130,7 @@ fn main() -> Result<()> {
     } else {
         trials.extend(claims::trials(&shared));
         trials.extend(disks::trials(&shared));
+        trials.extend(hardware::trials(&shared));
         trials.extend(registry::trials(&shared));
         trials.extend(status::trials(&shared));
     }

@@ -1,0 +1,207 @@
+//! The machine as a guest sees it, and what becomes of one whose kernel panics, whose watchdog bites, or whose boot
+//! loader nobody has signed.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use ferrovirt_e2e::{Home, run};
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use super::manifest::{add_disk, add_script, spec, vm, vmi};
+use super::{BOOT, SOON, Shared, trial};
+
+pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
+    vec![
+        trial(shared, "hardware", hardware),
+        trial(shared, "secure-boot", secure_boot),
+        trial(shared, "watchdog", watchdog),
+        trial(shared, "guest-panic", guest_panic),
+    ]
+}
+
+const UUID: &str = "5d307ca9-b3ef-428c-8861-06e72d69f223";
+
+/// Each line begins with a word that no other has.
+const LOOK: &str = r#"
+modprobe xhci_pci; modprobe usb_storage; modprobe uas
+for i in $(seq 100); do [ -e /sys/block/sdc ] && break; usleep 100000; done
+echo "cpus $(grep -c ^processor /proc/cpuinfo) $(grep -m 1 '^model name' /proc/cpuinfo)"
+echo "memory $(awk '/^MemTotal/ {print ($2 > 200000 && $2 < 262144) ? "as wanted" : $2}' /proc/meminfo)"
+cd /sys/class/dmi/id
+echo "system $(cat product_uuid) $(cat product_serial)"
+echo "chassis $(cat chassis_vendor) $(cat chassis_version) $(cat chassis_serial) $(cat chassis_asset_tag)"
+echo "table $(head -c 4 /sys/firmware/acpi/tables/SLIC) $(tail -c 12 /sys/firmware/acpi/tables/SLIC)"
+echo "random $(cat /sys/class/misc/hw_random/rng_current)"
+cd /sys/block
+for disk in vd?; do echo "virtio $(cat $disk/size) $(cat $disk/serial)"; done
+for disk in sd?; do
+    kind=scsi
+    case $(readlink $disk) in */usb*) kind=usb ;; */ata*) kind=sata ;; esac
+    echo "$kind $(cat $disk/size) $(tr -cd 'A-Z0-9' <$disk/device/vpd_pg80)"
+done
+echo "usb serials $(cat /sys/bus/usb/devices/*/serial)"
+echo "cd-rom $(cat sr0/ro) $(grep -c 'sr0 /seed iso9660' /proc/mounts)"
+echo looked-$((1+1))
+"#;
+
+/// A table that no operating system but the test looks for: the header of an ACPI table, and twelve bytes.
+fn slic() -> Vec<u8> {
+    let mut table = b"SLIC".to_vec();
+    table.extend(48u32.to_le_bytes());
+    // Revision, a checksum that QEMU makes, who made it, which table, revisions.
+    table.extend([1, 0]);
+    table.extend(b"FERROVTABLE123");
+    table.extend(1u32.to_le_bytes());
+    table.extend(b"FERR");
+    table.extend(1u32.to_le_bytes());
+    table.extend(b"for-licenses");
+    table
+}
+
+/// Boots from SATA, and reads its user data from a CD-ROM.
+fn machine() -> Value {
+    let mut spec = spec();
+    spec["domain"]["cpu"] = json!({"sockets": 1, "cores": 2, "threads": 1, "model": "Penryn"});
+    spec["domain"]["memory"]["guest"] = json!("256Mi");
+    spec["domain"]["firmware"] = json!({"uuid": UUID, "serial": "SERIAL-7", "acpi": {"slicNameRef": "slic"}});
+    spec["domain"]["chassis"] = json!({"manufacturer": "Maker", "version": "V2", "serial": "C-3", "asset": "A-4"});
+    spec["domain"]["devices"]["disks"][0] =
+        json!({"name": "root", "disk": {"bus": "sata"}, "bootOrder": 1, "serial": "SATA1"});
+    for (bus, size) in [("virtio", "16Mi"), ("scsi", "24Mi"), ("usb", "8Mi")] {
+        add_disk(
+            &mut spec,
+            json!({"name": bus, "disk": {"bus": bus}, "serial": format!("{}1", bus.to_uppercase())}),
+            json!({"name": bus, "emptyDisk": {"capacity": size}}),
+        );
+    }
+    add_script(&mut spec, LOOK);
+    if let Some(seed) = spec["domain"]["devices"]["disks"]
+        .as_array_mut()
+        .and_then(|all| all.last_mut())
+    {
+        *seed = json!({"name": "seed", "cdrom": {"bus": "sata"}});
+    }
+    if let Some(volumes) = spec["volumes"].as_array_mut() {
+        volumes.push(json!({"name": "slic", "secret": {"secretName": "slic"}}));
+    }
+    spec
+}
+
+/// Shows `spec.domain.cpu.sockets`, `spec.domain.cpu.cores`, `spec.domain.cpu.model`, `spec.domain.memory.guest`,
+/// `spec.domain.firmware.uuid`, `spec.domain.firmware.serial`, `spec.domain.firmware.acpi.slicNameRef`,
+/// `spec.domain.chassis.manufacturer`, `spec.domain.chassis.version`, `spec.domain.chassis.serial`,
+/// `spec.domain.chassis.asset`, `spec.domain.devices.rng`, `spec.domain.devices.disks[].serial`,
+/// `spec.domain.devices.disks[].disk.bus`, `spec.domain.devices.disks[].cdrom.bus`,
+/// `spec.domain.devices.disks[].bootOrder`, `spec.volumes[].emptyDisk.capacity`.
+async fn hardware(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("slic.bin");
+    std::fs::write(&file, slic())?;
+    let from = format!("--from-file={}", file.display());
+    run(&mut home.kubectl(&["create", "secret", "generic", "slic", "-n", ns, &from]))?;
+    home.apply(ns, &vmi("a", machine()))?;
+    let log = home.wait_serial(ns, "a", "looked-2", BOOT).await?;
+    let system = format!("system {UUID} SERIAL-7");
+    for line in [
+        "cpus 2 model name\t: Intel Core 2 Duo P9xxx (Penryn Class Core 2)",
+        "memory as wanted",
+        &system,
+        "chassis Maker V2 C-3 A-4",
+        "table SLIC for-licenses",
+        "random virtio_rng.0",
+        // Sizes are in sectors of 512.
+        "virtio 32768 VIRTIO1",
+        "sata 81920 SATA1",
+        "scsi 49152 SCSI1",
+        "usb 16384 ",
+        "cd-rom 1 1",
+    ] {
+        ensure!(log.contains(line), "{line:?} is not in {log}");
+    }
+    let serials = log.split_once("usb serials").map(|(_, rest)| rest).unwrap_or_default();
+    ensure!(serials.contains("USB1"), "{log}");
+    Ok(())
+}
+
+/// The same disk boots without secure boot: see `uefi`.
+///
+/// Shows `spec.domain.firmware.bootloader.efi.secureBoot`, `spec.domain.features.smm`.
+async fn secure_boot(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    let mut spec = spec();
+    spec["domain"]["features"] = json!({"smm": {"enabled": true}});
+    spec["domain"]["firmware"] = json!({"bootloader": {"efi": {"secureBoot": true}}});
+    spec["domain"]["memory"]["guest"] = json!("256Mi");
+    home.apply(ns, &vmi("a", spec))?;
+    let log = home.wait_serial(ns, "a", "Access Denied", BOOT).await?;
+    ensure!(!log.contains("is ready at"), "{log}");
+    Ok(())
+}
+
+/// Nobody feeds the watchdog; a guest that finds the mark on its disk was reset.
+const UNFED: &str = r#"
+if [ "$(head -c 6 /dev/vdb)" = bitten ]; then
+    echo "back after the watchdog"
+else
+    printf bitten | dd of=/dev/vdb conv=fsync 2>/dev/null
+    modprobe i6300esb heartbeat=2
+    exec 3>/dev/watchdog
+    while :; do sleep 1; done
+fi
+"#;
+
+fn with_watchdog(action: &str) -> Value {
+    let mut spec = spec();
+    spec["domain"]["devices"]["watchdog"] = json!({"name": "dog", "i6300esb": {"action": action}});
+    add_disk(
+        &mut spec,
+        json!({"name": "mark", "disk": {"bus": "virtio"}}),
+        json!({"name": "mark", "emptyDisk": {"capacity": "1Mi"}}),
+    );
+    add_script(&mut spec, UNFED);
+    spec
+}
+
+/// Shows `spec.domain.devices.watchdog.name`, `spec.domain.devices.watchdog.i6300esb.action`.
+async fn watchdog(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    home.apply(ns, &vmi("reset", with_watchdog("reset")))?;
+    let before = home.wait_phase(ns, "reset", "Running", BOOT).await?;
+    home.wait_serial(ns, "reset", "back after the watchdog", BOOT).await?;
+    let after = home.wait_phase(ns, "reset", "Running", SOON).await?;
+    let pods = |vmi: &Value| vmi["status"]["activePods"].clone();
+    ensure!(pods(&before) == pods(&after), "{after}");
+    run(&mut home.kubectl(&["delete", "vmi", "reset", "-n", ns]))?;
+
+    home.apply(ns, &vmi("off", with_watchdog("poweroff")))?;
+    ended(home, ns, "off").await.map(drop)
+}
+
+/// Waits for the end of a guest that did not end well, and gives what the events say.
+async fn ended(home: &Home, ns: &str, name: &str) -> Result<String> {
+    let vmi = home.wait_phase(ns, name, "Failed", BOOT).await?;
+    ensure!(vmi["status"]["reason"] == "GuestCrashed", "{}", vmi["status"]);
+    run(&mut home.kubectl(&["get", "events", "-n", ns]))
+}
+
+/// Shows `spec.domain.devices.panicDevices[].model`.
+async fn guest_panic(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    let mut spec = spec();
+    spec["domain"]["devices"]["panicDevices"] = json!([{"model": "pvpanic"}]);
+    add_script(&mut spec, "modprobe pvpanic_pci; echo c >/proc/sysrq-trigger");
+    home.apply(ns, &vmi("alone", spec.clone()))?;
+    let events = ended(home, ns, "alone").await?;
+    ensure!(events.contains("(GuestCrashed): the guest panicked"), "{events}");
+
+    home.apply(ns, &vm("a", "RerunOnFailure", spec))?;
+    let first = home.wait_phase(ns, "a", "Running", BOOT).await?;
+    let first = first["metadata"]["uid"].as_str().context("a uid")?.to_owned();
+    let other = |o: &Value| o["metadata"]["uid"].as_str().is_some_and(|uid| uid != first);
+    let kind = "VirtualMachineInstance";
+    home.wait(kind, ns, "a", BOOT, "started anew by its run strategy", other)
+        .await
+        .map(drop)
+}
