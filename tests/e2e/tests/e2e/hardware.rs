@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use ferrovirt_e2e::{Home, run};
+use ferrovirt_e2e::{Home, eventually, run};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -176,14 +176,24 @@ async fn watchdog(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     run(&mut home.kubectl(&["delete", "vmi", "reset", "-n", ns]))?;
 
     home.apply(ns, &vmi("off", with_watchdog("poweroff")))?;
-    ended(home, ns, "off").await.map(drop)
+    ended(
+        home,
+        ns,
+        "off",
+        "(GuestCrashed): the guest's QEMU process ended unexpectedly",
+    )
+    .await
 }
 
-/// Waits for the end of a guest that did not end well, and gives what the events say.
-async fn ended(home: &Home, ns: &str, name: &str) -> Result<String> {
+/// Waits for the end of a guest that did not end well, and for an event that says why.
+async fn ended(home: &Home, ns: &str, name: &str, why: &str) -> Result<()> {
     let vmi = home.wait_phase(ns, name, "Failed", BOOT).await?;
     ensure!(vmi["status"]["reason"] == "GuestCrashed", "{}", vmi["status"]);
-    run(&mut home.kubectl(&["get", "events", "-n", ns]))
+    eventually("an event says why", SOON, || async {
+        let events = run(&mut home.kubectl(&["get", "events", "-n", ns])).map_err(|e| format!("{e:#}"))?;
+        events.contains(why).then_some(()).ok_or(events)
+    })
+    .await
 }
 
 /// Shows `spec.domain.devices.panicDevices[].model`.
@@ -193,8 +203,7 @@ async fn guest_panic(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     spec["domain"]["devices"]["panicDevices"] = json!([{"model": "pvpanic"}]);
     add_script(&mut spec, "modprobe pvpanic_pci; echo c >/proc/sysrq-trigger");
     home.apply(ns, &vmi("alone", spec.clone()))?;
-    let events = ended(home, ns, "alone").await?;
-    ensure!(events.contains("(GuestCrashed): the guest panicked"), "{events}");
+    ended(home, ns, "alone", "(GuestCrashed): the guest panicked").await?;
 
     home.apply(ns, &vm("a", "RerunOnFailure", spec))?;
     let first = home.wait_phase(ns, "a", "Running", BOOT).await?;
