@@ -38,14 +38,26 @@ pub const GATE_VIRTIOFS_STORAGE: &str = "EnableVirtioFsStorageVolumes";
 /// Gate of `containerPath` volumes.
 pub const GATE_CONTAINER_PATH: &str = "ContainerPathVolumes";
 
+/// Gate of the annotation with Ignition's configuration.
+pub const GATE_IGNITION: &str = "ExperimentalIgnitionSupport";
+
+/// Gate of metrics of node and guest for the guest.
+pub const GATE_DOWNWARD_METRICS: &str = "DownwardMetrics";
+
+/// Gate of the annotation with hook sidecars.
+pub const GATE_SIDECAR: &str = "Sidecar";
+
 /// What readers of admitted objects do not ask for again.
-const ALL_GATES: [&str; 8] = [
+const ALL_GATES: [&str; 11] = [
     GATE_CONTAINER_PATH,
+    GATE_DOWNWARD_METRICS,
     GATE_HOST_DISK,
     GATE_HOST_DEVICES,
+    GATE_IGNITION,
     GATE_MEMLOCK,
     GATE_PORT_RANGES,
     GATE_SEV,
+    GATE_SIDECAR,
     GATE_TDX,
     GATE_VIRTIOFS_STORAGE,
 ];
@@ -94,6 +106,8 @@ pub struct ClusterConfig {
     pub dedicated_cpus: bool,
     /// Pods can have networks beside the one that all have.
     pub secondary_networks: bool,
+    /// Pods can have containers of other images beside the guest's.
+    pub hook_sidecars: bool,
     /// No serial console is logged unless the VMI asks for it.
     pub disable_serial_console_log: bool,
     /// Seconds between balloon statistics; 0: none.
@@ -208,6 +222,7 @@ impl Default for ClusterConfig {
             use_emulation: false,
             dedicated_cpus: true,
             secondary_networks: true,
+            hook_sidecars: true,
             disable_serial_console_log: false,
             mem_balloon_stats_period: 10,
             permitted_devices: Some(BTreeSet::new()),
@@ -245,6 +260,7 @@ impl ClusterConfig {
             use_emulation: true,
             dedicated_cpus: false,
             secondary_networks: false,
+            hook_sidecars: false,
             ..Self::default()
         }
     }

@@ -275,7 +275,12 @@ fn default_disks(spec: &mut VirtualMachineInstanceSpec, arch: Architecture) {
         Architecture::Amd64 => "sata",
         Architecture::Arm64 | Architecture::S390x => "virtio",
     };
-    let fill = |target: &mut Option<String>| {
+    // The only bus that it may be on.
+    let metrics = |disk: &Disk| {
+        let mut volumes = spec.volumes.iter();
+        volumes.any(|v| v.name == disk.name && v.downward_metrics.is_some())
+    };
+    let fill = |bus: &str, target: &mut Option<String>| {
         if target.as_deref().is_none_or(str::is_empty) {
             *target = Some(bus.to_owned());
         }
@@ -284,10 +289,11 @@ fn default_disks(spec: &mut VirtualMachineInstanceSpec, arch: Architecture) {
         if disk.disk.is_none() && disk.lun.is_none() && disk.cdrom.is_none() {
             disk.disk = Some(DiskTarget::default());
         }
-        disk.disk.iter_mut().for_each(|t| fill(&mut t.bus));
-        disk.lun.iter_mut().for_each(|t| fill(&mut t.bus));
+        let own = if metrics(disk) { "virtio" } else { bus };
+        disk.disk.iter_mut().for_each(|t| fill(own, &mut t.bus));
+        disk.lun.iter_mut().for_each(|t| fill(bus, &mut t.bus));
         if let Some(cdrom) = &mut disk.cdrom {
-            fill(&mut cdrom.bus);
+            fill(bus, &mut cdrom.bus);
             cdrom.readonly.get_or_insert(true);
             if cdrom.tray.as_deref().is_none_or(str::is_empty) {
                 cdrom.tray = Some("closed".to_owned());

@@ -13,8 +13,8 @@ use std::net::Ipv4Addr;
 use uuid::Uuid;
 
 pub use extras::{
-    AccessCredential, Claim, CredentialMethod, Files, FilesOrigin, Filesystem, FilesystemSource, KernelBoot, ObjectRef,
-    ServiceAccount, Tpm,
+    AccessCredential, Claim, CredentialMethod, Files, FilesOrigin, Filesystem, FilesystemSource, HookClaim, HookScript,
+    HookSidecar, KernelBoot, ObjectRef, ServiceAccount, Tpm,
 };
 pub use host_devices::{Display, HostDevice, HostDeviceList};
 pub use hyperv::{Enlightenment, Hyperv};
@@ -177,6 +177,12 @@ pub struct Machine {
     pub launch_security: Option<LaunchSecurity>,
     /// A kernel of its own.
     pub kernel_boot: Option<KernelBoot>,
+    /// Configuration for Ignition, which the guest reads from its firmware's configuration device.
+    pub ignition: Option<String>,
+    /// Containers that may change its domain and its cloud-init data before it starts.
+    pub hook_sidecars: Vec<HookSidecar>,
+    /// A port on which the guest asks for metrics of itself and of its node.
+    pub downward_metrics: bool,
     /// Keys and passwords of its users.
     pub access_credentials: Vec<AccessCredential>,
     /// Account of the pod; `None`: the namespace's default one, without its token.
@@ -502,6 +508,8 @@ pub enum Source {
     CloudInit(CloudInit),
     /// Files of an object of the cluster.
     Files(Files),
+    /// Metrics of the machine and of its node, which change while it runs.
+    DownwardMetrics,
     /// A disk that outlives the pod.
     Claim(Claim),
 }

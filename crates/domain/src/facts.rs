@@ -31,6 +31,8 @@ pub struct Facts {
     pub kernel: Option<PathBuf>,
     /// Its initial RAM disk.
     pub initrd: Option<PathBuf>,
+    /// File with Ignition's configuration.
+    pub ignition: Option<PathBuf>,
     /// Files of ACPI tables by kind: slic, msdm.
     pub acpi_tables: BTreeMap<&'static str, PathBuf>,
     /// UEFI firmware; needed when the machine boots by it.
@@ -49,6 +51,8 @@ pub struct Facts {
     pub usb_redirection_sockets: Vec<PathBuf>,
     /// Bytes of the smallest efficient access to the image of each disk that matches its volume.
     pub block_sizes: BTreeMap<String, u32>,
+    /// Unix socket of the port for metrics, made by QEMU.
+    pub downward_metrics_socket: PathBuf,
     /// Unix socket of the guest agent's channel, made by QEMU.
     pub agent_socket: PathBuf,
 }
@@ -205,6 +209,9 @@ pub enum MissingFact {
     /// No file.
     #[error("the {0} of kernelBoot was not prepared")]
     KernelBoot(&'static str),
+    /// No file.
+    #[error("the configuration for Ignition was not prepared")]
+    Ignition,
     /// No directory.
     #[error("the TPM's state has no place that outlives the machine")]
     TpmState,

@@ -1,8 +1,12 @@
-//! SMBIOS strings.
+//! What the guest reads from its firmware: SMBIOS strings, and configuration for Ignition.
 
 use ferrovirt_core::machine::{Architecture, Chassis, Machine, Smbios};
 
+use crate::facts::{Facts, MissingFact};
 use crate::xml::{Element, el};
+
+/// Where Ignition looks for its configuration.
+const IGNITION: &str = "opt/com.coreos/config";
 
 fn entries(name: &'static str, entries: &[(&str, Option<&str>)]) -> Option<Element> {
     let entries: Vec<Element> = entries
@@ -12,8 +16,22 @@ fn entries(name: &'static str, entries: &[(&str, Option<&str>)]) -> Option<Eleme
     (!entries.is_empty()).then(|| el(name).children(entries))
 }
 
+/// Strings, and files of the firmware's configuration device.
+///
+/// # Errors
+/// The machine has configuration for Ignition, and `facts` no file with it.
+pub(crate) fn sysinfo(machine: &Machine, facts: &Facts) -> Result<Vec<Element>, MissingFact> {
+    let mut all: Vec<Element> = smbios(machine).into_iter().collect();
+    if machine.ignition.is_some() {
+        let file = facts.ignition.as_ref().ok_or(MissingFact::Ignition)?;
+        let entry = el("entry").attr("name", IGNITION).attr("file", file.display());
+        all.push(el("sysinfo").attr("type", "fwcfg").child(entry));
+    }
+    Ok(all)
+}
+
 /// Nothing where the architecture has no SMBIOS.
-pub(crate) fn sysinfo(machine: &Machine) -> Option<Element> {
+fn smbios(machine: &Machine) -> Option<Element> {
     if machine.architecture == Architecture::S390x {
         return None;
     }

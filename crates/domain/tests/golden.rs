@@ -417,6 +417,15 @@ goldens! {
     s390x_hugepages => "spec: {architecture: s390x, domain: {memory: {hugepages: {pageSize: 1Mi}}}}"
     s390x_cpu_hotplug => "spec: {architecture: s390x, domain: {cpu: {sockets: 1, maxSockets: 2}}}"
     s390x_multi_queue => "spec: {architecture: s390x, domain: {cpu: {cores: 2}, devices: {networkInterfaceMultiqueue: true, interfaces: [{name: default, bridge: {}}]}}, networks: [{name: default, pod: {}}]}"
+    // Metrics for the guest
+    downward_metrics_port => "{config: {developerConfiguration: {featureGates: [DownwardMetrics]}}, spec: {domain: {devices: {downwardMetrics: {}}}}}"
+    downward_metrics_disk => "{config: {developerConfiguration: {featureGates: [DownwardMetrics]}}, spec: {domain: {devices: {disks: [{name: m, disk: {bus: virtio}}]}}, volumes: [{name: m, downwardMetrics: {}}]}}"
+    downward_metrics_disk_without_a_disk => "{config: {developerConfiguration: {featureGates: [DownwardMetrics]}}, spec: {volumes: [{name: m, downwardMetrics: {}}]}}"
+    downward_metrics_port_and_disk => "{config: {developerConfiguration: {featureGates: [DownwardMetrics]}}, spec: {domain: {devices: {downwardMetrics: {}, disks: [{name: m, disk: {bus: virtio}}]}}, volumes: [{name: m, downwardMetrics: {}}]}}"
+    // What annotations ask for
+    ignition => "{annotations: {kubevirt.io/ignitiondata: '{}'}, config: {developerConfiguration: {featureGates: [ExperimentalIgnitionSupport]}}}"
+    ignition_arm64 => "{kvm: false, annotations: {kubevirt.io/ignitiondata: '{}'}, config: {developerConfiguration: {featureGates: [ExperimentalIgnitionSupport]}}, spec: {architecture: arm64, domain: {cpu: {maxSockets: null}}}}"
+    ignition_is_empty => "annotations: {kubevirt.io/ignitiondata: ''}"
     s390x_acpi_is_off_by_default => "{kvm: false, spec: {architecture: s390x}}"
 }
 
@@ -459,6 +468,9 @@ fn render(case: &Case) -> String {
         &mut vmi["spec"],
         patch.get("spec").cloned().unwrap_or_else(|| json!({})),
     );
+    if let Some(annotations) = patch.get("annotations") {
+        vmi["metadata"]["annotations"] = annotations.clone();
+    }
     let vmi: VirtualMachineInstance = serde_json::from_value(vmi).unwrap();
     let configuration = patch.get("config").cloned().unwrap_or_else(|| json!({}));
     let configuration: KubeVirtConfiguration = serde_json::from_value(configuration).unwrap();
@@ -563,8 +575,22 @@ fn missing_facts_are_errors() {
         Err(MissingFact::Nic("default".to_owned()))
     );
     assert_eq!(
-        domain_xml(&machine, &Facts { firmware: None, ..all }),
+        domain_xml(
+            &machine,
+            &Facts {
+                firmware: None,
+                ..all.clone()
+            }
+        ),
         Err(MissingFact::Firmware)
+    );
+    let machine = Machine {
+        ignition: Some("{}".to_owned()),
+        ..machine
+    };
+    assert_eq!(
+        domain_xml(&machine, &Facts { ignition: None, ..all }),
+        Err(MissingFact::Ignition)
     );
 }
 

@@ -9,6 +9,24 @@ pub mod launcher {
     tonic::include_proto!("ferrovirt.launcher.v1");
 }
 
+#[allow(clippy::all, clippy::unwrap_used, clippy::too_many_lines, reason = "generated")]
+pub mod hooks {
+    //! Launcher ⇄ hook sidecars of VMIs, generated from `proto/hooks_*.proto`: KubeVirt's contract, to the byte.
+
+    pub mod info {
+        //! What a sidecar says about itself.
+        tonic::include_proto!("kubevirt.hooks.info");
+    }
+    pub mod v1alpha2 {
+        //! Callbacks; their messages are those of the next version.
+        tonic::include_proto!("kubevirt.hooks.v1alpha2");
+    }
+    pub mod v1alpha3 {
+        //! Callbacks.
+        tonic::include_proto!("kubevirt.hooks.v1alpha3");
+    }
+}
+
 pub mod paths {
     //! Paths inside a launcher pod that more than one process knows, and the pod volumes behind them.
     //! On the host a volume is `PODS/<pod uid>/volumes/kubernetes.io~empty-dir/<volume>`, where PODS is the
@@ -42,6 +60,12 @@ pub mod paths {
     pub const CONTAINER_DISKS_DIR: &str = "/var/run/kubevirt/container-disks";
     /// The image of a kernel, where `disk_<index>` would be for a containerDisk.
     pub const KERNEL_BOOT: &str = "kernel-boot";
+    /// Volume with the sockets of hook sidecars, each in the directory `<HOOK_SIDECAR><index>`.
+    pub const HOOKS_VOLUME: &str = "hook-sidecar-sockets";
+    /// Mount path of [`HOOKS_VOLUME`]; a sidecar has only its own directory there.
+    pub const HOOKS_DIR: &str = "/var/run/kubevirt-hooks";
+    /// Name of a hook sidecar's container, before its index.
+    pub const HOOK_SIDECAR: &str = "hook-sidecar-";
     /// Volume `ephemeral-disks`.
     pub const EPHEMERAL_DIR: &str = "/var/run/kubevirt-ephemeral-disks";
     /// Volume `libvirt-runtime`.

@@ -107,6 +107,20 @@ impl Layout {
             .join(&self.name)
     }
 
+    /// Directories of the hook sidecars.
+    pub fn hooks(&self) -> PathBuf {
+        self.below(paths::HOOKS_DIR)
+    }
+
+    /// File with Ignition's configuration.
+    pub fn ignition(&self) -> PathBuf {
+        self.libvirt_runtime()
+            .join("ignition-dir")
+            .join(&self.namespace)
+            .join(&self.name)
+            .join("data.ign")
+    }
+
     /// Where the pod mounts a Secret for a cloud-init volume; `kind` is `udata` or `ndata`.
     pub fn cloud_init_secret(&self, volume: &str, kind: &str) -> PathBuf {
         self.below(paths::SECRET_DIR).join(format!("{volume}-{kind}"))
@@ -206,6 +220,16 @@ impl Layout {
     /// Unix socket of the guest agent's channel; only libvirtd uses it.
     pub fn agent_socket(&self) -> PathBuf {
         self.libvirt_runtime().join("guest-agent")
+    }
+
+    /// Unix socket of the port for metrics.
+    pub fn downward_metrics_socket(&self) -> PathBuf {
+        self.libvirt_runtime().join("downward-metrics")
+    }
+
+    /// Image of the disk with metrics.
+    pub fn downward_metrics_disk(&self) -> PathBuf {
+        self.private().join("downwardapi-disks").join("vhostmd0")
     }
 
     /// UEFI variables of the guest.

@@ -91,6 +91,7 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
         host_devices: host_devices::given(&machine.host_devices, |name| std::env::var(name).ok()),
         kernel: kernel.kernel,
         initrd: kernel.initrd,
+        ignition: machine.ignition.is_some().then(|| layout.ignition()),
         acpi_tables: machine
             .acpi_tables
             .iter()
@@ -109,6 +110,7 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
         vnc_socket: layout.vnc_socket(),
         usb_redirection_sockets: layout.usb_redirection_sockets(),
         block_sizes: disks.iter().filter_map(block_size).collect(),
+        downward_metrics_socket: layout.downward_metrics_socket(),
         agent_socket: layout.agent_socket(),
     }
 }

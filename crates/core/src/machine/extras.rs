@@ -124,3 +124,42 @@ pub struct ServiceAccount {
     /// A volume gives its token to the guest, so the pod needs it.
     pub token: bool,
 }
+
+/// A container beside the guest that is asked before the guest is defined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookSidecar {
+    /// Image reference.
+    pub image: String,
+    /// When it is pulled; `None`: as Kubernetes does.
+    pub pull_policy: Option<String>,
+    /// Instead of the image's entry point, if there are any.
+    pub command: Vec<String>,
+    /// Its arguments.
+    pub args: Vec<String>,
+    /// A script in a ConfigMap.
+    pub script: Option<HookScript>,
+    /// A claim.
+    pub claim: Option<HookClaim>,
+}
+
+/// A key of a ConfigMap as a file of a hook sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookScript {
+    /// The ConfigMap.
+    pub config_map: String,
+    /// Its key.
+    pub key: String,
+    /// Path of the file in the sidecar.
+    pub path: String,
+}
+
+/// A claim of a hook sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookClaim {
+    /// The claim.
+    pub name: String,
+    /// Where the sidecar has it.
+    pub path: String,
+    /// Where the guest's container has it, too.
+    pub shared_path: Option<String>,
+}

@@ -7,6 +7,7 @@ use ferrovirt_api::v1::{
 
 use super::{Cx, on, text};
 use crate::cause::FieldPath;
+use crate::config::GATE_DOWNWARD_METRICS;
 use crate::machine::{Architecture, Input, Machine, Sound, Tpm, Watchdog};
 
 impl Cx<'_> {
@@ -42,13 +43,11 @@ impl Cx<'_> {
             video,
             watchdog,
         } = devices;
-        self.causes.none_of(
-            path,
-            &[
-                ("autoattachVSOCK", on(*autoattach_vsock)),
-                ("downwardMetrics", downward_metrics.is_some()),
-            ],
-        );
+        self.causes.none_of(path, &[("autoattachVSOCK", on(*autoattach_vsock))]);
+        machine.downward_metrics = downward_metrics.is_some();
+        if machine.downward_metrics {
+            self.gate(GATE_DOWNWARD_METRICS, &path.child("downwardMetrics"));
+        }
         machine.host_devices = self.host_devices(gpus, host_devices, path);
         machine.graphics = autoattach_graphics_device.unwrap_or(true);
         machine.mem_balloon = autoattach_mem_balloon.unwrap_or(true);

@@ -68,6 +68,15 @@ impl Cx<'_> {
                     "a sata disk cannot be read-only, and its claim is; use another bus or cdrom",
                 );
             }
+            if source == Source::DownwardMetrics && (target.device, target.bus) != (DiskDevice::Disk, Bus::Virtio) {
+                let field = if target.device == DiskDevice::Disk {
+                    "disk.bus"
+                } else {
+                    "cdrom"
+                };
+                self.causes
+                    .invalid(&path.child(field), "downwardMetrics are on a disk on the bus virtio");
+            }
             let disk = join(disk, target, volume_index, source);
             if disk.shareable && !is_shared(&disk.source) {
                 self.causes.invalid(
@@ -347,7 +356,7 @@ fn join(disk: &WireDisk, target: Target, volume_index: usize, source: Source) ->
         volume_index,
         device: target.device,
         bus: target.bus,
-        readonly: target.readonly || is_fixed(&source),
+        readonly: target.readonly || is_fixed(&source) || source == Source::DownwardMetrics,
         serial: set(&disk.serial),
         boot_order: boot_order(disk.boot_order),
         // What a host's cache holds back, the other machines would not see.

@@ -3,6 +3,7 @@
 //! Wire structs are taken apart without `..`, so that a field that the API gains does not compile until someone
 //! decides about it.
 
+mod annotations;
 mod claims;
 mod cpu;
 mod credentials;
@@ -32,6 +33,7 @@ use crate::machine::{Architecture, Boot, Clock, Machine};
 use crate::names::firmware_uuid;
 use ferrovirt_api::v1::{DomainSpec, Machine as WireMachine, VirtualMachineInstance, VirtualMachineInstanceSpec};
 
+pub(crate) use annotations::annotations;
 pub(crate) use hyperv::REQUIREMENTS as HYPERV_REQUIREMENTS;
 pub(crate) use text::{is_dns_label, is_dns_subdomain, pci_address};
 
@@ -56,10 +58,29 @@ impl Machine {
     /// Every cause to refuse it, each with the path of its field below `spec`. Never panics.
     pub fn parse(vmi: &VirtualMachineInstance, config: &ClusterConfig) -> Result<Self, Vec<Cause>> {
         let name = vmi.metadata.name.as_deref().unwrap_or_default();
-        let mut machine = parse_spec(name, &vmi.spec, &FieldPath::root("spec"), config)?;
-        claims::sizes(&mut machine, vmi);
-        Ok(machine)
+        let mut causes = Causes::default();
+        let architecture = architecture_of(&vmi.spec, config);
+        let path = FieldPath::root("metadata");
+        let asked = annotations(&vmi.metadata, &path, architecture, config, &mut causes);
+        match parse_spec(name, &vmi.spec, &FieldPath::root("spec"), config) {
+            Ok(mut machine) if causes.is_empty() => {
+                claims::sizes(&mut machine, vmi);
+                machine.ignition = asked.ignition;
+                machine.hook_sidecars = asked.sidecars;
+                Ok(machine)
+            }
+            parsed => {
+                causes.extend(parsed.err().unwrap_or_default());
+                Err(causes.into_vec())
+            }
+        }
     }
+}
+
+/// The architecture of a spec, as far as it can be read.
+pub(crate) fn architecture_of(spec: &VirtualMachineInstanceSpec, config: &ClusterConfig) -> Architecture {
+    let named = spec.architecture.as_deref().and_then(Architecture::from_name);
+    named.unwrap_or(config.architecture)
 }
 
 /// What every part of the parser needs.
@@ -253,6 +274,9 @@ impl Cx<'_> {
             terminate_on_reboot: self.reboot_policy(reboot_policy.as_deref(), path),
             launch_security: None,
             kernel_boot: None,
+            ignition: None,
+            hook_sidecars: Vec::new(),
+            downward_metrics: false,
             access_credentials: Vec::new(),
             service_account: None,
         };

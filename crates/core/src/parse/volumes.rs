@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::LocalObjectReference;
 
 use super::{Cx, is_dns_label, is_dns_subdomain, on, text};
 use crate::cause::FieldPath;
-use crate::config::{GATE_CONTAINER_PATH, GATE_HOST_DISK};
+use crate::config::{GATE_CONTAINER_PATH, GATE_DOWNWARD_METRICS, GATE_HOST_DISK};
 use crate::machine::{CloudInit, CloudInitData, CloudInitFlavor, Source};
 
 /// Most bytes of cloud-init data in the spec; more belongs into a Secret.
@@ -25,7 +25,7 @@ const OWN_DIRECTORIES: [&str; 7] = [
     "/var/run/kubevirt",
     "/var/run/libvirt",
 ];
-const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
+pub(super) const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
 
 /// The three places one piece of cloud-init data can come from, and their field names.
 struct CloudInitFields<'a> {
@@ -54,9 +54,21 @@ impl Cx<'_> {
                 self.causes
                     .duplicate(&field, format!("another volume has the name \"{}\"", volume.name));
             }
+            if volume.downward_metrics.is_some() {
+                self.only_metrics(&volumes[..i], &path.child("downwardMetrics"));
+            }
             sources.push(self.volume(volume, &path));
         }
         sources
+    }
+
+    /// A guest reads one report.
+    fn only_metrics(&mut self, earlier: &[Volume], field: &FieldPath) {
+        self.gate(GATE_DOWNWARD_METRICS, field);
+        if earlier.iter().any(|other| other.downward_metrics.is_some()) {
+            self.causes
+                .invalid(field, "a machine has one downwardMetrics volume at most");
+        }
     }
 
     fn volume(&mut self, volume: &Volume, path: &FieldPath) -> Option<Source> {
@@ -81,7 +93,6 @@ impl Cx<'_> {
         } = volume;
         let later = [
             ("dataVolume", data_volume.is_some()),
-            ("downwardMetrics", downward_metrics.is_some()),
             ("memoryDump", memory_dump.is_some()),
         ];
         let built = [
@@ -91,6 +102,7 @@ impl Cx<'_> {
             container_disk.is_some(),
             container_path.is_some(),
             downward_api.is_some(),
+            downward_metrics.is_some(),
             empty_disk.is_some(),
             ephemeral.is_some(),
             host_disk.is_some(),
@@ -138,6 +150,9 @@ impl Cx<'_> {
         }
         if let Some(source) = ephemeral {
             return self.ephemeral(source, &path.child("ephemeral"));
+        }
+        if downward_metrics.is_some() {
+            return Some(Source::DownwardMetrics);
         }
         self.files(volume, path).map(Source::Files)
     }

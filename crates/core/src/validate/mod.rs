@@ -25,11 +25,7 @@ pub const RESERVED_LABELS: [&str; 6] = [
 ];
 
 /// Annotations that ask for what is not built yet.
-const LATER_ANNOTATIONS: [&str; 3] = [
-    "hooks.kubevirt.io/hookSidecars",
-    "kubevirt.io/ignitiondata",
-    "kubevirt.io/placePCIDevicesOnRootComplex",
-];
+const LATER_ANNOTATIONS: [&str; 1] = ["kubevirt.io/placePCIDevicesOnRootComplex"];
 
 /// Causes to refuse a new VMI. `user_is_ours`: one of our components asks.
 #[must_use]

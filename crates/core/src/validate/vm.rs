@@ -5,7 +5,7 @@ use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstanceTemplateSpec, Virt
 use super::{data_volumes, metadata};
 use crate::cause::{Cause, Causes, FieldPath};
 use crate::config::ClusterConfig;
-use crate::parse::parse_spec;
+use crate::parse::{annotations, architecture_of, parse_spec};
 
 /// Run strategies, in the API's spelling.
 pub const RUN_STRATEGIES: [&str; 6] = ["Always", "Halted", "Manual", "Once", "RerunOnFailure", "WaitAsReceiver"];
@@ -86,7 +86,12 @@ fn machine(
 ) {
     let VirtualMachineInstanceTemplateSpec { metadata: own, spec } = template;
     if let Some(own) = own {
-        metadata(causes, own, &path.child("metadata"), false);
+        let path = path.child("metadata");
+        metadata(causes, own, &path, false);
+        let architecture = spec
+            .as_ref()
+            .map_or(config.architecture, |spec| architecture_of(spec, config));
+        annotations(own, &path, architecture, config, causes);
     }
     let path = path.child("spec");
     match spec {

@@ -23,6 +23,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
             Source::Claim(_) if overlay => ("/disk.qcow2".to_owned(), DiskFormat::Qcow2),
             Source::Claim(_) if block => (format!("/dev/{}", disk.name), DiskFormat::Raw),
             Source::Claim(_) => (format!("/disks/{}/disk.img", disk.name), DiskFormat::Raw),
+            Source::DownwardMetrics => ("/metrics/vhostmd0".to_owned(), DiskFormat::Raw),
             Source::Files(_) => (format!("/files/{}.iso", disk.name), DiskFormat::Raw),
         };
         let backing = overlay.then(|| Backing {
@@ -61,6 +62,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         host_devices: host_devices(machine),
         kernel: boot_file(boot.and_then(|boot| boot.kernel.as_ref())),
         initrd: boot_file(boot.and_then(|boot| boot.initrd.as_ref())),
+        ignition: Some("/ignition/data.ign".into()),
         acpi_tables: ["slic", "msdm"]
             .map(|kind| (kind, format!("/acpi/{kind}.bin").into()))
             .into(),
@@ -81,6 +83,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         vnc_socket: private("virt-vnc"),
         usb_redirection_sockets: (0..4).map(|i| private(&format!("virt-usbredir-{i}"))).collect(),
         block_sizes: machine.disks.iter().map(|disk| (disk.name.clone(), 4096)).collect(),
+        downward_metrics_socket: private("metrics"),
         agent_socket: private("agent"),
     }
 }

@@ -29,6 +29,7 @@ use storage::{Storage, mount};
 
 mod container_disk;
 mod filesystem;
+mod hook_sidecar;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -116,6 +117,7 @@ pub fn render(
     if machine.serial_console && machine.log_serial_console {
         helpers.push(console_log(vmi, config, options));
     }
+    helpers.extend(hook_sidecar::containers(&machine));
     if machine.cpu.pinning.is_some() {
         helpers.iter_mut().for_each(guarantee);
     }

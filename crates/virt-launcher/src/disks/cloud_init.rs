@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::iso;
 use crate::children::Children;
 use crate::credentials;
+use crate::hooks::{self, Hooks, Seed};
 use crate::layout::Layout;
 
 /// Largest piece of user or network data from a Secret; Kubernetes allows 1 MiB per Secret.
@@ -44,6 +45,9 @@ pub enum Error {
     /// The keys of users.
     #[error(transparent)]
     Keys(#[from] credentials::Error),
+    /// A hook sidecar.
+    #[error(transparent)]
+    Hook(#[from] hooks::Error),
     /// The tool failed.
     #[error(transparent)]
     Iso(#[from] iso::Error),
@@ -57,12 +61,14 @@ type Files = Vec<(&'static str, Vec<u8>)>;
 pub async fn build(
     layout: &Layout,
     children: &Children,
+    hooks: &Hooks,
     machine: &Machine,
     volume: &str,
     data: &CloudInit,
     devices: &[Value],
 ) -> Result<PathBuf, Error> {
-    let files = files(layout, machine, volume, data, devices)?;
+    let seed = hooks.cloud_init(seed(layout, machine, volume, data, devices)?).await?;
+    let files = files(seed);
     let (name, label) = match data.flavor {
         CloudInitFlavor::NoCloud => ("noCloud.iso", "cidata"),
         CloudInitFlavor::ConfigDrive => ("configdrive.iso", "config-2"),
@@ -100,13 +106,8 @@ fn write_tree(tree: &Path, files: &Files) -> Result<(), Error> {
     Ok(())
 }
 
-fn files(
-    layout: &Layout,
-    machine: &Machine,
-    volume: &str,
-    data: &CloudInit,
-    devices: &[Value],
-) -> Result<Files, Error> {
+/// All that the image says, before hook sidecars have their say.
+fn seed(layout: &Layout, machine: &Machine, volume: &str, data: &CloudInit, devices: &[Value]) -> Result<Seed, Error> {
     let user_keys = ["userdata", "userData"];
     let network_keys = ["networkdata", "networkData"];
     let user = read(
@@ -126,19 +127,13 @@ fn files(
         .enumerate()
         .map(|(i, key)| (i.to_string(), key.into()))
         .collect();
-    Ok(match data.flavor {
+    let meta = match data.flavor {
         CloudInitFlavor::NoCloud => {
             let mut meta = json!({ "instance-id": instance, "local-hostname": machine.hostname });
             if !keys.is_empty() {
                 meta["public-keys"] = Value::Object(keys);
             }
-            // Cloud-init ignores a seed without user-data.
-            let mut files = vec![
-                ("meta-data", meta.to_string().into_bytes()),
-                ("user-data", user.unwrap_or_default()),
-            ];
-            files.extend(network.map(|content| ("network-config", content)));
-            files
+            meta
         }
         CloudInitFlavor::ConfigDrive => {
             let legacy = format!("{}.{}", layout.name(), layout.namespace());
@@ -149,12 +144,37 @@ fn files(
             if !devices.is_empty() {
                 meta["devices"] = devices.into();
             }
-            let mut files = vec![("openstack/latest/meta_data.json", meta.to_string().into_bytes())];
-            files.extend(user.map(|content| ("openstack/latest/user_data", content)));
-            files.extend(network.map(|content| ("openstack/latest/network_data.json", content)));
+            meta
+        }
+    };
+    Ok(Seed {
+        flavor: data.flavor,
+        volume: volume.to_owned(),
+        meta,
+        user,
+        network,
+    })
+}
+
+fn files(seed: Seed) -> Files {
+    let meta = seed.meta.to_string().into_bytes();
+    match seed.flavor {
+        CloudInitFlavor::NoCloud => {
+            // Cloud-init ignores a seed without user-data.
+            let mut files = vec![("meta-data", meta), ("user-data", seed.user.unwrap_or_default())];
+            files.extend(seed.network.map(|content| ("network-config", content)));
             files
         }
-    })
+        CloudInitFlavor::ConfigDrive => {
+            let mut files = vec![("openstack/latest/meta_data.json", meta)];
+            files.extend(seed.user.map(|content| ("openstack/latest/user_data", content)));
+            files.extend(
+                seed.network
+                    .map(|content| ("openstack/latest/network_data.json", content)),
+            );
+            files
+        }
+    }
 }
 
 fn read(data: Option<&CloudInitData>, mounted: &Path, keys: [&'static str; 2]) -> Result<Option<Vec<u8>>, Error> {
@@ -253,7 +273,7 @@ mod tests {
                 let ferrovirt_core::machine::Source::CloudInit(data) = &machine.disks[0].source else {
                     panic!("{:?}", machine.disks);
                 };
-                let files = files(&layout, machine, "seed", data, &[]).unwrap();
+                let files = files(seed(&layout, machine, "seed", data, &[]).unwrap());
                 let (_, content) = files.iter().find(|(name, _)| *name == file).unwrap();
                 serde_json::from_slice(content).unwrap()
             };
@@ -303,7 +323,7 @@ mod tests {
                 let ferrovirt_core::machine::Source::CloudInit(data) = &machine.disks[0].source else {
                     panic!("{:?}", machine.disks);
                 };
-                let files = files(&layout, &machine, "seed", data, &[]).unwrap();
+                let files = files(seed(&layout, &machine, "seed", data, &[]).unwrap());
                 let content = |name: &str| files.iter().find(|(n, _)| *n == name).map(|(_, c)| c.as_slice());
                 assert_eq!(content(user_file), Some(b"U".as_slice()), "{flavor} {user}");
                 assert_eq!(content(network_file), Some(b"N".as_slice()), "{flavor} {network}");

@@ -20,6 +20,8 @@ use ferrovirt_domain::{Backing, DiskFile, DiskFormat};
 use nix::fcntl::OFlag;
 
 use crate::children::Children;
+use crate::downward_metrics;
+use crate::hooks::Hooks;
 use crate::layout::Layout;
 
 pub use tags::tell as tell_tags;
@@ -131,10 +133,15 @@ pub fn kernel(layout: &Layout, machine: &Machine) -> Result<KernelFiles, NoKerne
 }
 
 /// Prepares all disks, one after the other; the first that fails is reported.
-pub async fn prepare(layout: &Layout, children: &Children, machine: &Machine) -> Result<Vec<Prepared>, Error> {
+pub async fn prepare(
+    layout: &Layout,
+    children: &Children,
+    hooks: &Hooks,
+    machine: &Machine,
+) -> Result<Vec<Prepared>, Error> {
     let mut prepared = Vec::with_capacity(machine.disks.len());
     for disk in &machine.disks {
-        let ready = prepare_one(layout, children, machine, disk).await;
+        let ready = prepare_one(layout, children, hooks, machine, disk).await;
         prepared.push(ready.map_err(|source| Error {
             volume: disk.name.clone(),
             source,
@@ -146,6 +153,7 @@ pub async fn prepare(layout: &Layout, children: &Children, machine: &Machine) ->
 async fn prepare_one(
     layout: &Layout,
     children: &Children,
+    hooks: &Hooks,
     machine: &Machine,
     disk: &Disk,
 ) -> Result<Prepared, Problem> {
@@ -167,9 +175,18 @@ async fn prepare_one(
             (path, DiskFormat::Raw, size)
         }
         Source::CloudInit(data) => {
-            let path = cloud_init::build(layout, children, machine, &disk.name, data, &[]).await?;
+            let path = cloud_init::build(layout, children, hooks, machine, &disk.name, data, &[]).await?;
             let size = std::fs::metadata(&path).map(|meta| meta.len()).unwrap_or(0);
             (path, DiskFormat::Raw, size)
+        }
+        Source::DownwardMetrics => {
+            let path = layout.downward_metrics_disk();
+            let made = downward_metrics::create_disk(&path);
+            made.map_err(|source| Problem::Create {
+                path: path.clone(),
+                source,
+            })?;
+            (path, DiskFormat::Raw, downward_metrics::DISK_SIZE)
         }
         Source::Files(files) => {
             let path = files::build(layout, children, &disk.name, files).await?;

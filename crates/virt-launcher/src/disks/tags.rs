@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Error, cloud_init};
 use crate::children::Children;
+use crate::hooks::Hooks;
 use crate::hypervisor::{DeviceKind, Place};
 use crate::layout::Layout;
 
@@ -43,7 +44,13 @@ fn entries(machine: &Machine, places: &[Place]) -> Vec<Value> {
 }
 
 /// Writes the config drive, if there is one, once more: with the addresses that libvirt gave to tagged devices.
-pub async fn tell(layout: &Layout, children: &Children, machine: &Machine, places: &[Place]) -> Result<(), Error> {
+pub async fn tell(
+    layout: &Layout,
+    children: &Children,
+    hooks: &Hooks,
+    machine: &Machine,
+    places: &[Place],
+) -> Result<(), Error> {
     let entries = entries(machine, places);
     if entries.is_empty() {
         return Ok(());
@@ -53,7 +60,7 @@ pub async fn tell(layout: &Layout, children: &Children, machine: &Machine, place
             continue;
         };
         if *flavor == CloudInitFlavor::ConfigDrive {
-            let built = cloud_init::build(layout, children, machine, &disk.name, data, &entries).await;
+            let built = cloud_init::build(layout, children, hooks, machine, &disk.name, data, &entries).await;
             built.map_err(|error| Error {
                 volume: disk.name.clone(),
                 source: error.into(),
@@ -114,7 +121,9 @@ mod tests {
         let layout = Layout::new(root.path(), "ns", "vm", "u");
         let children = Children::default();
         let reaper = tokio::spawn(children.clone().reap());
-        tell(&layout, &children, &machine, &places).await.unwrap();
+        tell(&layout, &children, &Hooks::default(), &machine, &places)
+            .await
+            .unwrap();
         reaper.abort();
         let out = root.path().join("meta.json");
         let image = layout.cloud_init().join("configdrive.iso");

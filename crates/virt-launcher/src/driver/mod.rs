@@ -175,7 +175,8 @@ pub struct Driver {
     credentials: Credentials,
     /// When file systems are thawed that stand still.
     thaw_at: Option<Instant>,
-    dhcp: JoinSet<()>,
+    /// What the guest asks by other ways than its agent.
+    servers: JoinSet<()>,
 }
 
 impl Driver {
@@ -196,7 +197,7 @@ impl Driver {
             next_report: None,
             credentials: Credentials::default(),
             thaw_at: None,
-            dhcp: JoinSet::new(),
+            servers: JoinSet::new(),
         };
         (driver, sender, published)
     }
@@ -391,7 +392,10 @@ impl Driver {
         self.grace = started.grace;
         self.credentials_known(started.credentials);
         for server in started.dhcp {
-            self.dhcp.spawn(server.run());
+            self.servers.spawn(server.run());
+        }
+        if let Some(reporter) = started.metrics {
+            self.servers.spawn(reporter.run());
         }
         self.publisher.update(|state| {
             state.domain_type = started.description.domain_type;

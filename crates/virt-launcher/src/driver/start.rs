@@ -9,9 +9,10 @@ use ferrovirt_protocol::launcher::{Nic, NodeFacts};
 
 use crate::children::Children;
 use crate::disks::{self, KernelFiles, Prepared};
+use crate::hooks::{Hooks, Patience};
 use crate::hypervisor::{Description, Hypervisor};
 use crate::layout::Layout;
-use crate::{dhcp, filesystems, machine, state};
+use crate::{dhcp, downward_metrics, filesystems, ignition, machine, state};
 
 /// Why the guest could not be started.
 #[derive(Debug)]
@@ -44,6 +45,8 @@ pub struct Started {
     pub paused: bool,
     /// Keys and passwords of its users.
     pub credentials: Vec<AccessCredential>,
+    /// Who tells it about itself and its node, if it wants to know.
+    pub metrics: Option<downward_metrics::Reporter>,
     /// Seconds it has for its shutdown.
     pub grace: Duration,
 }
@@ -61,7 +64,14 @@ pub struct Context {
 /// Goes all the way.
 pub async fn start(context: Context, vmi: VirtualMachineInstance, node: NodeFacts) -> Result<Started, StartFailure> {
     let parsed = Parsed::new(context, &vmi, node)?;
-    parsed.prepare().await?.define().await?.start().await
+    let (directory, sidecars) = (parsed.context.layout.hooks(), parsed.machine.hook_sidecars.len());
+    let hooks = Hooks::meet(&directory, sidecars, &vmi, Patience::default()).await;
+    let hooks = hooks.map_err(|error| StartFailure::new("HookSidecarFailed", &error))?;
+    let Context { layout, hypervisor, .. } = &parsed.context;
+    let metrics = downward_metrics::Reporter::of(&parsed.machine, layout, hypervisor, &vmi);
+    let mut started = parsed.prepare(hooks).await?.define().await?.start().await?;
+    started.metrics = metrics;
+    Ok(started)
 }
 
 /// The VMI was understood.
@@ -80,7 +90,7 @@ impl Parsed {
         Ok(Self { context, machine, node })
     }
 
-    async fn prepare(self) -> Result<DisksPrepared, StartFailure> {
+    async fn prepare(self, hooks: Hooks) -> Result<DisksPrepared, StartFailure> {
         let Self { context, machine, node } = self;
         let none = DhcpOptions::default();
         let options = |nic: &Nic| {
@@ -96,15 +106,18 @@ impl Parsed {
             .map(|nic| dhcp::open(nic, options(nic).unwrap_or(&none)));
         let servers: Result<Vec<_>, _> = servers.collect();
         let servers = servers.map_err(|error| StartFailure::new("NetworkNotReady", &error))?;
-        let disks = disks::prepare(&context.layout, &context.children, &machine).await;
+        let disks = disks::prepare(&context.layout, &context.children, &hooks, &machine).await;
         let disks = disks.map_err(|error| StartFailure::new("DisksNotPrepared", &error))?;
         state::prepare(&context.layout, &machine).map_err(|error| StartFailure::new("StateNotPrepared", &error))?;
         let served = filesystems::served(&context.layout, &machine).await;
         served.map_err(|error| StartFailure::new("FilesystemsNotServed", &error))?;
+        ignition::prepare(&context.layout, &machine)
+            .map_err(|error| StartFailure::new("IgnitionNotPrepared", &error))?;
         let kernel = disks::kernel(&context.layout, &machine);
         let kernel = kernel.map_err(|error| StartFailure::new("KernelNotFound", &error))?;
         Ok(DisksPrepared {
             context,
+            hooks,
             machine,
             node,
             disks,
@@ -117,6 +130,7 @@ impl Parsed {
 /// The disks are there.
 struct DisksPrepared {
     context: Context,
+    hooks: Hooks,
     machine: Machine,
     node: NodeFacts,
     disks: Vec<Prepared>,
@@ -128,6 +142,7 @@ impl DisksPrepared {
     async fn define(self) -> Result<DomainDefined, StartFailure> {
         let Self {
             context,
+            hooks,
             machine,
             node,
             disks,
@@ -136,9 +151,12 @@ impl DisksPrepared {
         } = self;
         let xml = machine::domain_xml(&machine, &node, &disks, kernel, &context.layout)
             .map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
+        let name = ferrovirt_domain::domain_name(context.layout.namespace(), context.layout.name());
+        let xml = hooks.define(xml, &name).await;
+        let xml = xml.map_err(|error| StartFailure::new("HookSidecarFailed", &error))?;
         let defined = context.hypervisor.define(xml).await;
         let places = defined.map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
-        let told = disks::tell_tags(&context.layout, &context.children, &machine, &places).await;
+        let told = disks::tell_tags(&context.layout, &context.children, &hooks, &machine, &places).await;
         told.map_err(|error| StartFailure::new("DisksNotPrepared", &error))?;
         Ok(DomainDefined {
             context,
@@ -175,6 +193,7 @@ impl DomainDefined {
             dhcp: self.dhcp,
             paused,
             credentials: self.machine.access_credentials,
+            metrics: None,
             grace,
         })
     }

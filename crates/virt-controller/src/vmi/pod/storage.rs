@@ -70,7 +70,7 @@ fn claim_volume(name: &str, claim: &str, read_only: bool) -> Volume {
     }
 }
 
-fn empty_dir(name: &str) -> Volume {
+pub(super) fn empty_dir(name: &str) -> Volume {
     Volume {
         empty_dir: Some(EmptyDirVolumeSource::default()),
         ..volume(name)
@@ -161,6 +161,7 @@ impl Storage {
             storage.add(shared, paths::IMAGE_VOLUME_DIR.to_owned(), true);
             storage.volumes.push(empty_dir(super::container_disk::BIN_VOLUME));
         }
+        super::hook_sidecar::add_volumes(machine, &mut storage);
         if !secrets.is_empty() {
             storage.pull_secrets = Some(secrets.into_iter().map(|name| LocalObjectReference { name }).collect());
         }
@@ -244,6 +245,8 @@ impl Storage {
                     }
                 }
             }
+            // The launcher makes it.
+            Source::DownwardMetrics => {}
             Source::Files(files) => self.add_files(&disk.name, &files.origin),
             // With what is known of it.
             Source::Claim(_) => {}

@@ -1,0 +1,123 @@
+//! Hook sidecars: containers of the user's images that the launcher asks before it defines the guest. They start before
+//! the guest's container and end with it, and have nothing of the pod but the directory of their own socket.
+
+use ferrovirt_core::machine::{HookScript, HookSidecar, Machine};
+use ferrovirt_protocol::paths;
+use k8s_openapi::api::core::v1::{
+    ConfigMapVolumeSource, Container, EnvVar, PersistentVolumeClaimVolumeSource, ResourceRequirements, Volume,
+    VolumeMount,
+};
+
+use super::storage::{Storage, empty_dir, mount};
+use super::{quantities, security};
+
+/// Readable and executable for all.
+const SCRIPT_MODE: i32 = 0o755;
+
+fn container_name(index: usize) -> String {
+    format!("{}{index}", paths::HOOK_SIDECAR)
+}
+
+fn script_volume(index: usize) -> String {
+    format!("{}-script", container_name(index))
+}
+
+fn claim_volume(index: usize) -> String {
+    format!("{}-claim", container_name(index))
+}
+
+/// Adds the volumes that they need, and what the guest's container has of them.
+pub(super) fn add_volumes(machine: &Machine, storage: &mut Storage) {
+    if machine.hook_sidecars.is_empty() {
+        return;
+    }
+    storage.volumes.push(empty_dir(paths::HOOKS_VOLUME));
+    storage.mounts.push(mount(paths::HOOKS_VOLUME, paths::HOOKS_DIR));
+    for (i, sidecar) in machine.hook_sidecars.iter().enumerate() {
+        if let Some(script) = &sidecar.script {
+            storage.volumes.push(Volume {
+                config_map: Some(ConfigMapVolumeSource {
+                    default_mode: Some(SCRIPT_MODE),
+                    name: script.config_map.clone(),
+                    ..ConfigMapVolumeSource::default()
+                }),
+                name: script_volume(i),
+                ..Volume::default()
+            });
+        }
+        if let Some(claim) = &sidecar.claim {
+            storage.volumes.push(Volume {
+                name: claim_volume(i),
+                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                    claim_name: claim.name.clone(),
+                    read_only: None,
+                }),
+                ..Volume::default()
+            });
+            let shared = claim.shared_path.as_deref();
+            storage.mounts.extend(shared.map(|path| mount(&claim_volume(i), path)));
+        }
+    }
+}
+
+/// The containers, in order.
+pub(super) fn containers(machine: &Machine) -> impl Iterator<Item = Container> {
+    let dedicated = machine.cpu.pinning.is_some();
+    let sidecars = machine.hook_sidecars.iter().enumerate();
+    sidecars.map(move |(i, sidecar)| container(i, sidecar, dedicated))
+}
+
+fn container(index: usize, sidecar: &HookSidecar, dedicated: bool) -> Container {
+    let HookSidecar {
+        image,
+        pull_policy,
+        command,
+        args,
+        script,
+        claim,
+    } = sidecar;
+    let name = container_name(index);
+    let mut mounts = vec![VolumeMount {
+        sub_path: Some(name.clone()),
+        ..mount(paths::HOOKS_VOLUME, paths::HOOKS_DIR)
+    }];
+    mounts.extend(script.as_ref().map(
+        |HookScript {
+             config_map: _,
+             key,
+             path,
+         }| VolumeMount {
+            read_only: Some(true),
+            sub_path: Some(key.clone()),
+            ..mount(&script_volume(index), path)
+        },
+    ));
+    mounts.extend(claim.as_ref().map(|claim| mount(&claim_volume(index), &claim.path)));
+    Container {
+        args: (!args.is_empty()).then(|| args.clone()),
+        command: (!command.is_empty()).then(|| command.clone()),
+        env: Some(vec![EnvVar {
+            name: "CONTAINER_NAME".to_owned(),
+            value: Some(name.clone()),
+            value_from: None,
+        }]),
+        image: Some(image.clone()),
+        image_pull_policy: pull_policy.clone(),
+        name,
+        // What a pod with CPUs of its own has to say; in others it is the namespace's business.
+        resources: dedicated.then(|| ResourceRequirements {
+            claims: None,
+            limits: Some(quantities(&[("cpu", "200m"), ("memory", "64M")])),
+            requests: None,
+        }),
+        // Ends with the guest's container, and its end is not the pod's.
+        restart_policy: Some("Always".to_owned()),
+        security_context: Some(k8s_openapi::api::core::v1::SecurityContext {
+            // It is not our image: we cannot know where it writes.
+            read_only_root_filesystem: None,
+            ..security(&[])
+        }),
+        volume_mounts: Some(mounts),
+        ..Container::default()
+    }
+}
