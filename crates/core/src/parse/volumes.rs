@@ -117,15 +117,7 @@ impl Cx<'_> {
             .chain(built)
             .filter(|set| *set)
             .count();
-        match count {
-            0 => self
-                .causes
-                .required(path, "a volume needs a source, such as containerDisk"),
-            1 => {}
-            _ => self
-                .causes
-                .invalid(path, format!("a volume has one source, not {count}")),
-        }
+        self.one_source(count, path);
         self.causes.none_of(path, &later);
         if let Some(source) = container_disk {
             return self.container_disk(source, &path.child("containerDisk"));
@@ -155,6 +147,18 @@ impl Cx<'_> {
             return Some(Source::DownwardMetrics);
         }
         self.files(volume, path).map(Source::Files)
+    }
+
+    fn one_source(&mut self, count: usize, path: &FieldPath) {
+        match count {
+            0 => self
+                .causes
+                .required(path, "a volume needs a source, such as containerDisk"),
+            1 => {}
+            _ => self
+                .causes
+                .invalid(path, format!("a volume has one source, not {count}")),
+        }
     }
 
     fn empty_disk(&mut self, source: &EmptyDiskSource, path: &FieldPath) -> Option<Source> {
