@@ -34,7 +34,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 /// The name of the executable, and of the container's command.
 pub const NAME: &str = "virtiofs-server";
-const USAGE: &str = "usage: virtiofs-server --socket PATH --directory DIRECTORY [--read-only]";
+const USAGE: &str = "usage: virtiofs-server --socket PATH --directory DIRECTORY [--read-only] [--owned-by-root]";
 
 /// How long a guest believes what it saw. Others write to a directory, too: a file that changed is seen anew after this.
 const BELIEVED: Duration = Duration::from_secs(1);
@@ -68,16 +68,20 @@ struct Task {
     socket: PathBuf,
     directory: PathBuf,
     read_only: bool,
+    /// What belongs to this process's user is the guest's root's.
+    owned_by_root: bool,
 }
 
 impl Task {
     fn read(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
-        let (mut socket, mut directory, mut read_only) = (None, None, false);
+        let (mut socket, mut directory) = (None, None);
+        let (mut read_only, mut owned_by_root) = (false, false);
         while let Some(argument) = arguments.next() {
             match argument.to_str()? {
                 "--socket" => socket = Some(arguments.next()?.into()),
                 "--directory" => directory = Some(arguments.next()?.into()),
                 "--read-only" => read_only = true,
+                "--owned-by-root" => owned_by_root = true,
                 _ => return None,
             }
         }
@@ -85,6 +89,7 @@ impl Task {
             socket: socket?,
             directory: directory?,
             read_only,
+            owned_by_root,
         })
     }
 }
@@ -120,7 +125,7 @@ fn run(task: &Task) -> Result<std::convert::Infallible, Error> {
     })?;
     let mut listener = Listener::from(listen(&task.socket)?);
     loop {
-        let config = config(&task.directory, files)?;
+        let config = config(task, files)?;
         let failed = |source| Error::System {
             what: "open the directory's descriptors",
             source,
@@ -156,23 +161,31 @@ where
     }
 }
 
-fn config(directory: &Path, files: u64) -> Result<Config, Error> {
-    let root_dir = directory.to_str().ok_or(Error::Usage)?.to_owned();
-    let everyone = |to_host| {
-        Some(vec![IdMap::SquashGuest {
+fn config(task: &Task, files: u64) -> Result<Config, Error> {
+    let root_dir = task.directory.to_str().ok_or(Error::Usage)?.to_owned();
+    let map = |own| {
+        // Only root may become someone else.
+        let mut map = vec![IdMap::SquashGuest {
             from_guest: 0,
-            to_host,
+            to_host: own,
             count: u32::MAX,
-        }])
+        }];
+        if task.owned_by_root {
+            map.push(IdMap::SquashHost {
+                from_host: own,
+                to_guest: 0,
+                count: 1,
+            });
+        }
+        Some(map)
     };
     Ok(Config {
         entry_timeout: BELIEVED,
         attr_timeout: BELIEVED,
         cache_policy: CachePolicy::Auto,
         root_dir,
-        // Only root may become someone else.
-        uid_map: everyone(nix::unistd::geteuid().as_raw()),
-        gid_map: everyone(nix::unistd::getegid().as_raw()),
+        uid_map: map(nix::unistd::geteuid().as_raw()),
+        gid_map: map(nix::unistd::getegid().as_raw()),
         guest_fd_limit: files,
         ..Config::default()
     })
@@ -253,14 +266,15 @@ mod tests {
     #[test]
     fn arguments_are_read() {
         let read = |words: &[&str]| Task::read(words.iter().map(OsString::from));
-        let task = |read_only| Task {
+        let task = |switch| Task {
             socket: "/s".into(),
             directory: "/d".into(),
-            read_only,
+            read_only: switch,
+            owned_by_root: switch,
         };
         assert_eq!(read(&["--socket", "/s", "--directory", "/d"]), Some(task(false)));
         assert_eq!(
-            read(&["--read-only", "--directory", "/d", "--socket", "/s"]),
+            read(&["--read-only", "--owned-by-root", "--directory", "/d", "--socket", "/s"]),
             Some(task(true))
         );
         for wrong in [
@@ -290,10 +304,16 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("share.sock");
         let mut listener = Listener::from(listen(&socket).unwrap());
+        let task = Task {
+            socket,
+            directory: directory.path().to_owned(),
+            read_only: false,
+            owned_by_root: true,
+        };
         for _ in 0..3 {
-            let waiting = UnixStream::connect(&socket).unwrap();
+            let waiting = UnixStream::connect(&task.socket).unwrap();
             drop(waiting);
-            let files = PassthroughFs::new(config(directory.path(), 100).unwrap()).unwrap();
+            let files = PassthroughFs::new(config(&task, 100).unwrap()).unwrap();
             serve(files, &mut listener).unwrap();
         }
     }

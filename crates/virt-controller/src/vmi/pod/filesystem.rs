@@ -30,6 +30,9 @@ pub(super) struct Shared {
     pub(super) directory: String,
     /// The guest cannot write.
     pub(super) read_only: bool,
+    /// What belongs to the launcher's user belongs to the guest's root. A kubelet's links to what is new belong to that
+    /// user, and a guest follows nobody else's in a directory that everybody may write to.
+    pub(super) owned_by_root: bool,
     /// What of the pod's volumes the container has for it.
     pub(super) mounts: Vec<VolumeMount>,
 }
@@ -51,6 +54,9 @@ pub(super) fn containers<'a>(
         ];
         if shared.read_only {
             command.push("--read-only".to_owned());
+        }
+        if shared.owned_by_root {
+            command.push("--owned-by-root".to_owned());
         }
         let mut mounts = vec![mount(paths::VIRTIOFS_VOLUME, paths::VIRTIOFS_DIR)];
         mounts.extend(shared.mounts.clone());

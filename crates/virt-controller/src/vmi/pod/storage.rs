@@ -298,6 +298,7 @@ impl Storage {
             name: name.clone(),
             directory: directory.unwrap_or_default().to_owned(),
             read_only: *read_only,
+            owned_by_root: !matches!(source, FilesystemSource::Claim(_)),
             mounts,
         });
     }
