@@ -40,9 +40,11 @@ fn with_data(volume: Value, mark: &str) -> Value {
     spec
 }
 
-async fn stop(home: &Home, ns: &str, vm: &str) -> Result<()> {
+/// Until the VM can be started again: its VMI is gone, and its controller has seen that.
+pub async fn stop(home: &Home, ns: &str, vm: &str) -> Result<()> {
     run(&mut home.virtctl(&["stop", "-n", ns, vm]))?;
-    home.wait_gone("VirtualMachineInstance", ns, vm, BOOT).await
+    home.wait_gone("VirtualMachineInstance", ns, vm, BOOT).await?;
+    home.wait_status(ns, vm, "Stopped", SOON).await.map(drop)
 }
 
 async fn start(home: &Home, ns: &str, vm: &str, until: &str) -> Result<String> {

@@ -7,6 +7,7 @@ use ferrovirt_e2e::{eventually, run};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
+use super::claims::stop;
 use super::manifest::{add_script, spec, vm};
 use super::{BOOT, SOON, Shared, trial};
 
@@ -141,8 +142,7 @@ async fn shared_claim(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let said = std::fs::read_to_string(&note).with_context(|| format!("{} in {log}", note.display()))?;
     ensure!(said == "the guest\n", "{said:?}");
 
-    run(&mut home.virtctl(&["stop", "-n", ns, "a"]))?;
-    home.wait_gone("VirtualMachineInstance", ns, "a", BOOT).await?;
+    stop(home, ns, "a").await?;
     std::fs::write(directory.join("here"), "the host\n")?;
     run(&mut home.virtctl(&["start", "-n", ns, "a"]))?;
     home.wait_serial(ns, "a", "found: the host", BOOT).await?;
