@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::body::Body;
@@ -19,8 +21,29 @@ use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, Po
 use kube::runtime::watcher;
 use serde_json::{Value, json};
 
+/// One that writes nothing unasked any more: each namespace has its service account.
 async fn server() -> ApiServer {
-    ApiServer::open(Config::memory()).await.unwrap()
+    let server = ApiServer::open(Config::memory()).await.unwrap();
+    let all = async |path: &str, field: &str| {
+        let list = ask(&server, &UserInfo::admin("admin"), Method::GET, path, &[], None).await;
+        let items = list.body["items"].as_array().cloned().unwrap_or_default();
+        let field = |item: &Value| item["metadata"][field].as_str().unwrap_or_default().to_owned();
+        items.iter().map(field).collect::<BTreeSet<_>>()
+    };
+    let settled = async {
+        loop {
+            let namespaces = all("/api/v1/namespaces", "name").await;
+            if !namespaces.is_empty() && namespaces == all("/api/v1/serviceaccounts", "namespace").await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let limit = Duration::from_secs(20);
+    tokio::time::timeout(limit, settled)
+        .await
+        .expect("each namespace has a service account within 20 s");
+    server
 }
 
 struct Answer {
