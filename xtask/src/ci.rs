@@ -55,17 +55,32 @@ pub fn run(quick: bool) -> Result<()> {
         )?;
     } else {
         let (tiny, debian) = (guest("tiny")?, guest("debian")?);
-        let guests = [("FERROVIRT_TINY", tiny.as_str()), ("FERROVIRT_DEBIAN", debian.as_str())];
-        step(
+        let failures = tempfile::NamedTempFile::new().context("no temporary file")?;
+        let guests = [
+            ("FERROVIRT_TINY", tiny.as_str()),
+            ("FERROVIRT_DEBIAN", debian.as_str()),
+            ("FERROVIRT_FAILURES", path(failures.path())?),
+        ];
+        let tests = step(
             "tests, with real guests",
             &["test", "--workspace", "--locked", "--no-fail-fast"],
             &guests,
-        )?;
+        );
+        if tests.is_err() {
+            // Where only the end of a log is kept, what failed should be in it.
+            eprint!("{}", std::fs::read_to_string(failures.path()).unwrap_or_default());
+        }
+        tests?;
         // The same suite in its other home. The first time on a machine, Kubernetes is built.
         super::e2e::run(None, false, Some(&[]))?;
     }
     println!("ci: all green after {} s", start.elapsed().as_secs());
     Ok(())
+}
+
+fn path(path: &Path) -> Result<&str> {
+    path.to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
 /// The archive of a guest, built if it is not in the cache.

@@ -64,8 +64,8 @@ where
     })
 }
 
-/// What failed and why, to be said once more as the last thing: where only the end of a log is kept, that is what it
-/// should hold.
+/// What failed and why, to be said once more as the last thing, and in the file that `FERROVIRT_FAILURES` names: where
+/// only the end of a log is kept, that is what it should hold.
 static FAILURES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 fn archive(variable: &str, guest: &str) -> Result<String> {
@@ -147,8 +147,15 @@ fn main() -> Result<()> {
         restart::trials(&tiny)
     };
     let alone = chosen.run(alone);
-    for failure in FAILURES.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        eprintln!("e2e: failed: {failure}");
+    let failures: String = FAILURES
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .iter()
+        .map(|failure| format!("e2e: failed: {failure}\n"))
+        .collect();
+    eprint!("{failures}");
+    if let Some(file) = std::env::var_os("FERROVIRT_FAILURES") {
+        std::fs::write(&file, failures).with_context(|| format!("cannot write {}", file.display()))?;
     }
     if conclusion.has_failed() {
         conclusion.exit();
