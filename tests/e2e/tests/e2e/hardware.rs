@@ -15,6 +15,7 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     vec![
         trial(shared, "hardware", hardware),
         trial(shared, "secure-boot", secure_boot),
+        trial(shared, "secure-boot-signed", secure_boot_signed),
         trial(shared, "watchdog", watchdog),
         trial(shared, "guest-panic", guest_panic),
     ]
@@ -127,18 +128,50 @@ async fn hardware(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     Ok(())
 }
 
-/// The same disk boots without secure boot: see `uefi`.
+/// A guest that starts only what was signed.
+fn with_secure_boot() -> Value {
+    let mut spec = spec();
+    spec["domain"]["features"] = json!({"smm": {"enabled": true}});
+    spec["domain"]["firmware"] = json!({"bootloader": {"efi": {"secureBoot": true}}});
+    spec["domain"]["memory"]["guest"] = json!("512Mi");
+    spec
+}
+
+/// The same disk boots without secure boot (see `uefi`), and with it by a loader that is signed (see
+/// `secure_boot_signed`).
 ///
 /// Shows `spec.domain.firmware.bootloader.efi.secureBoot`, `spec.domain.features.smm`.
 async fn secure_boot(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
-    let mut spec = spec();
-    spec["domain"]["features"] = json!({"smm": {"enabled": true}});
-    spec["domain"]["firmware"] = json!({"bootloader": {"efi": {"secureBoot": true}}});
-    spec["domain"]["memory"]["guest"] = json!("256Mi");
-    home.apply(ns, &vmi("a", spec))?;
+    home.apply(ns, &vmi("a", with_secure_boot()))?;
     let log = home.wait_serial(ns, "a", "Access Denied", BOOT).await?;
     ensure!(!log.contains("is ready at"), "{log}");
+    Ok(())
+}
+
+/// What the firmware says of itself: four bytes of attributes, and whether it is on.
+const SECURE: &str = r#"
+modprobe efivarfs
+mount -t efivarfs none /sys/firmware/efi/efivars
+echo "secure boot is $(tail -c 1 /sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c | od -An -tu1)"
+"#;
+
+/// Shows `spec.domain.firmware.bootloader.efi.secureBoot`, `spec.domain.features.smm`,
+/// `spec.volumes[].containerDisk.path`.
+async fn secure_boot_signed(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    let mut spec = with_secure_boot();
+    spec["domain"]["devices"]["disks"][0]["bootOrder"] = json!(2);
+    add_disk(
+        &mut spec,
+        json!({"name": "loader", "disk": {"bus": "virtio"}, "bootOrder": 1}),
+        json!({"name": "loader", "containerDisk": {"image": "test/tiny:1", "path": "/boot/signed.img"}}),
+    );
+    add_script(&mut spec, SECURE);
+    home.apply(ns, &vmi("a", spec))?;
+    let log = home.wait_serial(ns, "a", "is ready at", BOOT).await?;
+    let told = log.split_once("secure boot is").map(|(_, rest)| rest).unwrap_or_default();
+    ensure!(told.trim_start().starts_with('1'), "{log}");
     Ok(())
 }
 
