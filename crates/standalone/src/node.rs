@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::path::Path;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
@@ -28,6 +29,8 @@ pub struct Facts {
     pub memory: u64,
     /// Bytes of the file system that holds the data directory.
     pub storage: u64,
+    /// Bytes that are reserved as huge pages, by their resource's name, such as `hugepages-2Mi`.
+    pub huge_pages: BTreeMap<String, u64>,
     machine_id: String,
     boot_id: String,
     kernel: String,
@@ -37,7 +40,7 @@ pub struct Facts {
 impl Facts {
     /// Looks at this machine.
     #[must_use]
-    pub fn gather(name: Option<&str>, data: &std::path::Path) -> Self {
+    pub fn gather(name: Option<&str>, data: &Path) -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let memory = read("/proc/meminfo")
             .lines()
@@ -59,6 +62,7 @@ impl Facts {
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory: memory * 1024,
             storage,
+            huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
             machine_id: read("/etc/machine-id"),
             boot_id: read("/proc/sys/kernel/random/boot_id"),
             kernel: read("/proc/sys/kernel/osrelease"),
@@ -83,16 +87,21 @@ impl Facts {
                 "lastHeartbeatTime": now, "lastTransitionTime": now,
             })
         };
-        let memory = self.memory.saturating_sub(RESERVED.min(self.memory / 4));
+        // As the kubelet counts: what is reserved as huge pages is no memory for anything else.
+        let reserved = RESERVED.min(self.memory / 4) + self.huge_pages.values().sum::<u64>();
         let amounts = |memory: u64| {
-            json!({
+            let mut amounts = json!({
                 "cpu": self.cpus.to_string(), "memory": format!("{}Ki", memory / 1024),
                 "pods": PODS.to_string(), "ephemeral-storage": format!("{}Ki", self.storage / 1024),
-            })
+            });
+            for (name, bytes) in &self.huge_pages {
+                amounts[name] = format!("{}Ki", bytes / 1024).into();
+            }
+            amounts
         };
         json!({
             "capacity": amounts(self.memory),
-            "allocatable": amounts(memory),
+            "allocatable": amounts(self.memory.saturating_sub(reserved)),
             "addresses": [
                 { "type": "InternalIP", "address": self.address },
                 { "type": "Hostname", "address": self.name },
@@ -133,6 +142,25 @@ impl Facts {
         nodes.patch_status(&self.name, &PatchParams::default(), &status).await?;
         Ok(())
     }
+}
+
+/// Bytes of huge pages that the machine's administrator has reserved, by the names of Kubernetes' resources. `sys` is the
+/// kernel's directory of them (its `Documentation/admin-guide/mm/hugetlbpage.rst`): `hugepages-<size>kB/nr_hugepages`.
+fn huge_pages(sys: &Path) -> BTreeMap<String, u64> {
+    let page = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        let number = fs::read_to_string(entry.path().join("nr_hugepages")).ok()?;
+        let number: u64 = number.trim().parse().ok()?;
+        let size = match kib {
+            _ if kib >= 1 << 20 && kib.is_multiple_of(1 << 20) => format!("{}Gi", kib >> 20),
+            _ if kib >= 1 << 10 && kib.is_multiple_of(1 << 10) => format!("{}Mi", kib >> 10),
+            _ => format!("{kib}Ki"),
+        };
+        Some((format!("hugepages-{size}"), number.saturating_mul(kib << 10)))
+    };
+    let entries = fs::read_dir(sys).into_iter().flatten().flatten();
+    entries.filter_map(page).collect()
 }
 
 /// This machine's architecture as Kubernetes calls it.
@@ -191,8 +219,40 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_are_resources() {
+        let sys = tempfile::tempdir().unwrap();
+        for (name, number) in [
+            ("2048kB", "3\n"),
+            ("1048576kB", "1\n"),
+            ("64kB", "0\n"),
+            ("other", "1\n"),
+        ] {
+            let directory = sys.path().join(format!("hugepages-{name}"));
+            fs::create_dir(&directory).unwrap();
+            fs::write(directory.join("nr_hugepages"), number).unwrap();
+        }
+        let found = huge_pages(sys.path());
+        let expected = [
+            ("hugepages-1Gi", 1 << 30),
+            ("hugepages-2Mi", 6 << 20),
+            ("hugepages-64Ki", 0),
+        ];
+        assert_eq!(found, expected.map(|(name, bytes)| (name.to_owned(), bytes)).into());
+        assert!(huge_pages(&sys.path().join("missing")).is_empty());
+
+        let mut facts = Facts::gather(Some("n"), Path::new("/"));
+        facts.memory = 8 << 30;
+        facts.huge_pages = found;
+        let status = facts.status(Timestamp::UNIX_EPOCH);
+        assert_eq!(status["allocatable"]["hugepages-2Mi"], "6144Ki");
+        let left = (8 << 20) - (RESERVED >> 10) - (1 << 20) - 6144;
+        assert_eq!(status["allocatable"]["memory"], format!("{left}Ki"));
+        assert_eq!(status["capacity"]["memory"], format!("{}Ki", 8 << 20));
+    }
+
+    #[test]
     fn the_machine_has_something_to_give() {
-        let facts = Facts::gather(Some("n"), std::path::Path::new("/"));
+        let facts = Facts::gather(Some("n"), Path::new("/"));
         let status = facts.status(Timestamp::UNIX_EPOCH);
         assert!(facts.memory > 0 && facts.storage > 0 && facts.cpus > 0);
         assert_ne!(status["allocatable"]["memory"], status["capacity"]["memory"]);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use ferrovirt_e2e::{Home, eventually, run};
+use ferrovirt_e2e::{Home, condition, eventually, run};
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
@@ -14,6 +14,7 @@ use super::{BOOT, SOON, Shared, trial};
 pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     vec![
         trial(shared, "hardware", hardware),
+        trial(shared, "huge-pages", huge_pages),
         trial(shared, "secure-boot", secure_boot),
         trial(shared, "secure-boot-signed", secure_boot_signed),
         trial(shared, "watchdog", watchdog),
@@ -128,6 +129,57 @@ async fn hardware(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     Ok(())
 }
 
+/// Pages of 2 MiB that the guest of `huge_pages` is made of.
+const HUGE_PAGES: u64 = 64;
+const HUGE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+fn pages(file: &str) -> Result<u64> {
+    let path = format!("{HUGE}/{file}");
+    let text = std::fs::read_to_string(&path).with_context(|| path.clone())?;
+    text.trim().parse().with_context(|| format!("{path}: {text:?}"))
+}
+
+/// Has the kernel set pages aside, as an administrator does before the machine becomes a node. They stay, so that the
+/// next run need not find memory that hangs together again.
+pub fn reserve_huge_pages() -> Result<()> {
+    if pages("nr_hugepages")? < HUGE_PAGES {
+        std::fs::write(format!("{HUGE}/nr_hugepages"), HUGE_PAGES.to_string()).context(HUGE)?;
+    }
+    let there = pages("free_hugepages")?;
+    ensure!(
+        there >= HUGE_PAGES,
+        "{there} huge pages are free, {HUGE_PAGES} are needed"
+    );
+    Ok(())
+}
+
+/// Shows `spec.domain.memory.hugepages.pageSize`.
+async fn huge_pages(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    let before = pages("free_hugepages")?;
+    let mut spec = spec();
+    spec["domain"]["memory"] = json!({"guest": "128Mi", "hugepages": {"pageSize": "2Mi"}});
+    home.apply(ns, &vmi("a", spec.clone()))?;
+    home.wait_serial(ns, "a", "is ready at", BOOT).await?;
+    let during = pages("free_hugepages")?;
+    ensure!(
+        during < before,
+        "{before} pages were free before, {during} with the guest"
+    );
+
+    // There are no pages for another one: it waits, and says what for.
+    home.apply(ns, &vmi("b", spec))?;
+    let kind = "VirtualMachineInstance";
+    let waits = |o: &Value| {
+        condition(o, "PodScheduled")["message"]
+            .as_str()
+            .is_some_and(|message| message.contains("Insufficient hugepages-2Mi"))
+    };
+    home.wait(kind, ns, "b", SOON, "it waits for huge pages", waits).await?;
+    run(&mut home.kubectl(&["delete", "vmi", "a", "-n", ns]))?;
+    home.wait_serial(ns, "b", "is ready at", BOOT).await.map(drop)
+}
+
 /// A guest that starts only what was signed.
 fn with_secure_boot() -> Value {
     let mut spec = spec();
@@ -170,7 +222,10 @@ async fn secure_boot_signed(shared: Arc<Shared>, ns: &'static str) -> Result<()>
     add_script(&mut spec, SECURE);
     home.apply(ns, &vmi("a", spec))?;
     let log = home.wait_serial(ns, "a", "is ready at", BOOT).await?;
-    let told = log.split_once("secure boot is").map(|(_, rest)| rest).unwrap_or_default();
+    let told = log
+        .split_once("secure boot is")
+        .map(|(_, rest)| rest)
+        .unwrap_or_default();
     ensure!(told.trim_start().starts_with('1'), "{log}");
     Ok(())
 }

@@ -112,7 +112,10 @@ fn main() -> Result<()> {
     let home = runtime.block_on(async {
         match Home::cluster().await? {
             Some(cluster) => Ok(cluster),
-            None => Home::start(Options::new(16443)?).await,
+            None => {
+                hardware::reserve_huge_pages()?;
+                Home::start(Options::new(16443)?).await
+            }
         }
     })?;
     home.import(&tiny, "test/tiny:1")?;
