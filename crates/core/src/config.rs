@@ -47,8 +47,11 @@ pub const GATE_DOWNWARD_METRICS: &str = "DownwardMetrics";
 /// Gate of the annotation with hook sidecars.
 pub const GATE_SIDECAR: &str = "Sidecar";
 
+/// Gate of sockets between guests and their nodes.
+pub const GATE_VSOCK: &str = "VSOCK";
+
 /// What readers of admitted objects do not ask for again.
-const ALL_GATES: [&str; 11] = [
+const ALL_GATES: [&str; 12] = [
     GATE_CONTAINER_PATH,
     GATE_DOWNWARD_METRICS,
     GATE_HOST_DISK,
@@ -60,6 +63,7 @@ const ALL_GATES: [&str; 11] = [
     GATE_SIDECAR,
     GATE_TDX,
     GATE_VIRTIOFS_STORAGE,
+    GATE_VSOCK,
 ];
 
 /// Gate of containerDisks as image volumes; on unless it is disabled.

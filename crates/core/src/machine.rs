@@ -183,6 +183,8 @@ pub struct Machine {
     pub hook_sidecars: Vec<HookSidecar>,
     /// A port on which the guest asks for metrics of itself and of its node.
     pub downward_metrics: bool,
+    /// Sockets between the guest and its node, by the context ID of the VMI's status.
+    pub vsock: bool,
     /// Keys and passwords of its users.
     pub access_credentials: Vec<AccessCredential>,
     /// Account of the pod; `None`: the namespace's default one, without its token.
@@ -460,6 +462,8 @@ impl std::fmt::Display for PciAddress {
 pub enum DiskDevice {
     /// Hard disk.
     Disk,
+    /// A SCSI device of the node, whose commands the guest sends itself.
+    Lun,
     /// CD-ROM; `open`: the tray is open.
     Cdrom {
         /// Tray state.

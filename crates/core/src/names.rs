@@ -14,6 +14,8 @@ pub const NODE_NAME_LABEL: &str = "kubevirt.io/nodeName";
 pub const VM_NAME_LABEL: &str = "vm.kubevirt.io/name";
 /// Label of a pod: name of its VMI, shortened to a label's length.
 pub const VMI_ID_LABEL: &str = "vmi.kubevirt.io/id";
+/// Resource of nodes whose kernel has sockets between guests and their host (vsock(7)).
+pub const VHOST_VSOCK_RESOURCE: &str = "devices.kubevirt.io/vhost-vsock";
 /// Label of nodes that may run VMs.
 pub const SCHEDULABLE_LABEL: &str = "kubevirt.io/schedulable";
 /// Label of nodes whose kernel lets real-time threads run for as long as they like.

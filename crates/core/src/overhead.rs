@@ -199,6 +199,9 @@ fn devices(machine: &Machine, config: &ClusterConfig) -> BTreeMap<String, Quanti
     if !machine.interfaces.is_empty() {
         device("tun");
     }
+    if machine.vsock {
+        device("vhost-vsock");
+    }
     if machine.launch_security.as_ref().is_some_and(LaunchSecurity::is_amd) {
         device("sev");
     }

@@ -58,6 +58,7 @@ const VALID: &[(&str, &str)] = &[
     ("domain.devices.disks[0].blockSize.custom.physical", "8192"),
     ("domain.devices.disks[0].cache", "writeback"),
     ("domain.devices.disks[0].cdrom.bus", "scsi"),
+    ("domain.devices.disks[0].lun.bus", "scsi"),
     ("domain.devices.disks[0].cdrom.tray", "open"),
     ("domain.devices.disks[0].disk.bus", "scsi"),
     ("domain.devices.disks[0].disk.pciAddress", "0000:01:00.0"),
@@ -156,6 +157,10 @@ const CONTEXT: &[(&str, &str)] = &[
     (
         "domain.devices.disks[0].blockSize.custom",
         "{domain: {devices: {disks: [{name: v, disk: {bus: virtio}, blockSize: {custom: {logical: 512, physical: 4096}}}]}}}",
+    ),
+    (
+        "domain.devices.disks[0].lun",
+        "{domain: {devices: {disks: [{name: v, lun: {bus: scsi}}]}}, volumes: [{name: v, persistentVolumeClaim: {claimName: c}}]}",
     ),
     (
         "domain.devices.disks[0].shareable",

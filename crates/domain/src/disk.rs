@@ -54,6 +54,7 @@ pub(crate) fn disks(machine: &Machine, facts: &Facts) -> Result<Vec<Element>, Mi
 fn element(machine: &Machine, disk: &Disk, file: &DiskFile, target: &str, block_io: Option<Element>) -> Element {
     let (device, tray) = match disk.device {
         DiskDevice::Disk => ("disk", None),
+        DiskDevice::Lun => ("lun", None),
         DiskDevice::Cdrom { open } => ("cdrom", Some(if open { "open" } else { "closed" })),
     };
     let bus = match disk.bus {

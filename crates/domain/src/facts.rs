@@ -53,6 +53,8 @@ pub struct Facts {
     pub block_sizes: BTreeMap<String, u32>,
     /// Unix socket of the port for metrics, made by QEMU.
     pub downward_metrics_socket: PathBuf,
+    /// Context ID of the machine's sockets; needed when it has them.
+    pub vsock_cid: Option<u32>,
     /// Unix socket of the guest agent's channel, made by QEMU.
     pub agent_socket: PathBuf,
 }
@@ -212,6 +214,9 @@ pub enum MissingFact {
     /// No file.
     #[error("the configuration for Ignition was not prepared")]
     Ignition,
+    /// Nobody gave one.
+    #[error("the machine has sockets, and the VMI's status has no VSOCKCID")]
+    VsockCid,
     /// No directory.
     #[error("the TPM's state has no place that outlives the machine")]
     TpmState,

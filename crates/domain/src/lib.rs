@@ -31,6 +31,7 @@ mod sound;
 mod sysinfo;
 mod tpm;
 mod video;
+mod vsock;
 mod watchdog;
 mod xml;
 
@@ -89,6 +90,7 @@ fn devices(machine: &Machine, facts: &Facts) -> Result<Element, MissingFact> {
         .children(rng::rng(machine))
         .children(watchdog::watchdog(machine))
         .children(panic::panics(machine))
+        .children(vsock::vsock(machine, facts)?)
         .children(memory::device(machine)))
 }
 

@@ -236,6 +236,8 @@ goldens! {
     disk_claim_on_sata => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: sata}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data}}]}"
     disk_claim_without_a_disk => "spec: {volumes: [{name: a, persistentVolumeClaim: {claimName: data}}]}"
     disk_claim_of_a_device => "spec: {domain: {devices: {disks: [{name: block, disk: {bus: virtio}}]}}, volumes: [{name: block, persistentVolumeClaim: {claimName: data}}]}"
+    disk_lun => "spec: {domain: {devices: {disks: [{name: block, lun: {bus: scsi}}]}}, volumes: [{name: block, persistentVolumeClaim: {claimName: data}}]}"
+    disk_lun_read_only => "spec: {domain: {devices: {disks: [{name: block, lun: {bus: scsi, readonly: true}}]}}, volumes: [{name: block, persistentVolumeClaim: {claimName: data}}]}"
     disk_claim_shareable => "spec: {domain: {devices: {disks: [{name: a, shareable: true, disk: {bus: virtio}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data}}]}"
     disk_claim_as_cdrom => "spec: {domain: {devices: {disks: [{name: a, cdrom: {bus: sata}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data, readOnly: true}}]}"
     disk_ephemeral => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: virtio}}]}}, volumes: [{name: a, ephemeral: {persistentVolumeClaim: {claimName: base}}}]}"
@@ -418,6 +420,8 @@ goldens! {
     s390x_cpu_hotplug => "spec: {architecture: s390x, domain: {cpu: {sockets: 1, maxSockets: 2}}}"
     s390x_multi_queue => "spec: {architecture: s390x, domain: {cpu: {cores: 2}, devices: {networkInterfaceMultiqueue: true, interfaces: [{name: default, bridge: {}}]}}, networks: [{name: default, pod: {}}]}"
     // Metrics for the guest
+    vsock => "{config: {developerConfiguration: {featureGates: [VSOCK]}}, spec: {domain: {devices: {autoattachVSOCK: true}}}}"
+    vsock_transitional => "{config: {developerConfiguration: {featureGates: [VSOCK]}}, spec: {domain: {devices: {autoattachVSOCK: true, useVirtioTransitional: true}}}}"
     downward_metrics_port => "{config: {developerConfiguration: {featureGates: [DownwardMetrics]}}, spec: {domain: {devices: {downwardMetrics: {}}}}}"
     downward_metrics_disk => "{config: {developerConfiguration: {featureGates: [DownwardMetrics]}}, spec: {domain: {devices: {disks: [{name: m, disk: {bus: virtio}}]}}, volumes: [{name: m, downwardMetrics: {}}]}}"
     downward_metrics_disk_without_a_disk => "{config: {developerConfiguration: {featureGates: [DownwardMetrics]}}, spec: {volumes: [{name: m, downwardMetrics: {}}]}}"

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::Path;
 
+use ferrovirt_core::names::VHOST_VSOCK_RESOURCE;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -31,6 +32,8 @@ pub struct Facts {
     pub storage: u64,
     /// Bytes that are reserved as huge pages, by their resource's name, such as `hugepages-2Mi`.
     pub huge_pages: BTreeMap<String, u64>,
+    /// Whether its kernel offers sockets between guests and their host.
+    pub vsock: bool,
     machine_id: String,
     boot_id: String,
     kernel: String,
@@ -63,6 +66,7 @@ impl Facts {
             memory: memory * 1024,
             storage,
             huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
+            vsock: Path::new("/dev/vhost-vsock").exists(),
             machine_id: read("/etc/machine-id"),
             boot_id: read("/proc/sys/kernel/random/boot_id"),
             kernel: read("/proc/sys/kernel/osrelease"),
@@ -96,6 +100,9 @@ impl Facts {
             });
             for (name, bytes) in &self.huge_pages {
                 amounts[name] = format!("{}Ki", bytes / 1024).into();
+            }
+            if self.vsock {
+                amounts[VHOST_VSOCK_RESOURCE] = PODS.to_string().into();
             }
             amounts
         };
@@ -243,8 +250,10 @@ mod tests {
         let mut facts = Facts::gather(Some("n"), Path::new("/"));
         facts.memory = 8 << 30;
         facts.huge_pages = found;
+        facts.vsock = true;
         let status = facts.status(Timestamp::UNIX_EPOCH);
         assert_eq!(status["allocatable"]["hugepages-2Mi"], "6144Ki");
+        assert_eq!(status["allocatable"]["devices.kubevirt.io/vhost-vsock"], "500");
         let left = (8 << 20) - (RESERVED >> 10) - (1 << 20) - 6144;
         assert_eq!(status["allocatable"]["memory"], format!("{left}Ki"));
         assert_eq!(status["capacity"]["memory"], format!("{}Ki", 8 << 20));

@@ -16,6 +16,7 @@ use crate::node::Nodes;
 use crate::queue::Sender;
 use crate::vm::Revisions;
 use crate::vmi::claims::Users;
+use crate::vmi::vsock::Cids;
 
 /// Clients, caches and queues.
 pub struct Context {
@@ -33,6 +34,8 @@ pub struct Context {
     pub claim_users: Users,
     /// The nodes with an agent; empty where there is only one machine.
     pub nodes: Nodes,
+    /// Context IDs of guests' sockets.
+    pub vsock_cids: Cids,
     /// Specs that VMs were started with.
     pub revisions: Revisions,
     /// VMs to reconcile.

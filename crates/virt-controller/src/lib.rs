@@ -119,6 +119,7 @@ async fn run_with(
         claims: caches.claims,
         claim_users: Users::default(),
         nodes: node::Nodes::default(),
+        vsock_cids: vmi::vsock::Cids::default(),
         revisions: vm::Revisions::default(),
         vm_queue,
         vmi_queue,

@@ -31,8 +31,13 @@ pub fn domain_xml(
     disks: &[Prepared],
     kernel: KernelFiles,
     layout: &Layout,
+    vsock_cid: Option<u32>,
 ) -> Result<String, MissingFact> {
-    ferrovirt_domain::domain_xml(machine, &facts(machine, node, disks, kernel, layout))
+    let facts = Facts {
+        vsock_cid,
+        ..facts(machine, node, disks, kernel, layout)
+    };
+    ferrovirt_domain::domain_xml(machine, &facts)
 }
 
 /// What the file system of a disk's image likes to be asked for.
@@ -111,6 +116,7 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
         usb_redirection_sockets: layout.usb_redirection_sockets(),
         block_sizes: disks.iter().filter_map(block_size).collect(),
         downward_metrics_socket: layout.downward_metrics_socket(),
+        vsock_cid: None,
         agent_socket: layout.agent_socket(),
     }
 }

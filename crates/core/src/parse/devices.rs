@@ -7,7 +7,7 @@ use ferrovirt_api::v1::{
 
 use super::{Cx, on, text};
 use crate::cause::FieldPath;
-use crate::config::GATE_DOWNWARD_METRICS;
+use crate::config::{GATE_DOWNWARD_METRICS, GATE_VSOCK};
 use crate::machine::{Architecture, Input, Machine, Sound, Tpm, Watchdog};
 
 impl Cx<'_> {
@@ -43,7 +43,10 @@ impl Cx<'_> {
             video,
             watchdog,
         } = devices;
-        self.causes.none_of(path, &[("autoattachVSOCK", on(*autoattach_vsock))]);
+        machine.vsock = on(*autoattach_vsock);
+        if machine.vsock {
+            self.gate(GATE_VSOCK, &path.child("autoattachVSOCK"));
+        }
         machine.downward_metrics = downward_metrics.is_some();
         if machine.downward_metrics {
             self.gate(GATE_DOWNWARD_METRICS, &path.child("downwardMetrics"));

@@ -142,8 +142,8 @@ impl Cx<'_> {
             (Some(target), _, _) => self.hard_disk(target, &path.child("disk")),
             (_, Some(target), _) => self.cdrom(target, &path.child("cdrom")),
             (_, _, Some(target)) => {
-                self.lun(target, &path.child("lun"));
-                None
+                self.none_of_a_lun(disk, path);
+                self.lun(target, &path.child("lun"))
             }
             (None, None, None) => None,
         }?;
@@ -249,23 +249,43 @@ impl Cx<'_> {
         })
     }
 
-    fn lun(&mut self, target: &LunTarget, path: &FieldPath) {
+    /// What the device behind a lun says of itself, nobody else may say.
+    fn none_of_a_lun(&mut self, disk: &WireDisk, path: &FieldPath) {
+        if disk.serial.as_deref().is_some_and(|serial| !serial.is_empty()) {
+            let message = "a lun has the serial number of its device";
+            self.causes.invalid(&path.child("serial"), message);
+        }
+        if disk.block_size.is_some() {
+            let message = "a lun has the block size of its device";
+            self.causes.invalid(&path.child("blockSize"), message);
+        }
+    }
+
+    fn lun(&mut self, target: &LunTarget, path: &FieldPath) -> Option<Target> {
         let LunTarget {
             bus,
             readonly,
             reservation,
         } = target;
-        // A guest's own SCSI commands need a device of the node behind the disk, which claims alone can give.
-        _ = self.bus(bus.as_deref(), path);
+        let bus = self.bus(bus.as_deref(), path)?;
+        if bus != Bus::Scsi {
+            self.causes
+                .invalid(&path.child("bus"), "a lun takes SCSI commands: its bus is scsi");
+        }
         if on(*reservation) && !self.config.persistent_reservation {
             self.causes.not_supported(
                 &path.child("reservation"),
                 "persistentReservationConfiguration.enabled is not set in the cluster's configuration",
             );
         }
-        self.causes.not_yet(path);
-        self.causes
-            .none_of(path, &[("readonly", on(*readonly)), ("reservation", on(*reservation))]);
+        self.causes.none_of(path, &[("reservation", on(*reservation))]);
+        Some(Target {
+            device: DiskDevice::Lun,
+            bus,
+            readonly: on(*readonly),
+            pci_address: None,
+            block_size: None,
+        })
     }
 
     fn bus(&mut self, bus: Option<&str>, path: &FieldPath) -> Option<Bus> {

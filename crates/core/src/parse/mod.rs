@@ -277,6 +277,7 @@ impl Cx<'_> {
             ignition: None,
             hook_sidecars: Vec::new(),
             downward_metrics: false,
+            vsock: false,
             access_credentials: Vec::new(),
             service_account: None,
         };

@@ -84,6 +84,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         usb_redirection_sockets: (0..4).map(|i| private(&format!("virt-usbredir-{i}"))).collect(),
         block_sizes: machine.disks.iter().map(|disk| (disk.name.clone(), 4096)).collect(),
         downward_metrics_socket: private("metrics"),
+        vsock_cid: Some(7),
         agent_socket: private("agent"),
     }
 }

@@ -92,7 +92,7 @@ async fn run(config: &RunnerConfig, directory: &Path, log: &Path) -> io::Result<
             target: CAPABILITY_CACHE_DIR.into(),
             read_only: false,
         }],
-        devices: devices(config, DEFAULT_USER),
+        devices: devices(config, DEFAULT_USER, false),
         // It needs no network, and gets that of the machine, without any right to change it.
         netns: "/proc/self/ns/net".into(),
         cgroups: Vec::new(),

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use ferrovirt_core::names::VHOST_VSOCK_RESOURCE;
 use k8s_openapi::api::core::v1::{Container, EnvVar, Pod, PodSpec, SecurityContext};
 use kube::ResourceExt;
 use nix::sys::stat::{major, minor};
@@ -167,7 +168,7 @@ pub(super) fn describe(pod: &Pod, container: &Container, around: Surroundings<'_
         executables: around.config.executables(),
         etc: etc_files(spec, &hostname, &user, around.ips, around.resolv_conf),
         mounts: mounts(container, around.volumes, around.config)?,
-        devices: devices(around.config, user.gid),
+        devices: devices(around.config, user.gid, wants(container, VHOST_VSOCK_RESOURCE)),
         netns: around.config.network.netns_of(&pod.uid().unwrap_or_default()),
         cgroups: around.cgroups,
         hostname,
@@ -334,13 +335,22 @@ fn mounts(container: &Container, volumes: &Volumes, config: &RunnerConfig) -> Re
     Ok(mounts)
 }
 
+/// Whether a container asks for a resource of the node.
+fn wants(container: &Container, resource: &str) -> bool {
+    let limits = container.resources.as_ref().and_then(|all| all.limits.as_ref());
+    limits.is_some_and(|limits| limits.contains_key(resource))
+}
+
 /// Devices that a guest's processes use, as far as this machine has them.
-pub(super) fn devices(config: &RunnerConfig, gid: u32) -> Vec<Device> {
+///
+/// `vsock`: the one for sockets between guest and host, too, which not every guest may have.
+pub(super) fn devices(config: &RunnerConfig, gid: u32, vsock: bool) -> Vec<Device> {
     let kvm = *config.kvm.borrow() == Some(true);
     let wanted = [
         ("kvm", kvm, 0o660),
         ("net/tun", true, 0o666),
         ("vhost-net", true, 0o660),
+        ("vhost-vsock", vsock, 0o660),
     ];
     let present = wanted.into_iter().filter(|(_, wanted, _)| *wanted);
     present

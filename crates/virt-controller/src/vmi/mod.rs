@@ -8,6 +8,7 @@ pub mod pod;
 mod status;
 #[cfg(test)]
 mod tests;
+pub mod vsock;
 
 use std::sync::Arc;
 
@@ -87,6 +88,7 @@ fn gather(context: &Context, key: &Key) -> Option<Observed> {
         claims: Claims::of(&vmi, &context.claims),
         pods: context.pods.owned_by(uid),
         owner_exists,
+        vsock_cid: context.vsock_cids.of(&vmi, &context.vmis),
         config,
         node_unresponsive: node_unresponsive(context, &vmi),
         options: Arc::clone(&context.options),

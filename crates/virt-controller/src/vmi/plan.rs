@@ -44,6 +44,8 @@ pub struct Observed {
     pub pods: Vec<Entry<Pod>>,
     /// The VM that owns it exists.
     pub owner_exists: bool,
+    /// Context ID of its sockets, if it has such.
+    pub vsock_cid: Option<u32>,
     /// The cluster's configuration.
     pub config: Arc<ClusterConfig>,
     /// How containerDisks come into pods.

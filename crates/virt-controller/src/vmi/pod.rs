@@ -7,7 +7,7 @@ use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{Probe, VirtualMachineInstance, VirtualMachineInstanceSpec};
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::cause::{self, Cause, CauseReason};
-use ferrovirt_core::machine::{CpuModel, Filesystem, FilesystemSource, Machine, NicNetwork};
+use ferrovirt_core::machine::{CpuModel, Disk, DiskDevice, Filesystem, FilesystemSource, Machine, NicNetwork, Source};
 use ferrovirt_core::names;
 use ferrovirt_core::overhead::{PodResources, pod_resources};
 use ferrovirt_protocol::paths;
@@ -105,7 +105,7 @@ pub fn render(
     claims: &Claims,
 ) -> Result<Pod, RenderError> {
     let machine = Machine::parse(vmi, config).map_err(RenderError::Invalid)?;
-    if let Some(cause) = shared_device(&machine, claims) {
+    if let Some(cause) = shared_device(&machine, claims).or_else(|| lun_of_files(&machine, claims)) {
         return Err(RenderError::Invalid(vec![cause]));
     }
     let resources = pod_resources(&machine, &vmi.spec, config);
@@ -176,6 +176,23 @@ fn shared_device(machine: &Machine, claims: &Claims) -> Option<Cause> {
         message: format!(
             "the claim of volume \"{}\" is a block device; only one with volumeMode Filesystem can be shared",
             share.name
+        ),
+    })
+}
+
+/// A lun whose claim is a directory.
+fn lun_of_files(machine: &Machine, claims: &Claims) -> Option<Cause> {
+    let of_files = |disk: &&Disk| match &disk.source {
+        Source::Claim(claim) => disk.device == DiskDevice::Lun && !claims.is_block(&claim.name),
+        _ => false,
+    };
+    let disk = machine.disks.iter().find(of_files)?;
+    Some(Cause {
+        reason: CauseReason::FieldValueInvalid,
+        field: format!("spec.volumes[{}].persistentVolumeClaim.claimName", disk.volume_index),
+        message: format!(
+            "the claim of volume \"{}\" is a directory; only one with volumeMode Block can be a lun",
+            disk.name
         ),
     })
 }
@@ -304,10 +321,13 @@ fn compute(
         grace_seconds(&vmi.spec).to_string(),
     ];
     let (mut requests, mut limits) = (wire(&resources.requests), wire(&resources.limits));
-    if options.home == Home::Cluster {
-        requests.extend(wire(&resources.devices));
-        limits.extend(wire(&resources.devices));
+    let mut devices = wire(&resources.devices);
+    if options.home == Home::Standalone {
+        // One machine has no device plugins: what every guest may use is there unasked.
+        devices.retain(|name, _| name == names::VHOST_VSOCK_RESOURCE);
     }
+    requests.extend(devices.clone());
+    limits.extend(devices);
     Container {
         command: Some(command.to_vec()),
         env: Some(environment(vmi, config)),

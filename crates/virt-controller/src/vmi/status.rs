@@ -28,6 +28,10 @@ pub fn describe(
     }
     if let Some(pod) = pod {
         place(status, pod, phase);
+        // The launcher reads it; it is there when the VMI is its node's.
+        if status.vsockcid.is_none() {
+            status.vsockcid = observed.vsock_cid.map(i64::from);
+        }
         if status.launcher_container_image_version.is_none() {
             status.launcher_container_image_version = Some(observed.options.launcher_image.clone());
         }

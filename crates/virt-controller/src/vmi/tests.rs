@@ -79,6 +79,7 @@ fn observed(vmi: VirtualMachineInstance, pod: Option<Pod>, seen: Timestamp, home
             .collect(),
         claims: Claims::default(),
         owner_exists: false,
+        vsock_cid: None,
         config: Arc::new(ClusterConfig::standalone()),
         container_disks: ContainerDisks::ImageVolumes,
         node_unresponsive: false,

@@ -79,6 +79,7 @@ struct Parsed {
     context: Context,
     machine: Machine,
     node: NodeFacts,
+    vsock_cid: Option<u32>,
 }
 
 impl Parsed {
@@ -87,11 +88,22 @@ impl Parsed {
             reason: "InvalidMachine",
             message,
         })?;
-        Ok(Self { context, machine, node })
+        let cid = vmi.status.as_ref().and_then(|status| status.vsockcid);
+        Ok(Self {
+            context,
+            machine,
+            node,
+            vsock_cid: cid.and_then(|cid| u32::try_from(cid).ok()),
+        })
     }
 
     async fn prepare(self, hooks: Hooks) -> Result<DisksPrepared, StartFailure> {
-        let Self { context, machine, node } = self;
+        let Self {
+            context,
+            machine,
+            node,
+            vsock_cid,
+        } = self;
         let none = DhcpOptions::default();
         let options = |nic: &Nic| {
             machine
@@ -120,6 +132,7 @@ impl Parsed {
             hooks,
             machine,
             node,
+            vsock_cid,
             disks,
             kernel,
             dhcp: servers.into_iter().flatten().collect(),
@@ -133,6 +146,7 @@ struct DisksPrepared {
     hooks: Hooks,
     machine: Machine,
     node: NodeFacts,
+    vsock_cid: Option<u32>,
     disks: Vec<Prepared>,
     kernel: KernelFiles,
     dhcp: Vec<dhcp::Server>,
@@ -145,11 +159,12 @@ impl DisksPrepared {
             hooks,
             machine,
             node,
+            vsock_cid,
             disks,
             kernel,
             dhcp,
         } = self;
-        let xml = machine::domain_xml(&machine, &node, &disks, kernel, &context.layout)
+        let xml = machine::domain_xml(&machine, &node, &disks, kernel, &context.layout, vsock_cid)
             .map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
         let name = ferrovirt_domain::domain_name(context.layout.namespace(), context.layout.name());
         let xml = hooks.define(xml, &name).await;

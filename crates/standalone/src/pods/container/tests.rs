@@ -92,6 +92,19 @@ fn a_launcher_pod_is_described_completely() {
 }
 
 #[test]
+fn a_device_that_not_all_have_is_asked_for() {
+    for (limits, expected) in [
+        (json!({}), false),
+        (json!({"devices.kubevirt.io/tun": "1"}), false),
+        (json!({"devices.kubevirt.io/vhost-vsock": "1"}), true),
+    ] {
+        let pod = pod(|p| p["spec"]["containers"][0]["resources"] = json!({"limits": limits}));
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        assert_eq!(wants(container, VHOST_VSOCK_RESOURCE), expected, "{limits}");
+    }
+}
+
+#[test]
 fn sidecars_come_before_the_main_containers() {
     let pod = pod(|_| {});
     let order: Vec<_> = in_start_order(pod.spec.as_ref().unwrap())

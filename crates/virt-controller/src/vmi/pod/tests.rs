@@ -41,6 +41,14 @@ fn cluster() -> ClusterConfig {
     }
 }
 
+/// One machine with every gate open.
+fn one_machine() -> ClusterConfig {
+    ClusterConfig {
+        feature_gates: ClusterConfig::permissive().feature_gates,
+        ..ClusterConfig::standalone()
+    }
+}
+
 #[test]
 fn pods_are_as_checked_in() {
     let inputs = inputs();
@@ -49,7 +57,7 @@ fn pods_are_as_checked_in() {
         let (config, home) = if name.ends_with("-cluster") || name.ends_with("-helper") {
             (cluster(), Home::Cluster)
         } else {
-            (ClusterConfig::standalone(), Home::Standalone)
+            (one_machine(), Home::Standalone)
         };
         let way = if name.ends_with("-helper") {
             ContainerDisks::Helper

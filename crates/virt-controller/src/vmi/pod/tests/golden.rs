@@ -112,6 +112,8 @@ goldens! {
     claim_of_a_file_system => "{claims: {c: Filesystem}, spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
     claim_of_a_block_device => "{claims: {c: Block}, spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
     claim_read_only => "spec: {domain: {devices: {disks: [{name: data, disk: {bus: virtio}}]}}, volumes: [{name: data, persistentVolumeClaim: {claimName: c, readOnly: true}}]}"
+    lun => "{claims: {c: Block}, spec: {domain: {devices: {disks: [{name: data, lun: {bus: scsi}}]}}, volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
+    vsock => "config: {developerConfiguration: {featureGates: [VSOCK]}}\nspec: {domain: {devices: {autoattachVSOCK: true}}}"
     claims_of_both_kinds => "{claims: {c: Block, d: Filesystem}, spec: {volumes: [{name: a, persistentVolumeClaim: {claimName: c}}, {name: b, persistentVolumeClaim: {claimName: d}}]}}"
     claim_ephemeral => "spec: {volumes: [{name: data, ephemeral: {persistentVolumeClaim: {claimName: c}}}]}"
     claim_ephemeral_read_only => "spec: {volumes: [{name: data, ephemeral: {persistentVolumeClaim: {claimName: c, readOnly: true}}}]}"
@@ -230,6 +232,52 @@ fn flatten(path: String, value: &Value, all: &mut BTreeMap<String, String>) {
         leaf => {
             let twice = all.insert(path.clone(), leaf.to_string());
             assert_eq!(twice, None, "{path} is there twice");
+        }
+    }
+}
+
+/// What only the claims tell.
+#[test]
+fn volume_modes_that_do_not_fit_say_so() {
+    for (mode, domain, expected) in [
+        (
+            "Filesystem",
+            json!({"disks": [{"name": "a", "lun": {"bus": "scsi"}}]}),
+            Some("only one with volumeMode Block can be a lun"),
+        ),
+        ("Block", json!({"disks": [{"name": "a", "lun": {"bus": "scsi"}}]}), None),
+        (
+            "Block",
+            json!({"filesystems": [{"name": "a", "virtiofs": {}}]}),
+            Some("only one with volumeMode Filesystem can be shared"),
+        ),
+        (
+            "Filesystem",
+            json!({"filesystems": [{"name": "a", "virtiofs": {}}]}),
+            None,
+        ),
+    ] {
+        let mut vmi = base();
+        let volumes = json!([{"name": "a", "persistentVolumeClaim": {"claimName": "c"}}]);
+        merge(
+            &mut vmi["spec"],
+            &json!({"domain": {"devices": domain}, "volumes": volumes}),
+        );
+        let vmi: VirtualMachineInstance = serde_json::from_value(vmi).unwrap();
+        let claims = claims(&json!({"c": mode}));
+        let (config, options) = (cluster(), options(Home::Cluster));
+        let pod = render(&vmi, &config, &options, ContainerDisks::ImageVolumes, &claims);
+        let error = pod.err().map(|error| error.to_string());
+        match (&error, expected) {
+            (None, None) => {}
+            (Some(error), Some(expected)) => {
+                assert!(
+                    error.contains("spec.volumes[0].persistentVolumeClaim.claimName"),
+                    "{error}"
+                );
+                assert!(error.contains(expected), "{error}");
+            }
+            _ => panic!("{mode} {domain}: {error:?}, expected {expected:?}"),
         }
     }
 }
