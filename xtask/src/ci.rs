@@ -54,10 +54,11 @@ pub fn run(quick: bool) -> Result<()> {
             &[],
         )?;
     } else {
-        let (tiny, debian) = (guest("tiny")?, guest("debian")?);
+        let (tiny, arm, debian) = (guest("tiny")?, guest("tiny-arm64")?, guest("debian")?);
         let failures = tempfile::NamedTempFile::new().context("no temporary file")?;
         let guests = [
             ("FERROVIRT_TINY", tiny.as_str()),
+            ("FERROVIRT_TINY_ARM64", arm.as_str()),
             ("FERROVIRT_DEBIAN", debian.as_str()),
             ("FERROVIRT_FAILURES", path(failures.path())?),
         ];

@@ -167,6 +167,17 @@ impl FirmwareFiles {
             nvram,
         }
     }
+
+    /// Debian's build for arm64 in `directory` (`/usr/share/AAVMF`) that fits.
+    #[must_use]
+    pub fn aavmf(directory: &std::path::Path, secure_boot: bool, nvram: PathBuf) -> Self {
+        let kind = if secure_boot { "ms.fd" } else { "fd" };
+        Self {
+            code: directory.join(format!("AAVMF_CODE.{kind}")),
+            vars_template: directory.join(format!("AAVMF_VARS.{kind}")),
+            nvram,
+        }
+    }
 }
 
 /// The facts lack something that the machine has.

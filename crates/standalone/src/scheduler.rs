@@ -1,10 +1,14 @@
 //! The scheduler: binds pods to nodes they fit on, or says in kube-scheduler's words why there is none.
 //!
 //! [`place`] is the decision, a pure function of pods and nodes. [`run`] feeds it from watches: a pod is looked at when
-//! it appears, and all that wait are looked at again when a node changes or a pod frees its place.
+//! it appears, and all that wait are looked at again when a node changes or a pod frees its place, and now and then
+//! while one waits for packages that emulate its guest.
+
+mod emulation;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -17,6 +21,7 @@ use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -24,8 +29,12 @@ use crate::claims::claims_of;
 use crate::events::Events;
 use crate::quantity;
 
+use emulation::{ARCH_LABEL, Emulation};
+
 /// Name of this scheduler, and of the default one; pods that name another are left alone.
 const NAME: &str = "default-scheduler";
+/// How soon it is noticed that packages were installed which a guest waits for.
+const LOOK_FOR_PACKAGES: Duration = Duration::from_secs(5);
 
 /// Amounts of resources: millicores for `cpu`, whole units for everything else.
 pub type Amounts = BTreeMap<String, u64>;
@@ -52,11 +61,11 @@ pub struct Candidate<'a> {
 
 /// Chooses the node with the most free memory among those that fit.
 #[must_use]
-pub fn place(pod: &Pod, candidates: &[Candidate<'_>]) -> Placement {
+pub fn place(pod: &Pod, emulation: &Emulation, candidates: &[Candidate<'_>]) -> Placement {
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut best: Option<(u64, &Node)> = None;
     for candidate in candidates {
-        let objections = objections(pod, candidate);
+        let objections = objections(pod, emulation, candidate);
         if objections.is_empty() {
             let allocatable = allocatable(candidate.node);
             let memory = |amounts: &Amounts| amounts.get("memory").copied().unwrap_or(0);
@@ -88,7 +97,7 @@ fn message(nodes: usize, reasons: &BTreeMap<String, usize>) -> String {
 }
 
 /// Why a pod cannot run on a node; the first filter that objects speaks, as in kube-scheduler.
-fn objections(pod: &Pod, candidate: &Candidate<'_>) -> Vec<String> {
+fn objections(pod: &Pod, emulation: &Emulation, candidate: &Candidate<'_>) -> Vec<String> {
     let Some(spec) = &pod.spec else { return Vec::new() };
     let node = candidate.node;
     if node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)
@@ -104,8 +113,11 @@ fn objections(pod: &Pod, candidate: &Candidate<'_>) -> Vec<String> {
         let value = taint.value.as_deref().unwrap_or_default();
         return vec![format!("node(s) had untolerated taint(s) {{{}: {value}}}", taint.key)];
     }
-    if !selected(spec, node) {
+    if !selected(spec, emulation, node) {
         return vec!["node(s) didn't match Pod's node affinity/selector".into()];
+    }
+    if let Emulation::Lacks(what) = emulation {
+        return vec![what.clone()];
     }
     let allocatable = allocatable(node);
     let mut lacking = Vec::new();
@@ -224,12 +236,13 @@ fn tolerates(spec: &PodSpec, key: &str, value: &str, effect: &str) -> bool {
     })
 }
 
-fn selected(spec: &PodSpec, node: &Node) -> bool {
+fn selected(spec: &PodSpec, emulation: &Emulation, node: &Node) -> bool {
     let labels = node.labels();
     let selector = spec
         .node_selector
         .iter()
         .flatten()
+        .filter(|(key, _)| *emulation == Emulation::Unneeded || *key != ARCH_LABEL)
         .all(|(key, value)| labels.get(key) == Some(value));
     let affinity = spec
         .affinity
@@ -295,8 +308,11 @@ pub async fn run(client: Client, stop: CancellationToken) -> Result<(), WatchEnd
         nodes: Cache::default(),
         claims: Cache::default(),
     };
+    let mut packages = tokio::time::interval(LOOK_FOR_PACKAGES);
+    packages.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let look = tokio::select! {
+            _ = packages.tick(), if scheduler.lacks_packages() => Look::All,
             () = stop.cancelled() => return Ok(()),
             event = pods.next() => match event.ok_or(WatchEnded("pods"))? {
                 Ok(event) => scheduler.pod_event(event),
@@ -331,7 +347,7 @@ pub async fn run(client: Client, stop: CancellationToken) -> Result<(), WatchEnd
 
 async fn interrupted(error: &watcher::Error) -> Look {
     warn!(%error, "a watch of the scheduler was interrupted");
-    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     Look::Nothing
 }
 
@@ -413,6 +429,12 @@ impl Scheduler {
         waiting.into_iter().map(|(key, _)| key.clone()).collect()
     }
 
+    /// A pod waits for what somebody may install.
+    fn lacks_packages(&self) -> bool {
+        let mut waiting = self.pods.objects.values().filter(|pod| is_waiting(pod));
+        waiting.any(|pod| emulation::of(pod) != Emulation::Unneeded)
+    }
+
     async fn schedule(&mut self, key: &Key) {
         if !self.pods.synced || !self.nodes.synced || !self.claims.synced {
             return;
@@ -459,7 +481,7 @@ impl Scheduler {
                 pods: of(node).1,
             })
             .collect();
-        place(pod, &candidates)
+        place(pod, &emulation::of(pod), &candidates)
     }
 
     async fn bind(&mut self, pod: &Arc<Pod>, node: &str) {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::cause;
 use ferrovirt_core::config::ClusterConfig;
-use ferrovirt_core::machine::{Boot, LaunchSecurity, Machine};
+use ferrovirt_core::machine::{Architecture, Boot, LaunchSecurity, Machine};
 use ferrovirt_domain::{Facts, FirmwareFiles, MissingFact, NicFact};
 use ferrovirt_protocol::launcher::NodeFacts;
 
@@ -16,6 +16,8 @@ use crate::{cpus, host_devices};
 
 /// Debian's OVMF.
 const OVMF: &str = "/usr/share/OVMF";
+/// The same for arm64.
+const AAVMF: &str = "/usr/share/AAVMF";
 /// The same, for guests that AMD's secure processor measures (Debian package ovmf-amdsev).
 const SNP_FIRMWARE: &str = "/usr/share/ovmf/OVMF.amdsev.fd";
 
@@ -74,14 +76,20 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
             } else {
                 layout.nvram()
             };
-            Some(FirmwareFiles::ovmf(Path::new(OVMF), secure_boot, nvram)).filter(|files| files.code.exists())
+            let files = if machine.architecture == Architecture::Arm64 {
+                FirmwareFiles::aavmf(Path::new(AAVMF), secure_boot, nvram)
+            } else {
+                FirmwareFiles::ovmf(Path::new(OVMF), secure_boot, nvram)
+            };
+            Some(files).filter(|files| files.code.exists())
         }
     };
     Facts {
         namespace: layout.namespace().to_owned(),
         name: layout.name().to_owned(),
         uid: layout.uid().to_owned(),
-        kvm: node.kvm,
+        // KVM runs guests of its own architecture only.
+        kvm: node.kvm && machine.architecture == Architecture::host(),
         emulator: PathBuf::from(format!("/usr/bin/qemu-system-{}", machine.architecture.qemu_name())),
         disks: disks
             .iter()

@@ -7,7 +7,7 @@ for dir in /sys/class/input/event*; do
             exec 4<"/dev/input/${dir##*/}"
             # One event is 24 bytes: the first read returns when the button is pressed.
             { dd bs=24 count=1 of=/dev/null <&4 2>/dev/null
-              echo "power button: powering off" >/dev/ttyS0
+              echo "power button: powering off" >"$CONSOLE"
               sync
               poweroff -f; } &
             ;;

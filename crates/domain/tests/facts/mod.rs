@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use ferrovirt_core::machine::{Boot, Filesystem, HostDevice, Machine, PciAddress, Source};
+use ferrovirt_core::machine::{Architecture, Boot, Filesystem, HostDevice, Machine, PciAddress, Source};
 use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, NicFact};
 
 pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
@@ -66,11 +66,11 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         acpi_tables: ["slic", "msdm"]
             .map(|kind| (kind, format!("/acpi/{kind}.bin").into()))
             .into(),
-        firmware: Some(FirmwareFiles::ovmf(
-            "/usr/share/OVMF".as_ref(),
-            secure_boot,
-            "/nvram.fd".into(),
-        )),
+        firmware: Some(if machine.architecture == Architecture::Arm64 {
+            FirmwareFiles::aavmf("/usr/share/AAVMF".as_ref(), secure_boot, "/nvram.fd".into())
+        } else {
+            FirmwareFiles::ovmf("/usr/share/OVMF".as_ref(), secure_boot, "/nvram.fd".into())
+        }),
         tpm_state: Some("/state/tpm".into()),
         cpus: (0..16)
             .map(|i| HostCpu {

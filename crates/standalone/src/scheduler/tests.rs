@@ -22,7 +22,7 @@ fn pod(change: impl FnOnce(&mut Value)) -> Pod {
 
 fn placed(pod: &Pod, nodes: &[Node], used: &Amounts, pods: u64) -> Placement {
     let candidates: Vec<_> = nodes.iter().map(|node| Candidate { node, used, pods }).collect();
-    place(pod, &candidates)
+    place(pod, &Emulation::Unneeded, &candidates)
 }
 
 #[test]
@@ -125,6 +125,28 @@ fn one_node_fits_or_says_why() {
 fn affinity(expressions: Value) -> Value {
     json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
         "nodeSelectorTerms": [{"matchExpressions": expressions}]}}})
+}
+
+#[test]
+fn a_guest_of_another_architecture_is_emulated_or_says_why_not() {
+    let pod = pod(|p| p["spec"]["nodeSelector"] = json!({"kubernetes.io/arch": "arm64", "cores": "4"}));
+    let node = node("n1", |n| n["metadata"]["labels"]["kubernetes.io/arch"] = "amd64".into());
+    let nowhere = |why: &str| Placement::Nowhere(format!("0/1 nodes are available: 1 {why}."));
+    for (emulation, expected) in [
+        (
+            Emulation::Unneeded,
+            nowhere("node(s) didn't match Pod's node affinity/selector"),
+        ),
+        (Emulation::Works, Placement::Node("n1".into())),
+        (Emulation::Lacks("node(s) cannot".into()), nowhere("node(s) cannot")),
+    ] {
+        let candidate = Candidate {
+            node: &node,
+            used: &Amounts::new(),
+            pods: 0,
+        };
+        assert_eq!(place(&pod, &emulation, &[candidate]), expected);
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The machine as a guest sees it, and what becomes of one whose kernel panics, whose watchdog bites, or whose boot
-//! loader nobody has signed.
+//! The machine as a guest sees it, also one of another architecture, and what becomes of one whose kernel panics, whose
+//! watchdog bites, or whose boot loader nobody has signed.
 
 use std::sync::Arc;
 
@@ -9,12 +9,13 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use super::manifest::{add_disk, add_script, spec, vm, vmi};
-use super::{BOOT, SOON, Shared, trial};
+use super::{BOOT, SOON, Shared, archive, trial};
 
 pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     vec![
         trial(shared, "hardware", hardware),
         trial(shared, "huge-pages", huge_pages),
+        trial(shared, "arm64", arm64),
         trial(shared, "secure-boot", secure_boot),
         trial(shared, "secure-boot-signed", secure_boot_signed),
         trial(shared, "watchdog", watchdog),
@@ -178,6 +179,55 @@ async fn huge_pages(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     home.wait(kind, ns, "b", SOON, "it waits for huge pages", waits).await?;
     run(&mut home.kubectl(&["delete", "vmi", "a", "-n", ns]))?;
     home.wait_serial(ns, "b", "is ready at", BOOT).await.map(drop)
+}
+
+/// Each line begins with a word that no other has.
+const LOOK_ARM64: &str = r#"
+echo "machine $(uname -m)"
+echo "cpus $(grep -c ^processor /proc/cpuinfo)"
+echo "firmware $(ls -d /sys/firmware/efi)"
+for disk in /sys/block/vd?; do
+    echo "disk ${disk##*/} $(cat "$disk/size") $(cat "$disk/serial") $(cat "$disk/device/vendor")"
+done
+echo "net $(cat /sys/class/net/eth0/device/vendor) $(ip -4 -o addr show dev eth0 | awk '{print $4}')"
+echo looked-$((1+1))
+"#;
+
+/// QEMU emulates a machine of another architecture than this one's.
+///
+/// Shows `spec.architecture`.
+async fn arm64(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    home.import(&archive("FERROVIRT_TINY_ARM64", "tiny-arm64")?, "test/tiny-arm64:1")?;
+    let mut spec = spec();
+    spec["architecture"] = json!("arm64");
+    spec["domain"]["cpu"] = json!({"cores": 2});
+    spec["domain"]["memory"]["guest"] = json!("256Mi");
+    spec["volumes"][0]["containerDisk"]["image"] = json!("test/tiny-arm64:1");
+    add_disk(
+        &mut spec,
+        json!({"name": "data", "disk": {"bus": "virtio"}, "serial": "DATA1"}),
+        json!({"name": "data", "emptyDisk": {"capacity": "16Mi"}}),
+    );
+    add_script(&mut spec, LOOK_ARM64);
+    home.apply(ns, &vmi("a", spec))?;
+    let log = home.wait_serial(ns, "a", "is ready at", BOOT).await?;
+    for line in [
+        "machine aarch64",
+        "cpus 2",
+        "firmware /sys/firmware/efi",
+        // In sectors of 512, by virtio's number of its vendor.
+        "disk vdb 32768 DATA1 0x1af4",
+        "net 0x1af4 10.0.2.2/",
+        "looked-2",
+        "is ready at 10.0.2.2",
+    ] {
+        ensure!(log.contains(line), "{line:?} is not in {log}");
+    }
+    let vmi = home.wait_phase(ns, "a", "Running", SOON).await?;
+    let machine = vmi["status"]["machine"]["type"].as_str().unwrap_or_default();
+    ensure!(machine.starts_with("virt-"), "{}", vmi["status"]);
+    run(&mut home.kubectl(&["delete", "vmi", "a", "-n", ns])).map(drop)
 }
 
 /// A guest that starts only what was signed.
