@@ -33,6 +33,7 @@ use ferrovirt_protocol::launcher::{GuestState, Lifecycle, NodeFacts};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 pub use admission::{Action, Denied};
 pub use publisher::is_final;
@@ -124,10 +125,16 @@ pub enum Outcome {
 
 enum State {
     Waiting,
-    Preparing { abort: bool, ended: Option<Activity> },
+    Preparing {
+        abort: CancellationToken,
+        ended: Option<Activity>,
+    },
     Running,
     Paused,
-    ShuttingDown { deadline: Instant, ask_again: Instant },
+    ShuttingDown {
+        deadline: Instant,
+        ask_again: Instant,
+    },
     Ended(Outcome),
 }
 
@@ -349,8 +356,9 @@ impl Driver {
             Phase::Ended => return Err(RequestError::Denied(Denied::Ended)),
         }
         self.asked_at = Instant::now();
+        let abort = CancellationToken::new();
         self.state = State::Preparing {
-            abort: false,
+            abort: abort.clone(),
             ended: None,
         };
         self.publisher.lifecycle(Lifecycle::Preparing, "", "");
@@ -361,7 +369,7 @@ impl Driver {
         };
         let to_self = self.to_self.clone();
         tokio::spawn(async move {
-            let _ = to_self.send(Input::Started(start::start(context, vmi, node).await));
+            let _ = to_self.send(Input::Started(start::start(context, vmi, node, abort).await));
         });
         Ok(())
     }
@@ -370,9 +378,14 @@ impl Driver {
         let State::Preparing { abort, ended } = &mut self.state else {
             return;
         };
-        let (abort, ended) = (*abort, ended.take());
+        let (abort, ended) = (abort.is_cancelled(), ended.take());
         let started = match result {
             Ok(started) => started,
+            Err(failure) if abort => {
+                tracing::info!(error = failure.message, "the start was ended");
+                self.ended_before_start();
+                return;
+            }
             Err(failure) => {
                 tracing::error!(
                     reason = failure.reason,
@@ -416,19 +429,23 @@ impl Driver {
         match admit(self.state.phase(), action).map_err(RequestError::Denied)? {
             Step::Nothing => Ok(()),
             Step::EndWithoutGuest => {
-                self.publisher
-                    .lifecycle(Lifecycle::ShutOff, "Destroyed", "ended before it was started");
-                self.state = State::Ended(Outcome::ShutOff);
+                self.ended_before_start();
                 Ok(())
             }
             Step::AbortStart => {
-                if let State::Preparing { abort, .. } = &mut self.state {
-                    *abort = true;
+                if let State::Preparing { abort, .. } = &self.state {
+                    abort.cancel();
                 }
                 Ok(())
             }
             Step::Do => self.perform(action, grace).await,
         }
+    }
+
+    fn ended_before_start(&mut self) {
+        self.publisher
+            .lifecycle(Lifecycle::ShutOff, "Destroyed", "ended before it was started");
+        self.state = State::Ended(Outcome::ShutOff);
     }
 
     async fn perform(&mut self, action: Action, grace: Duration) -> Result<(), RequestError> {

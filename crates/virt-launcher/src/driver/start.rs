@@ -6,6 +6,7 @@ use std::time::Duration;
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::machine::{AccessCredential, DhcpOptions, Machine};
 use ferrovirt_protocol::launcher::{Nic, NodeFacts};
+use tokio_util::sync::CancellationToken;
 
 use crate::children::Children;
 use crate::disks::{self, KernelFiles, Prepared};
@@ -23,6 +24,10 @@ pub struct StartFailure {
     pub message: String,
 }
 
+/// Largest message, in bytes: it becomes part of the VMI's status, and what it is about (a guest's author's own
+/// container, say) may have chosen its words.
+const MAX_MESSAGE: usize = 1024;
+
 impl StartFailure {
     fn new(reason: &'static str, error: &dyn Error) -> Self {
         let mut message = error.to_string();
@@ -30,6 +35,11 @@ impl StartFailure {
         while let Some(cause) = source {
             message = format!("{message}: {cause}");
             source = cause.source();
+        }
+        if message.len() > MAX_MESSAGE {
+            let end = message.floor_char_boundary(MAX_MESSAGE);
+            message.truncate(end);
+            message.push('…');
         }
         Self { reason, message }
     }
@@ -61,11 +71,16 @@ pub struct Context {
     pub hypervisor: Hypervisor,
 }
 
-/// Goes all the way.
-pub async fn start(context: Context, vmi: VirtualMachineInstance, node: NodeFacts) -> Result<Started, StartFailure> {
+/// Goes all the way. Where others are waited for, `abort` ends it.
+pub async fn start(
+    context: Context,
+    vmi: VirtualMachineInstance,
+    node: NodeFacts,
+    abort: CancellationToken,
+) -> Result<Started, StartFailure> {
     let parsed = Parsed::new(context, &vmi, node)?;
     let (directory, sidecars) = (parsed.context.layout.hooks(), parsed.machine.hook_sidecars.len());
-    let hooks = Hooks::meet(&directory, sidecars, &vmi, Patience::default()).await;
+    let hooks = Hooks::meet(&directory, sidecars, &vmi, Patience::default(), abort).await;
     let hooks = hooks.map_err(|error| StartFailure::new("HookSidecarFailed", &error))?;
     let Context { layout, hypervisor, .. } = &parsed.context;
     let metrics = downward_metrics::Reporter::of(&parsed.machine, layout, hypervisor, &vmi);
@@ -211,5 +226,23 @@ impl DomainDefined {
             metrics: None,
             grace,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn messages_are_bounded() {
+        let short = StartFailure::new("A", &io::Error::other("why"));
+        assert_eq!((short.reason, short.message.as_str()), ("A", "why"));
+        // A character of two bytes stands across the limit.
+        let long = format!("a{}", "ä".repeat(1 << 20));
+        let cut = StartFailure::new("A", &io::Error::other(long)).message;
+        assert_eq!(cut.len(), MAX_MESSAGE - 1 + '…'.len_utf8());
+        assert!(cut.ends_with("ä…"), "{cut}");
     }
 }

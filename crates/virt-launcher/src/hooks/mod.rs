@@ -7,7 +7,7 @@ mod seed;
 #[cfg(test)]
 mod tests;
 
-use std::io;
+use std::fs::DirEntry;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +22,8 @@ use ferrovirt_protocol::hooks::{v1alpha2, v1alpha3};
 use ferrovirt_protocol::paths;
 use quick_xml::Reader;
 use quick_xml::events::Event;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
@@ -30,17 +31,23 @@ pub use seed::Seed;
 
 /// Largest answer.
 const MAX_ANSWER: usize = 4 << 20;
+/// Largest answer about itself.
+const MAX_INFO: usize = 64 << 10;
+/// What is looked at in a sidecar's directory: it is the sidecar's own, and may be full of anything.
+const MAX_ENTRIES: usize = 64;
+/// For one socket to say what is behind it: the next may be the right one.
+const MEET_ONE: Duration = Duration::from_secs(5);
 /// Between two looks for a socket: a container of another image may take its time.
 const PAUSE: Duration = Duration::from_millis(100);
 const DEFINE: &str = "OnDefineDomain";
 const CLOUD_INIT: &str = "PreCloudInitIso";
 
-/// How long a sidecar may take.
+/// How long sidecars may take, all of a VMI together.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// To listen, and to say what it is.
+    /// To listen, and to say what they are.
     pub meet: Duration,
-    /// To answer.
+    /// To answer at one point.
     pub answer: Duration,
 }
 
@@ -84,6 +91,15 @@ pub enum Error {
         /// What it had.
         patience: Duration,
     },
+    /// Nobody wants to know any more.
+    #[error("the start was ended while {sidecar} was waited for")]
+    Aborted {
+        /// Its container.
+        sidecar: String,
+    },
+    /// The VMI cannot be told.
+    #[error("the VirtualMachineInstance cannot be sent to hook sidecars: {0}")]
+    Unsendable(#[source] serde_json::Error),
     /// An error for an answer.
     #[error("{sidecar} failed at {point}: {}", status.message())]
     Failed {
@@ -148,10 +164,12 @@ pub struct Hooks {
     /// As JSON.
     vmi: Vec<u8>,
     patience: Patience,
+    abort: CancellationToken,
 }
 
 impl Hooks {
-    /// Waits for `count` sidecars, each in its directory below `directory`.
+    /// Waits for `count` sidecars, each in its directory below `directory`. Once `abort` is cancelled, neither this nor
+    /// anything later waits any more.
     ///
     /// # Errors
     /// One does not come up in time, or speaks another version.
@@ -160,18 +178,22 @@ impl Hooks {
         count: usize,
         vmi: &VirtualMachineInstance,
         patience: Patience,
+        abort: CancellationToken,
     ) -> Result<Self, Error> {
         if count == 0 {
             return Ok(Self::default());
         }
+        let vmi = serde_json::to_vec(vmi).map_err(Error::Unsendable)?;
         let each = (0..count).map(|i| {
             let container = format!("{}{i}", paths::HOOK_SIDECAR);
-            meet(directory.join(&container), container, patience.meet)
+            meet(directory.join(&container), container, patience.meet, &abort)
         });
+        let sidecars = futures::future::try_join_all(each).await?;
         Ok(Self {
-            sidecars: futures::future::try_join_all(each).await?,
-            vmi: serde_json::to_vec(vmi).unwrap_or_default(),
+            sidecars,
+            vmi,
             patience,
+            abort,
         })
     }
 
@@ -191,12 +213,14 @@ impl Hooks {
     /// # Errors
     /// A sidecar does not answer, or with something else than such a domain.
     pub async fn define(&self, mut xml: String, name: &str) -> Result<String, Error> {
+        let deadline = Instant::now() + self.patience.answer;
         for sidecar in self.at(DEFINE) {
             let params = OnDefineDomainParams {
                 domain_xml: xml.into_bytes(),
                 vmi: self.vmi.clone(),
             };
-            let answer = self.ask(sidecar, DEFINE, sidecar.callbacks.define(params)).await?;
+            let asked = sidecar.callbacks.define(params);
+            let answer = self.ask(sidecar, DEFINE, asked, deadline).await?;
             xml = checked(answer.domain_xml, name).map_err(|why| sidecar.wrong(DEFINE, why))?;
         }
         Ok(xml)
@@ -207,6 +231,7 @@ impl Hooks {
     /// # Errors
     /// A sidecar does not answer, or with something else than such data.
     pub async fn cloud_init(&self, mut seed: Seed) -> Result<Seed, Error> {
+        let deadline = Instant::now() + self.patience.answer;
         for sidecar in self.at(CLOUD_INIT) {
             let params = PreCloudInitIsoParams {
                 cloud_init_no_cloud_source: seed.old_wire(),
@@ -214,7 +239,7 @@ impl Hooks {
                 cloud_init_data: seed.wire(),
             };
             let asked = sidecar.callbacks.cloud_init(params);
-            let answer = self.ask(sidecar, CLOUD_INIT, asked).await?;
+            let answer = self.ask(sidecar, CLOUD_INIT, asked, deadline).await?;
             let changed = seed.changed(&answer.cloud_init_data, &answer.cloud_init_no_cloud_source);
             seed = changed.map_err(|why| sidecar.wrong(CLOUD_INIT, why))?;
         }
@@ -226,18 +251,20 @@ impl Hooks {
         sidecar: &Sidecar,
         point: &'static str,
         answer: impl Future<Output = Result<T, Status>>,
+        deadline: Instant,
     ) -> Result<T, Error> {
-        let patience = self.patience.answer;
-        match timeout(patience, answer).await {
-            Ok(answer) => answer.map_err(|status| Error::Failed {
-                sidecar: sidecar.container.clone(),
+        let container = || sidecar.container.clone();
+        match timeout_at(deadline, self.abort.run_until_cancelled(answer)).await {
+            Ok(Some(answer)) => answer.map_err(|status| Error::Failed {
+                sidecar: container(),
                 point,
                 status: Box::new(status),
             }),
+            Ok(None) => Err(Error::Aborted { sidecar: container() }),
             Err(_) => Err(Error::Silent {
-                sidecar: sidecar.container.clone(),
+                sidecar: container(),
                 point,
-                patience,
+                patience: self.patience.answer,
             }),
         }
     }
@@ -253,21 +280,30 @@ impl Sidecar {
     }
 }
 
-async fn meet(directory: PathBuf, container: String, patience: Duration) -> Result<Sidecar, Error> {
-    let met = timeout(patience, async {
+async fn meet(
+    directory: PathBuf,
+    container: String,
+    patience: Duration,
+    abort: &CancellationToken,
+) -> Result<Sidecar, Error> {
+    let looking = async {
         loop {
             if let Some(met) = look(&directory).await {
                 return met;
             }
             sleep(PAUSE).await;
         }
-    });
-    let Ok((channel, info)) = met.await else {
-        return Err(Error::Absent {
-            sidecar: container,
-            directory,
-            patience,
-        });
+    };
+    let (channel, info) = match timeout(patience, abort.run_until_cancelled(looking)).await {
+        Ok(Some(met)) => met,
+        Ok(None) => return Err(Error::Aborted { sidecar: container }),
+        Err(_) => {
+            return Err(Error::Absent {
+                sidecar: container,
+                directory,
+                patience,
+            });
+        }
     };
     let has = |version: &str| info.versions.iter().any(|theirs| theirs == version);
     let callbacks = if has("v1alpha3") {
@@ -292,30 +328,32 @@ async fn meet(directory: PathBuf, container: String, patience: Duration) -> Resu
 
 /// The first socket in a directory behind which a sidecar says what it is.
 async fn look(directory: &Path) -> Option<(Channel, InfoResult)> {
-    for socket in sockets(directory).unwrap_or_default() {
-        let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display())).ok()?;
-        let Ok(channel) = endpoint.connect().await else {
-            continue;
-        };
-        let mut client = InfoClient::new(channel.clone()).max_decoding_message_size(MAX_ANSWER);
-        match client.info(InfoParams {}).await {
-            Ok(info) => return Some((channel, info.into_inner())),
-            Err(error) => tracing::debug!(%error, "{} says nothing about itself", socket.display()),
+    for socket in sockets(directory) {
+        match timeout(MEET_ONE, introduced(&socket)).await {
+            Ok(Ok(met)) => return Some(met),
+            Ok(Err(why)) => tracing::debug!(why, "{} says nothing about itself", socket.display()),
+            Err(_) => tracing::debug!("{} is silent", socket.display()),
         }
     }
     None
 }
 
-fn sockets(directory: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_socket() {
-            found.push(entry.path());
-        }
-    }
+async fn introduced(socket: &Path) -> Result<(Channel, InfoResult), String> {
+    let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display())).map_err(|error| error.to_string())?;
+    let channel = endpoint.connect().await.map_err(|error| error.to_string())?;
+    let mut client = InfoClient::new(channel.clone()).max_decoding_message_size(MAX_INFO);
+    let info = client.info(InfoParams {}).await.map_err(|error| error.to_string())?;
+    Ok((channel, info.into_inner()))
+}
+
+/// Those among the first entries of a directory, which need not be there yet.
+fn sockets(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().take(MAX_ENTRIES);
+    let is_socket = |entry: &DirEntry| entry.file_type().is_ok_and(|kind| kind.is_socket());
+    let found = entries.flatten().filter(is_socket);
+    let mut found: Vec<PathBuf> = found.map(|entry| entry.path()).collect();
     found.sort();
-    Ok(found)
+    found
 }
 
 /// Well-formed XML whose root is the domain `name`: by that name we find it again. Whether it is a domain that can be,
@@ -323,7 +361,8 @@ fn sockets(directory: &Path) -> io::Result<Vec<PathBuf>> {
 fn checked(xml: Vec<u8>, name: &str) -> Result<String, String> {
     let xml = String::from_utf8(xml).map_err(|_| "it is no UTF-8".to_owned())?;
     let mut reader = Reader::from_str(&xml);
-    let (mut path, mut found, mut roots) = (Vec::new(), None::<String>, 0);
+    let (mut path, mut names, mut roots) = (Vec::new(), Vec::<String>::new(), 0);
+    let in_name = |path: &[Vec<u8>]| path == [b"domain".as_slice(), b"name"];
     loop {
         let event = reader.read_event().map_err(|error| format!("it is no XML: {error}"))?;
         match event {
@@ -332,14 +371,26 @@ fn checked(xml: Vec<u8>, name: &str) -> Result<String, String> {
                     roots += 1;
                 }
                 path.push(tag.name().as_ref().to_vec());
+                if in_name(&path) {
+                    names.push(String::new());
+                }
             }
             Event::Empty(_) if path.is_empty() => roots += 1,
+            Event::Empty(tag) if path == [b"domain"] && tag.name().as_ref() == b"name" => names.push(String::new()),
             Event::End(_) => {
                 path.pop();
             }
-            Event::Text(text) if path == [b"domain".as_slice(), b"name"] => {
+            Event::Text(text) if in_name(&path) => {
                 let text = text.decode().map_err(|error| format!("it is no XML: {error}"))?;
-                found.get_or_insert_default().push_str(&text);
+                names
+                    .iter_mut()
+                    .last()
+                    .into_iter()
+                    .for_each(|name| name.push_str(&text));
+            }
+            // libvirt would read more than we see.
+            Event::CData(_) | Event::GeneralRef(_) if in_name(&path) => {
+                return Err("the domain's name must be plain text".to_owned());
             }
             Event::DocType(_) => return Err("it has a document type".to_owned()),
             Event::Eof => break,
@@ -349,9 +400,10 @@ fn checked(xml: Vec<u8>, name: &str) -> Result<String, String> {
     if !path.is_empty() {
         return Err("it is no XML: it ends too early".to_owned());
     }
-    match found {
-        Some(found) if found.trim() == name && roots == 1 => Ok(xml),
-        Some(found) if roots == 1 => Err(format!("the domain's name must be {name}, not {}", found.trim())),
+    match names.as_slice() {
+        [found] if found.trim() == name && roots == 1 => Ok(xml),
+        [found] if roots == 1 => Err(format!("the domain's name must be {name}, not {}", found.trim())),
+        [_, _, ..] => Err("it has more than one name".to_owned()),
         _ => Err("it is no domain with a name".to_owned()),
     }
 }

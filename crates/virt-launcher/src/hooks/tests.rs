@@ -19,6 +19,8 @@ const DOMAIN: &str = "<domain><name>ns_vm</name><title>a</title></domain>";
 enum Answer {
     /// Appends this to the title, and to the user data.
     Append(&'static str),
+    /// As before, after a while.
+    AppendLate(&'static str, Duration),
     /// Says this, to whatever.
     Say(Vec<u8>),
     /// In the form of old sidecars.
@@ -56,7 +58,10 @@ impl Fake {
         let vmi: Value = serde_json::from_slice(&params.vmi).unwrap();
         assert_eq!(vmi["metadata"]["name"], "vm");
         let domain_xml = match &self.answer {
-            Answer::Append(text) => {
+            Answer::Append(text) | Answer::AppendLate(text, _) => {
+                if let Answer::AppendLate(_, after) = self.answer {
+                    sleep(after).await;
+                }
                 let xml = String::from_utf8(params.domain_xml).unwrap();
                 xml.replace("</title>", &format!("{text}</title>")).into_bytes()
             }
@@ -71,7 +76,7 @@ impl Fake {
     async fn cloud_init(&self, params: PreCloudInitIsoParams) -> Result<Response<PreCloudInitIsoResult>, Status> {
         let mut result = PreCloudInitIsoResult::default();
         match &self.answer {
-            Answer::Append(text) => {
+            Answer::Append(text) | Answer::AppendLate(text, _) => {
                 let mut data: Value = serde_json::from_slice(&params.cloud_init_data).unwrap();
                 data["UserData"] = format!("{}{text}", data["UserData"].as_str().unwrap()).into();
                 data["NoCloudMetaData"]["local-hostname"] = "other".into();
@@ -159,7 +164,8 @@ async fn meet_all(root: &Path, count: usize, patience: Patience) -> Result<Hooks
         "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
         "spec": {"domain": {"devices": {}}},
     });
-    Hooks::meet(root, count, &serde_json::from_value(vmi).unwrap(), patience).await
+    let vmi = serde_json::from_value(vmi).unwrap();
+    Hooks::meet(root, count, &vmi, patience, CancellationToken::new()).await
 }
 
 fn seed() -> Seed {
@@ -231,6 +237,22 @@ async fn answers_that_are_no_such_domain_are_told() {
         (
             Answer::Say(b"<domain><name>other</name></domain>".to_vec()),
             "must be ns_vm, not other",
+        ),
+        (
+            Answer::Say(b"<domain><name>ns_vm<![CDATA[2]]></name></domain>".to_vec()),
+            "plain text",
+        ),
+        (
+            Answer::Say(b"<domain><name>ns_&#118;m</name></domain>".to_vec()),
+            "plain text",
+        ),
+        (
+            Answer::Say(b"<domain><name>ns_vm</name><name>other</name></domain>".to_vec()),
+            "more than one name",
+        ),
+        (
+            Answer::Say(b"<domain><name>ns_vm</name><name/></domain>".to_vec()),
+            "more than one name",
         ),
         (
             Answer::Say(b"<network><name>ns_vm</name></network>".to_vec()),
@@ -308,4 +330,60 @@ async fn other_versions_are_told() {
     let _server = serve(root.path(), 0, fake("v1alpha1", Answer::Never));
     let error = meet_all(root.path(), 1, PATIENCE).await.unwrap_err().to_string();
     assert!(error.contains("[\"v1alpha1\"]"), "{error}");
+}
+
+#[tokio::test]
+async fn who_says_too_much_about_himself_is_not_met() {
+    let root = tempfile::tempdir().unwrap();
+    let points = vec![("a point of no interest", 1); MAX_INFO / 16];
+    let loud = Fake {
+        points,
+        ..fake("v1alpha3", Answer::Never)
+    };
+    let _server = serve(root.path(), 0, loud);
+    let patience = Patience {
+        meet: Duration::from_millis(300),
+        ..PATIENCE
+    };
+    let error = meet_all(root.path(), 1, patience).await.unwrap_err();
+    assert!(matches!(error, Error::Absent { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn all_together_have_the_time_of_one() {
+    let root = tempfile::tempdir().unwrap();
+    let slow = || fake("v1alpha3", Answer::AppendLate("b", Duration::from_millis(400)));
+    let _servers = [0, 1, 2].map(|index| serve(root.path(), index, slow()));
+    let patience = Patience {
+        answer: Duration::from_millis(1000),
+        ..PATIENCE
+    };
+    let hooks = meet_all(root.path(), 3, patience).await.unwrap();
+    let error = hooks.define(DOMAIN.to_owned(), "ns_vm").await.unwrap_err();
+    assert!(matches!(error, Error::Silent { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn an_aborted_start_waits_for_nobody() {
+    let root = tempfile::tempdir().unwrap();
+    let vmi: VirtualMachineInstance =
+        serde_json::from_value(json!({"metadata": {"name": "vm"}, "spec": {"domain": {"devices": {}}}})).unwrap();
+    let long = Patience {
+        meet: Duration::from_secs(3600),
+        answer: Duration::from_secs(3600),
+    };
+    let abort = CancellationToken::new();
+    let (met, ()) = tokio::join!(Hooks::meet(root.path(), 1, &vmi, long, abort.clone()), async {
+        abort.cancel()
+    });
+    assert!(matches!(met, Err(Error::Aborted { .. })), "{met:?}");
+
+    let _server = serve(root.path(), 0, fake("v1alpha3", Answer::Never));
+    let abort = CancellationToken::new();
+    let hooks = Hooks::meet(root.path(), 1, &vmi, long, abort.clone()).await.unwrap();
+    let (defined, ()) = tokio::join!(hooks.define(DOMAIN.to_owned(), "ns_vm"), async { abort.cancel() });
+    let error = defined.unwrap_err();
+    assert!(matches!(error, Error::Aborted { .. }), "{error}");
+    let error = hooks.cloud_init(seed()).await.unwrap_err();
+    assert!(matches!(error, Error::Aborted { .. }), "{error}");
 }
