@@ -374,7 +374,7 @@ async fn an_aborted_start_waits_for_nobody() {
     };
     let abort = CancellationToken::new();
     let (met, ()) = tokio::join!(Hooks::meet(root.path(), 1, &vmi, long, abort.clone()), async {
-        abort.cancel()
+        abort.cancel();
     });
     assert!(matches!(met, Err(Error::Aborted { .. })), "{met:?}");
 
