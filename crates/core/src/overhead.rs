@@ -8,6 +8,7 @@ use ferrovirt_api::v1::VirtualMachineInstanceSpec;
 use crate::config::ClusterConfig;
 use crate::defaults::binary;
 use crate::machine::{Architecture, LaunchSecurity, Machine};
+use crate::names::VHOST_VSOCK_RESOURCE;
 
 const MI: u64 = 1 << 20;
 // What cannot be given up (anonymous memory) of each process as `cargo xtask bench cluster` and smaps see it, and room
@@ -127,7 +128,7 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
         // The guest's memory is not ordinary memory, and none of it can be overcommitted.
         let held = machine.memory.guest;
         request = request.saturating_sub(held);
-        let name = format!("hugepages-{}", binary(i64::try_from(page).unwrap_or(i64::MAX)));
+        let name = huge_page_resource(page);
         for side in [&mut requests, &mut limits] {
             side.insert(name.clone(), Quantity(held.to_string()));
         }
@@ -184,6 +185,12 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
     }
 }
 
+/// The resource of nodes that huge pages of `page` bytes are, such as `hugepages-2Mi`.
+#[must_use]
+pub fn huge_page_resource(page: u64) -> String {
+    format!("hugepages-{}", binary(i64::try_from(page).unwrap_or(i64::MAX)))
+}
+
 /// Device plugins' resources of a machine.
 fn devices(machine: &Machine, config: &ClusterConfig) -> BTreeMap<String, Quantity> {
     let mut devices = BTreeMap::new();
@@ -199,11 +206,11 @@ fn devices(machine: &Machine, config: &ClusterConfig) -> BTreeMap<String, Quanti
     if !machine.interfaces.is_empty() {
         device("tun");
     }
-    if machine.vsock {
-        device("vhost-vsock");
-    }
     if machine.launch_security.as_ref().is_some_and(LaunchSecurity::is_amd) {
         device("sev");
+    }
+    if machine.vsock {
+        devices.insert(VHOST_VSOCK_RESOURCE.to_owned(), Quantity("1".to_owned()));
     }
     let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
     for device in &machine.host_devices {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::Path;
 
 use ferrovirt_core::names::VHOST_VSOCK_RESOURCE;
+use ferrovirt_core::overhead::huge_page_resource;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -159,12 +160,8 @@ fn huge_pages(sys: &Path) -> BTreeMap<String, u64> {
         let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
         let number = fs::read_to_string(entry.path().join("nr_hugepages")).ok()?;
         let number: u64 = number.trim().parse().ok()?;
-        let size = match kib {
-            _ if kib >= 1 << 20 && kib.is_multiple_of(1 << 20) => format!("{}Gi", kib >> 20),
-            _ if kib >= 1 << 10 && kib.is_multiple_of(1 << 10) => format!("{}Mi", kib >> 10),
-            _ => format!("{kib}Ki"),
-        };
-        Some((format!("hugepages-{size}"), number.saturating_mul(kib << 10)))
+        let page = kib.checked_mul(1024)?;
+        Some((huge_page_resource(page), number.saturating_mul(page)))
     };
     let entries = fs::read_dir(sys).into_iter().flatten().flatten();
     entries.filter_map(page).collect()

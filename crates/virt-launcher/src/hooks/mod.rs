@@ -382,11 +382,9 @@ fn checked(xml: Vec<u8>, name: &str) -> Result<String, String> {
             }
             Event::Text(text) if in_name(&path) => {
                 let text = text.decode().map_err(|error| format!("it is no XML: {error}"))?;
-                names
-                    .iter_mut()
-                    .last()
-                    .into_iter()
-                    .for_each(|name| name.push_str(&text));
+                if let Some(name) = names.last_mut() {
+                    name.push_str(&text);
+                }
             }
             // libvirt would read more than we see.
             Event::CData(_) | Event::GeneralRef(_) if in_name(&path) => {
