@@ -1,7 +1,7 @@
 //! The server: what it is made of, and how a request finds its way.
 
 use std::convert::Infallible;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use axum::body::Body;
 use http::{Request, Response, StatusCode, header};
@@ -14,7 +14,7 @@ use crate::hooks::{Admission, Aggregated, Kubelet, UserInfo};
 use crate::registry::Registry;
 use crate::rest::context::{Context, Query, Target};
 use crate::rest::{self, kinds};
-use crate::store::{self, Retention, Storage, Store, Stored};
+use crate::store::{self, Key, Retention, Storage, Store};
 use crate::{controllers, crd, discovery, openapi_documents};
 
 /// What `/version` says.
@@ -100,6 +100,8 @@ pub enum OpenError {
 pub struct Inner {
     pub(crate) store: Store,
     registry: RwLock<Arc<Registry>>,
+    /// Held by who changes the registry.
+    serving: Mutex<()>,
     admission: RwLock<Option<Arc<dyn Admission>>>,
     aggregated: RwLock<Vec<Arc<dyn Aggregated>>>,
     kubelet: RwLock<Option<Arc<dyn Kubelet>>>,
@@ -139,13 +141,16 @@ impl Inner {
         read(&self.kubelet)
     }
 
-    /// Serves what a stored CRD says from now on.
-    pub(crate) fn serve_crd(&self, stored: &Stored, deleted: bool) {
-        let crd = stored.value();
-        // A CRD on its way out is served until its objects are gone.
-        let versions = if deleted { Vec::new() } else { crd::served(&crd) };
-        let mut registry = self.registry.write().unwrap_or_else(PoisonError::into_inner);
-        *registry = Arc::new(registry.with_crd(stored.key.name(), versions));
+    /// Serves from now on what the store holds of a CRD: nothing when it is gone. One on its way out is served until
+    /// its objects are gone.
+    pub(crate) fn serve_crd(&self, key: &Key) {
+        // Of two writers, the one who comes here last need not be the one who wrote last; so the store is asked, by
+        // one at a time.
+        let _one = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
+        let stored = self.store.get(key);
+        let versions = stored.map(|stored| crd::served(&stored.value())).unwrap_or_default();
+        let next = self.registry().with_crd(key.name(), versions);
+        write(&self.registry, Arc::new(next));
     }
 }
 
@@ -166,6 +171,7 @@ impl ApiServer {
         let journal = store.journal();
         let inner = Arc::new(Inner {
             registry: RwLock::new(Arc::new(Registry::builtin())),
+            serving: Mutex::new(()),
             admission: RwLock::default(),
             aggregated: RwLock::default(),
             kubelet: RwLock::default(),
@@ -186,7 +192,7 @@ impl ApiServer {
     fn load_crds(&self) {
         let list = self.inner.store.list(kinds::CRDS, None, None, store::Page::default());
         for stored in list.map(|list| list.objects).unwrap_or_default() {
-            self.inner.serve_crd(&stored, false);
+            self.inner.serve_crd(&stored.key);
         }
     }
 

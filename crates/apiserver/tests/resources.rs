@@ -451,6 +451,8 @@ async fn a_deleted_crd_takes_its_objects_along() {
         crds.get_opt("widgets.example.com").await.unwrap().is_none()
     })
     .await;
+    // The kind goes right after its CRD, as on any API server.
+    eventually("kind gone", async || api.list(&ListParams::default()).await.is_err()).await;
     let (code, _, message) = status(api.list(&ListParams::default()).await.unwrap_err());
     assert_eq!(
         (code, message.as_str()),

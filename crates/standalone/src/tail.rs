@@ -125,10 +125,12 @@ impl Open {
             }
             result => result?,
         };
-        // Past the hole that a former virt-tail left; a file without data is read from where it may get some.
+        // Past the hole that a former virt-tail left; a file without data is read from where it may get some. That
+        // place is asked for first: data may be written between the two questions, and would be skipped.
+        let end = file.metadata()?.len();
         let position = match lseek(&file, 0, Whence::SeekData) {
             Ok(position) => u64::try_from(position).unwrap_or(0),
-            Err(Errno::ENXIO) => file.metadata()?.len(),
+            Err(Errno::ENXIO) => end,
             Err(_) => 0,
         };
         let mut open = Self {

@@ -178,8 +178,8 @@ pub fn grace(context: &Context, object: &Value, asked: Option<i64>) -> i64 {
 }
 
 /// After a write: what the server itself derives from objects.
-pub fn stored(context: &Context, stored: &Stored, deleted: bool) {
+pub fn stored(context: &Context, stored: &Stored) {
     if &*context.served.storage == CRDS {
-        context.server.serve_crd(stored, deleted);
+        context.server.serve_crd(&stored.key);
     }
 }

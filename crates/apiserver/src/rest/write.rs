@@ -493,9 +493,8 @@ pub(super) async fn commit(
         }
         None => Write::Delete,
     };
-    let deleted = matches!(write, Write::Delete);
     let stored = context.server.store.write(key, expect, write).await?;
-    kinds::stored(context, &stored, deleted);
+    kinds::stored(context, &stored);
     Ok(stored)
 }
 
