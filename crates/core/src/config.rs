@@ -10,7 +10,7 @@ use ferrovirt_api::v1::{
     ResourceRequirementsWithoutClaims,
 };
 
-use crate::machine::{Architecture, Binding, Smbios};
+use crate::machine::{Architecture, Smbios, TapBinding};
 
 pub use devices::{DeviceKind, DeviceSelector};
 
@@ -88,8 +88,8 @@ pub struct ClusterConfig {
     pub memory_overcommit: u64,
     /// vCPUs per requested CPU.
     pub cpu_allocation_ratio: u64,
-    /// Binding of the interface that is added when a VMI lists none.
-    pub default_network_interface: Binding,
+    /// TapBinding of the interface that is added when a VMI lists none.
+    pub default_network_interface: TapBinding,
     /// The bridge binding may be used on the pod network.
     pub permit_bridge_on_pod_network: bool,
     /// Ceiling of hotplug over what a machine boots with.
@@ -215,7 +215,7 @@ impl Default for ClusterConfig {
             cpu_request: None,
             memory_overcommit: 100,
             cpu_allocation_ratio: 10,
-            default_network_interface: Binding::Bridge,
+            default_network_interface: TapBinding::Bridge,
             permit_bridge_on_pod_network: true,
             max_hotplug_ratio: 4,
             max_cpu_sockets: None,
@@ -392,8 +392,8 @@ impl ClusterConfig {
     fn apply_network(&mut self, c: &KubeVirtConfiguration) {
         if let Some(network) = &c.network {
             match network.default_network_interface.as_deref() {
-                Some("masquerade") => self.default_network_interface = Binding::Masquerade,
-                Some("bridge") => self.default_network_interface = Binding::Bridge,
+                Some("masquerade") => self.default_network_interface = TapBinding::Masquerade,
+                Some("bridge") => self.default_network_interface = TapBinding::Bridge,
                 _ => {}
             }
             if let Some(permit) = network.permit_bridge_interface_on_pod_network {
@@ -529,7 +529,7 @@ mod tests {
         assert!(config.gate(GATE_HOST_DISK) && !config.gate("Sidecar"));
         assert!(config.use_emulation && !config.live_update && config.disable_serial_console_log);
         assert_eq!((config.cpu_allocation_ratio, config.memory_overcommit), (4, 100));
-        assert_eq!(config.default_network_interface, Binding::Masquerade);
+        assert_eq!(config.default_network_interface, TapBinding::Masquerade);
         assert!(!config.permit_bridge_on_pod_network && !config.image_volumes);
         assert_eq!(config.seccomp_profile.as_deref(), Some("vm.json"));
     }

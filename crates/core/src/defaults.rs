@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use uuid::Uuid;
 
 use crate::config::ClusterConfig;
-use crate::machine::{Architecture, Binding};
+use crate::machine::{Architecture, TapBinding};
 use crate::names::{RUNTIME_USER, VMI_FINALIZER};
 use crate::parse::HYPERV_REQUIREMENTS;
 
@@ -248,8 +248,8 @@ fn default_network(spec: &mut VirtualMachineInstanceSpec, config: &ClusterConfig
         ..Interface::default()
     };
     match config.default_network_interface {
-        Binding::Bridge => interface.bridge = Some(InterfaceBridge {}),
-        Binding::Masquerade => interface.masquerade = Some(InterfaceMasquerade {}),
+        TapBinding::Bridge => interface.bridge = Some(InterfaceBridge {}),
+        TapBinding::Masquerade => interface.masquerade = Some(InterfaceMasquerade {}),
     }
     devices.interfaces.push(interface);
     spec.networks.push(Network {

@@ -192,10 +192,17 @@ pub struct Machine {
 }
 
 impl Machine {
+    /// Devices of the node may be in it that reach its memory by themselves.
+    #[must_use]
+    pub fn has_vfio(&self) -> bool {
+        let virtual_function = |interface: &Interface| interface.binding == Binding::Sriov;
+        !self.host_devices.is_empty() || self.interfaces.iter().any(virtual_function)
+    }
+
     /// How many queues a NIC has, and therefore its tap: one per vCPU where that is wanted and the model can.
     #[must_use]
     pub fn network_queues(&self, interface: &Interface) -> u32 {
-        if self.network_multi_queue && interface.model == "virtio" {
+        if self.network_multi_queue && interface.model == "virtio" && interface.is_tap() {
             self.cpu.vcpus().clamp(1, MAX_QUEUES)
         } else {
             1
@@ -556,7 +563,7 @@ pub struct Interface {
     pub network: NicNetwork,
     /// How it gets there.
     pub binding: Binding,
-    /// virtio, e1000, e1000e, rtl8139, ne2k_pci, pcnet.
+    /// virtio, e1000, e1000e, rtl8139, ne2k_pci, pcnet. Without meaning for a virtual function.
     pub model: String,
     /// MAC address, if chosen, as `02:00:00:00:00:01`.
     pub mac: Option<String>,
@@ -583,6 +590,12 @@ pub struct Interface {
 }
 
 impl Interface {
+    /// It is a tap device.
+    #[must_use]
+    pub fn is_tap(&self) -> bool {
+        matches!(self.binding, Binding::Tap(_))
+    }
+
     /// The pod's interface behind it; `None`: the one that all pods have.
     #[must_use]
     pub fn pod_interface(&self) -> Option<String> {
@@ -596,6 +609,15 @@ impl Interface {
 /// How a NIC is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Binding {
+    /// By a tap device of the pod, which virt-handler makes.
+    Tap(TapBinding),
+    /// The guest has a virtual function of the node's network card to itself.
+    Sriov,
+}
+
+/// What is behind a NIC's tap device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TapBinding {
     /// NAT.
     Masquerade,
     /// The guest takes over the pod's address.

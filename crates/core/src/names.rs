@@ -34,6 +34,10 @@ pub const MIGRATION_TRANSPORT_UNIX_ANNOTATION: &str = "kubevirt.io/migrationTran
 pub const NETWORKS_ANNOTATION: &str = "k8s.v1.cni.cncf.io/networks";
 /// Annotation of a pod: the network that Multus attaches it to instead of the one that all pods have.
 pub const DEFAULT_NETWORK_ANNOTATION: &str = "v1.multus-cni.io/default-network";
+/// Annotation of a pod: its interfaces and the devices behind them, written by Multus.
+pub const NETWORK_STATUS_ANNOTATION: &str = "k8s.v1.cni.cncf.io/network-status";
+/// Annotation of a NetworkAttachmentDefinition: the resource of nodes whose devices the network is made of.
+pub const NETWORK_RESOURCE_ANNOTATION: &str = "k8s.v1.cni.cncf.io/resourceName";
 /// Annotation of a VMI: generation of the VM it was created from.
 pub const VM_GENERATION_ANNOTATION: &str = "kubevirt.io/vm-generation";
 /// Annotation that the controllers stamp: newest API version that they have seen.

@@ -7,7 +7,7 @@ use ferrovirt_api::v1::VirtualMachineInstanceSpec;
 
 use crate::config::ClusterConfig;
 use crate::defaults::binary;
-use crate::machine::{Architecture, LaunchSecurity, Machine};
+use crate::machine::{Architecture, Interface, LaunchSecurity, Machine};
 use crate::names::VHOST_VSOCK_RESOURCE;
 
 const MI: u64 = 1 << 20;
@@ -60,7 +60,7 @@ pub fn memory_overhead(machine: &Machine, spec: &VirtualMachineInstanceSpec, con
     if machine.graphics {
         bytes += GRAPHICS;
     }
-    if !machine.host_devices.is_empty() {
+    if machine.has_vfio() {
         bytes += VFIO;
     }
     if machine.launch_security.as_ref().is_some_and(LaunchSecurity::is_amd) {
@@ -199,11 +199,11 @@ fn devices(machine: &Machine, config: &ClusterConfig) -> BTreeMap<String, Quanti
     };
     if !config.use_emulation {
         device("kvm");
-        if machine.interfaces.iter().any(|i| i.model == "virtio") {
+        if machine.interfaces.iter().any(|i| i.is_tap() && i.model == "virtio") {
             device("vhost-net");
         }
     }
-    if !machine.interfaces.is_empty() {
+    if machine.interfaces.iter().any(Interface::is_tap) {
         device("tun");
     }
     if machine.launch_security.as_ref().is_some_and(LaunchSecurity::is_amd) {

@@ -153,6 +153,10 @@ const CONTEXT: &[(&str, &str)] = &[
         "networks[0].multus",
         "{domain: {devices: {interfaces: [{name: n, bridge: {}}]}}, networks: [{name: n, multus: {networkName: y}}]}",
     ),
+    (
+        "domain.devices.interfaces[0].sriov",
+        "{networks: [{name: n, multus: {networkName: y}}]}",
+    ),
     ("domain.cpu.sockets", "{domain: {cpu: {maxSockets: 8}}}"),
     (
         "domain.devices.disks[0].blockSize.custom",

@@ -25,6 +25,8 @@ pub struct Facts {
     pub filesystem_sockets: BTreeMap<String, PathBuf>,
     /// NICs by name of the interface.
     pub nics: BTreeMap<String, NicFact>,
+    /// Virtual functions of the node's network cards by name of the interface.
+    pub virtual_functions: BTreeMap<String, PciAddress>,
     /// Devices of the node by their alias in the domain.
     pub host_devices: BTreeMap<String, HostDeviceFact>,
     /// The kernel that the machine boots without firmware's help.
@@ -211,6 +213,9 @@ pub enum MissingFact {
     /// No tap device.
     #[error("interface \"{0}\" was not prepared: it has no tap device")]
     Nic(String),
+    /// No virtual function.
+    #[error("interface \"{0}\": the pod was given no virtual function of a network card")]
+    VirtualFunction(String),
     /// No device.
     #[error("device \"{name}\": the pod was given no (more) {resource}")]
     HostDevice {

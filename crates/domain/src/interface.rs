@@ -1,21 +1,43 @@
-//! NICs on tap devices that virt-handler made.
+//! NICs: on tap devices that virt-handler made, or virtual functions of the node's network cards.
 
-use ferrovirt_core::machine::{Interface, Machine};
+use ferrovirt_core::machine::{Interface, Machine, PciAddress};
 
 use crate::facts::{Facts, MissingFact, NicFact};
 use crate::xml::{Element, el};
-use crate::{alias, pci_address, virtio};
+use crate::{alias, pci_address, pci_source, virtio};
 
 pub(crate) fn interfaces(machine: &Machine, facts: &Facts) -> Result<Vec<Element>, MissingFact> {
     machine
         .interfaces
         .iter()
         .map(|interface| {
+            if !interface.is_tap() {
+                let missing = || MissingFact::VirtualFunction(interface.name.clone());
+                let address = facts.virtual_functions.get(&interface.name).ok_or_else(missing)?;
+                return Ok(virtual_function(interface, *address));
+            }
             let missing = || MissingFact::Nic(interface.name.clone());
             let nic = facts.nics.get(&interface.name).ok_or_else(missing)?;
             Ok(element(machine, interface, nic))
         })
         .collect()
+}
+
+/// Its MAC address and VLAN were set by the CNI plugin that gave it to the pod.
+fn virtual_function(interface: &Interface, address: PciAddress) -> Element {
+    el("hostdev")
+        .attr("mode", "subsystem")
+        .attr("type", "pci")
+        .attr("managed", "no")
+        .child(el("source").child(pci_source(address)))
+        .children(interface.boot_order.map(|order| el("boot").attr("order", order)))
+        .children(acpi_index(interface))
+        .child(alias(&format!("sriov-{}", interface.name)))
+        .children(pci_address(interface.pci_address))
+}
+
+fn acpi_index(interface: &Interface) -> Option<Element> {
+    interface.acpi_index.map(|index| el("acpi").attr("index", index))
 }
 
 /// Queues of a NIC that has more than one; its tap must have been made for that.
@@ -45,7 +67,7 @@ fn element(machine: &Machine, interface: &Interface, nic: &NicFact) -> Element {
         .child(el("mtu").attr("size", nic.mtu))
         .children(down)
         .child(boot)
-        .children(interface.acpi_index.map(|index| el("acpi").attr("index", index)))
+        .children(acpi_index(interface))
         .child(alias(&interface.name))
         .children(pci_address(interface.pci_address))
 }

@@ -37,6 +37,10 @@ goldens! {
     filesystems => "{config: {developerConfiguration: {featureGates: [EnableVirtioFsStorageVolumes, ContainerPathVolumes]}}, spec: {domain: {devices: {filesystems: [{name: c, virtiofs: {}}, {name: s, virtiofs: {}}, {name: p, virtiofs: {}}]}}, volumes: [{name: s, secret: {secretName: s}}, {name: c, persistentVolumeClaim: {claimName: c}}, {name: p, containerPath: {path: /x}}]}}"
     filesystem_and_hugepages => "spec: {domain: {memory: {hugepages: {pageSize: 2Mi}}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}"
     filesystem_and_own_cpus => "spec: {domain: {cpu: {cores: 2, dedicatedCpuPlacement: true}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}"
+    // Virtual functions of network cards
+    sriov => "spec: {networks: [{name: default, pod: {}}, {name: n, multus: {networkName: net}}], domain: {devices: {interfaces: [{name: default, masquerade: {}}, {name: n, sriov: {}}]}}}"
+    sriov_place => "spec: {networks: [{name: default, pod: {}}, {name: n, multus: {networkName: net}}], domain: {devices: {interfaces: [{name: default, masquerade: {}}, {name: n, sriov: {}, bootOrder: 1, acpiIndex: 7, pciAddress: '0000:0b:00.0'}]}}}"
+    sriov_alone => "spec: {networks: [{name: a, multus: {networkName: net, default: true}}, {name: b, multus: {networkName: net}}], domain: {devices: {networkInterfaceMultiqueue: true, interfaces: [{name: a, sriov: {}}, {name: b, sriov: {}}]}}}"
     // Processor
     cpu_topology => "spec: {domain: {cpu: {sockets: 2, cores: 3, threads: 2, maxSockets: 2}}}"
     cpu_hotplug => "spec: {domain: {cpu: {sockets: 2, cores: 1, maxSockets: 4}}}"

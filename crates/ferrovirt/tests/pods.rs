@@ -558,4 +558,10 @@ async fn commands_in_a_container_decide_whether_it_is_ready_and_alive() {
         .await;
     let pod = home.until_phase("ask", "Succeeded").await;
     assert_eq!(exit_code(&pod), 0, "it was asked to end");
+    for name in ["twice", "slow", "ask"] {
+        home.pods().delete(name, &DeleteParams::default()).await.unwrap();
+    }
+    for name in ["twice", "slow", "ask"] {
+        home.until_gone(name).await;
+    }
 }

@@ -92,6 +92,12 @@ pub mod paths {
     pub const SERVICE_ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
     /// Image in a claim that is a file system, which is mounted as a hostDisk's directory.
     pub const CLAIM_IMAGE: &str = "disk.img";
+    /// What the pod is told of itself, as a volume.
+    pub const POD_INFO_VOLUME: &str = "podinfo";
+    /// Where that is.
+    pub const POD_INFO_DIR: &str = "/etc/podinfo";
+    /// The annotation with the pod's interfaces, below [`POD_INFO_DIR`].
+    pub const NETWORK_STATUS: &str = "network-status";
     /// The claim with what of a guest's firmware and TPM outlives its pod.
     pub const STATE_DIR: &str = "/var/run/kubevirt-private/vm-state";
     /// UEFI variables, below [`STATE_DIR`].

@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use futures::StreamExt as _;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -31,6 +32,24 @@ pub fn appeared(path: &Path, patience: Duration) -> io::Result<()> {
         drop(inotify.read_events());
     }
     Ok(())
+}
+
+/// Waits until `look` finds what it looks for, and looks again whenever something was renamed into `directory`.
+/// `NotFound` when `patience` is over.
+pub async fn found<T>(directory: &Path, patience: Duration, mut look: impl FnMut() -> Option<T>) -> io::Result<T> {
+    let inotify = inotify::Inotify::init()?;
+    inotify.watches().add(directory, inotify::WatchMask::MOVED_TO)?;
+    let mut events = inotify.into_event_stream([0; 4096])?;
+    let watching = async {
+        loop {
+            if let Some(found) = look() {
+                return Ok(found);
+            }
+            events.next().await.transpose()?;
+        }
+    };
+    let over = |_| Err(io::ErrorKind::NotFound.into());
+    tokio::time::timeout(patience, watching).await.unwrap_or_else(over)
 }
 
 #[cfg(test)]

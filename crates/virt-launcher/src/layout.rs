@@ -143,6 +143,11 @@ impl Layout {
         self.below(parent).join(volume)
     }
 
+    /// What the pod's interfaces are, as the CNI plugins told.
+    pub fn network_status(&self) -> PathBuf {
+        self.below(paths::POD_INFO_DIR).join(paths::NETWORK_STATUS)
+    }
+
     /// The image made of them.
     pub fn files_image(&self, volume: &str) -> PathBuf {
         self.private().join("file-disks").join(format!("{volume}.iso"))

@@ -33,6 +33,7 @@ mod rpc;
 mod screen;
 mod state;
 mod user;
+mod virtual_functions;
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,12 +1,13 @@
 //! From the wire's VMI to the domain's XML, by the rules that admission uses, too.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::cause;
 use ferrovirt_core::config::ClusterConfig;
-use ferrovirt_core::machine::{Architecture, Boot, LaunchSecurity, Machine};
+use ferrovirt_core::machine::{Architecture, Boot, LaunchSecurity, Machine, PciAddress};
 use ferrovirt_domain::{Facts, FirmwareFiles, MissingFact, NicFact};
 use ferrovirt_protocol::launcher::NodeFacts;
 
@@ -26,6 +27,14 @@ pub fn parse(vmi: &VirtualMachineInstance) -> Result<Machine, String> {
     Machine::parse(vmi, &ClusterConfig::permissive()).map_err(|causes| cause::summary(&causes))
 }
 
+/// What a machine has from others than its spec and its node's agent.
+pub struct Assigned {
+    /// The context ID in the VMI's status.
+    pub vsock_cid: Option<u32>,
+    /// Virtual functions of network cards by name of the interface.
+    pub virtual_functions: BTreeMap<String, PciAddress>,
+}
+
 /// The domain of the machine, with what was prepared for it.
 pub fn domain_xml(
     machine: &Machine,
@@ -33,10 +42,11 @@ pub fn domain_xml(
     disks: &[Prepared],
     kernel: KernelFiles,
     layout: &Layout,
-    vsock_cid: Option<u32>,
+    assigned: &Assigned,
 ) -> Result<String, MissingFact> {
     let facts = Facts {
-        vsock_cid,
+        vsock_cid: assigned.vsock_cid,
+        virtual_functions: assigned.virtual_functions.clone(),
         ..facts(machine, node, disks, kernel, layout)
     };
     ferrovirt_domain::domain_xml(machine, &facts)
@@ -124,6 +134,7 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
         usb_redirection_sockets: layout.usb_redirection_sockets(),
         block_sizes: disks.iter().filter_map(block_size).collect(),
         downward_metrics_socket: layout.downward_metrics_socket(),
+        virtual_functions: BTreeMap::new(),
         vsock_cid: None,
         agent_socket: layout.agent_socket(),
     }

@@ -10,7 +10,7 @@ use super::disks::boot_order;
 use super::{Cx, is_dns_label, is_dns_subdomain, text};
 use crate::cause::FieldPath;
 use crate::config::GATE_PORT_RANGES;
-use crate::machine::{Binding, Interface, NicNetwork, Port, PortRange};
+use crate::machine::{Binding, Interface, NicNetwork, Port, PortRange, TapBinding};
 
 const MODELS: [&str; 7] = ["e1000", "e1000e", "igb", "ne2k_pci", "pcnet", "rtl8139", "virtio"];
 /// Address of masquerade's bridge.
@@ -160,7 +160,7 @@ impl Cx<'_> {
             ports,
             slirp: _,
             sriov: _,
-            state,
+            state: _,
             tag,
         } = interface;
         self.tag(tag.as_deref(), &path.child("tag"));
@@ -183,7 +183,7 @@ impl Cx<'_> {
         let dhcp = self.dhcp(dhcp_options.as_ref(), &path.child("dhcpOptions"));
         let secondary = network.is_some_and(|n| n.multus.as_ref().is_some_and(|m| m.default != Some(true)));
         let pluggable = secondary && interface.bridge.is_some();
-        let (link_down, absent) = self.state(state.as_deref(), pluggable, &path.child("state"));
+        let (link_down, absent) = self.state(interface, pluggable, &path.child("state"));
         let ports = self.ports(ports, &path.child("ports"));
         let port_ranges = self.port_ranges(
             port_ranges,
@@ -225,14 +225,17 @@ impl Cx<'_> {
         let later = [
             ("binding", interface.binding.is_some()),
             ("passtBinding", interface.passt_binding.is_some()),
-            ("sriov", interface.sriov.is_some()),
         ];
         let gone = [
             ("macvtap", interface.macvtap.is_some()),
             ("passt", interface.passt.is_some()),
             ("slirp", interface.slirp.is_some()),
         ];
-        let built = [interface.bridge.is_some(), interface.masquerade.is_some()];
+        let built = [
+            interface.bridge.is_some(),
+            interface.masquerade.is_some(),
+            interface.sriov.is_some(),
+        ];
         let count = later
             .iter()
             .chain(&gone)
@@ -243,7 +246,7 @@ impl Cx<'_> {
         match count {
             0 => self
                 .causes
-                .required(path, "an interface needs a binding: masquerade or bridge"),
+                .required(path, "an interface needs a binding: masquerade, bridge or sriov"),
             1 => {}
             _ => self.causes.invalid(path, "an interface has one binding"),
         }
@@ -262,9 +265,14 @@ impl Cx<'_> {
                 "the cluster's configuration forbids bridge on the pod network",
             );
         }
-        match (&interface.masquerade, &interface.bridge) {
-            (Some(_), None) => Some(Binding::Masquerade),
-            (None, Some(_)) => Some(Binding::Bridge),
+        if interface.sriov.is_some() && on_pod_network {
+            self.causes
+                .invalid(&path.child("sriov"), "sriov works on a multus network only");
+        }
+        match built {
+            [true, false, false] => Some(Binding::Tap(TapBinding::Bridge)),
+            [false, true, false] => Some(Binding::Tap(TapBinding::Masquerade)),
+            [false, false, true] => Some(Binding::Sriov),
             _ => None,
         }
     }
@@ -277,7 +285,7 @@ impl Cx<'_> {
             );
             return None;
         };
-        if binding == Some(Binding::Masquerade) && mac == RESERVED_MAC {
+        if binding == Some(Binding::Tap(TapBinding::Masquerade)) && mac == RESERVED_MAC {
             self.causes
                 .invalid(field, format!("{mac} is reserved for masquerade's gateway"));
         }
@@ -289,8 +297,13 @@ impl Cx<'_> {
     }
 
     /// Whether the link is down, and whether there is no NIC at all.
-    fn state(&mut self, state: Option<&str>, pluggable: bool, field: &FieldPath) -> (bool, bool) {
-        match state.unwrap_or_default() {
+    fn state(&mut self, interface: &WireInterface, pluggable: bool, field: &FieldPath) -> (bool, bool) {
+        match interface.state.as_deref().unwrap_or_default() {
+            "up" | "down" | "absent" if interface.sriov.is_some() => {
+                self.causes
+                    .invalid(field, "the link of a virtual function (sriov) is not ours to change");
+                (false, false)
+            }
             "" | "up" => (false, false),
             "down" => (true, false),
             "absent" => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use ferrovirt_core::machine::{Architecture, Boot, Filesystem, HostDevice, Machine, PciAddress, Source};
+use ferrovirt_core::machine::{Architecture, Binding, Boot, Filesystem, HostDevice, Machine, PciAddress, Source};
 use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, NicFact};
 
 pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
@@ -59,6 +59,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         disks: disks.collect(),
         filesystem_sockets: filesystem_sockets(machine),
         nics: nics(machine),
+        virtual_functions: virtual_functions(machine),
         host_devices: host_devices(machine),
         kernel: boot_file(boot.and_then(|boot| boot.kernel.as_ref())),
         initrd: boot_file(boot.and_then(|boot| boot.initrd.as_ref())),
@@ -99,6 +100,17 @@ fn nics(machine: &Machine) -> BTreeMap<String, NicFact> {
         (interface.name.clone(), nic)
     });
     nics.collect()
+}
+
+fn virtual_functions(machine: &Machine) -> BTreeMap<String, PciAddress> {
+    let sriov = machine.interfaces.iter().filter(|nic| nic.binding == Binding::Sriov);
+    let addresses = (1_u8..).map(|slot| PciAddress {
+        domain: 0,
+        bus: 0x3b,
+        slot,
+        function: 2,
+    });
+    sriov.zip(addresses).map(|(nic, at)| (nic.name.clone(), at)).collect()
 }
 
 fn filesystem_sockets(machine: &Machine) -> BTreeMap<String, PathBuf> {

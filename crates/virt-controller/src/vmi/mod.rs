@@ -3,6 +3,7 @@
 //! gather ([`Observed`]) → [`plan`](plan::plan) → apply. See [`ferrovirt_core::vmi`] for who writes what.
 
 pub mod claims;
+mod networks;
 pub mod plan;
 pub mod pod;
 mod status;
@@ -10,6 +11,7 @@ mod status;
 mod tests;
 pub mod vsock;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceStatus};
@@ -152,7 +154,12 @@ async fn create_pod(
 ) -> Result<(), Trouble> {
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
     let name = pod.metadata.name.clone().unwrap_or_default();
-    match pods.create(&PostParams::default(), pod).await {
+    let mut pod = Cow::Borrowed(pod);
+    let devices = networks::resources(&context.client, vmi).await?;
+    if !devices.is_empty() {
+        networks::ask(pod.to_mut(), &devices);
+    }
+    match pods.create(&PostParams::default(), &pod).await {
         Ok(created) => {
             context.pods.observe(created, Timestamp::now());
             context.events.tell(

@@ -47,7 +47,9 @@ const SUFFIX_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 /// What Kubernetes leaves of a `generateName`.
 const MAX_NAME_BASE: usize = 58;
 /// Annotations of a VMI that its pod does not get.
-const PRIVATE_ANNOTATIONS: [&str; 3] = [
+const PRIVATE_ANNOTATIONS: [&str; 4] = [
+    // What CNI plugins write, and the launcher believes.
+    names::NETWORK_STATUS_ANNOTATION,
     "kubectl.kubernetes.io",
     names::LATEST_API_VERSION_ANNOTATION,
     names::STORAGE_API_VERSION_ANNOTATION,

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use ferrovirt_protocol::launcher::Nic;
 
-pub use ferrovirt_core::machine::Binding;
+pub use ferrovirt_core::machine::TapBinding as Binding;
 pub use netns::{NetworkNamespace, inside};
 pub use wanted::{Mac, Port, Wanted, WantedNic};
 

@@ -4,12 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
-use ferrovirt_core::machine::{Binding, Machine};
+use ferrovirt_core::machine::{self, Machine};
 use ferrovirt_core::{Cause, ClusterConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::Dns;
+use super::{Binding, Dns};
 
 /// A MAC address; shown as `aa:bb:cc:dd:ee:ff`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +115,15 @@ impl Wanted {
         let machine = Machine::parse(vmi, &ClusterConfig::permissive())?;
         let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
         let name = vmi.metadata.name.as_deref().unwrap_or_default();
-        let nics = machine.interfaces.iter().zip(0..=u8::MAX).map(|(interface, place)| {
+        // A virtual function needs nothing in the pod's network.
+        let taps = machine
+            .interfaces
+            .iter()
+            .filter_map(|interface| match interface.binding {
+                machine::Binding::Tap(binding) => Some((interface, binding)),
+                machine::Binding::Sriov => None,
+            });
+        let nics = taps.zip(0..=u8::MAX).map(|((interface, binding), place)| {
             let seed = format!("{namespace}/{name}/{}", interface.name);
             let chosen_mac = interface.mac.as_ref().and_then(|mac| mac.parse().ok());
             WantedNic {
@@ -124,7 +132,7 @@ impl Wanted {
                 name: interface.name.clone(),
                 pod_interface: interface.pod_interface(),
                 place,
-                binding: interface.binding,
+                binding,
                 ports: interface
                     .ports
                     .iter()

@@ -25,7 +25,7 @@ pub(crate) struct Limits {
 impl Limits {
     /// What QEMU needs for this machine.
     pub(crate) fn of(machine: &Machine) -> Self {
-        let locks = machine.memory.lockable || !machine.host_devices.is_empty() || machine.launch_security.is_some();
+        let locks = machine.memory.lockable || machine.has_vfio() || machine.launch_security.is_some();
         let memory = machine.memory.max_guest.unwrap_or(machine.memory.guest);
         Self {
             memory: locks.then(|| memory.saturating_add(DEVICES)),

@@ -1,5 +1,6 @@
 //! Start-up, step by step; each step consumes the one before and fails with a reason of its own.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use crate::disks::{self, KernelFiles, Prepared};
 use crate::hooks::{Hooks, Patience};
 use crate::hypervisor::{Description, Hypervisor};
 use crate::layout::Layout;
-use crate::{dhcp, downward_metrics, filesystems, ignition, machine, state};
+use crate::machine::Assigned;
+use crate::{dhcp, downward_metrics, filesystems, ignition, machine, state, virtual_functions};
 
 /// Why the guest could not be started.
 #[derive(Debug)]
@@ -80,11 +82,17 @@ pub async fn start(
 ) -> Result<Started, StartFailure> {
     let parsed = Parsed::new(context, &vmi, node)?;
     let (directory, sidecars) = (parsed.context.layout.hooks(), parsed.machine.hook_sidecars.len());
-    let hooks = Hooks::meet(&directory, sidecars, &vmi, Patience::default(), abort).await;
+    let met = Hooks::meet(&directory, sidecars, &vmi, Patience::default(), abort.clone());
+    let hooks = met.await;
     let hooks = hooks.map_err(|error| StartFailure::new("HookSidecarFailed", &error))?;
     let Context { layout, hypervisor, .. } = &parsed.context;
     let metrics = downward_metrics::Reporter::of(&parsed.machine, layout, hypervisor, &vmi);
-    let mut started = parsed.prepare(hooks).await?.define().await?.start().await?;
+    let parsed = abort.run_until_cancelled_owned(parsed.find_virtual_functions()).await;
+    let parsed = parsed.ok_or_else(|| StartFailure {
+        reason: "NetworkNotReady",
+        message: "the guest is to stop before it started".to_owned(),
+    })?;
+    let mut started = parsed?.prepare(hooks).await?.define().await?.start().await?;
     started.metrics = metrics;
     Ok(started)
 }
@@ -94,7 +102,7 @@ struct Parsed {
     context: Context,
     machine: Machine,
     node: NodeFacts,
-    vsock_cid: Option<u32>,
+    assigned: Assigned,
 }
 
 impl Parsed {
@@ -108,8 +116,18 @@ impl Parsed {
             context,
             machine,
             node,
-            vsock_cid: cid.and_then(|cid| u32::try_from(cid).ok()),
+            assigned: Assigned {
+                vsock_cid: cid.and_then(|cid| u32::try_from(cid).ok()),
+                virtual_functions: BTreeMap::new(),
+            },
         })
+    }
+
+    async fn find_virtual_functions(mut self) -> Result<Self, StartFailure> {
+        let file = self.context.layout.network_status();
+        let given = virtual_functions::given(&self.machine, &file).await;
+        self.assigned.virtual_functions = given.map_err(|error| StartFailure::new("NetworkNotReady", &error))?;
+        Ok(self)
     }
 
     async fn prepare(self, hooks: Hooks) -> Result<DisksPrepared, StartFailure> {
@@ -117,7 +135,7 @@ impl Parsed {
             context,
             machine,
             node,
-            vsock_cid,
+            assigned,
         } = self;
         let none = DhcpOptions::default();
         let options = |nic: &Nic| {
@@ -147,7 +165,7 @@ impl Parsed {
             hooks,
             machine,
             node,
-            vsock_cid,
+            assigned,
             disks,
             kernel,
             dhcp: servers.into_iter().flatten().collect(),
@@ -161,7 +179,7 @@ struct DisksPrepared {
     hooks: Hooks,
     machine: Machine,
     node: NodeFacts,
-    vsock_cid: Option<u32>,
+    assigned: Assigned,
     disks: Vec<Prepared>,
     kernel: KernelFiles,
     dhcp: Vec<dhcp::Server>,
@@ -174,12 +192,12 @@ impl DisksPrepared {
             hooks,
             machine,
             node,
-            vsock_cid,
+            assigned,
             disks,
             kernel,
             dhcp,
         } = self;
-        let xml = machine::domain_xml(&machine, &node, &disks, kernel, &context.layout, vsock_cid)
+        let xml = machine::domain_xml(&machine, &node, &disks, kernel, &context.layout, &assigned)
             .map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
         let name = ferrovirt_domain::domain_name(context.layout.namespace(), context.layout.name());
         let xml = hooks.define(xml, &name).await;

@@ -187,10 +187,11 @@ impl Outcome {
         assert_eq!((self.code, self.stdout.as_str()), (Some(0), stdout), "{}", self.stderr);
     }
 
-    /// Asserts failure with code 1, nothing printed, and an error that contains `why`.
+    /// Asserts failure with code 1, nothing printed, and an error that contains `why`, perhaps after notices.
     pub fn fails(self, why: &str) {
         assert_eq!((self.code, self.stdout.as_str()), (Some(1), ""), "{}", self.stderr);
-        let told = self.stderr.starts_with("Error: ") || self.stderr.starts_with("error: ");
+        let starts = |line: &str| line.starts_with("Error: ") || line.starts_with("error: ");
+        let told = self.stderr.lines().any(starts);
         assert!(told && self.stderr.contains(why), "{}", self.stderr);
     }
 }

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use ferrovirt_api::v1::{KernelBootContainer, VirtualMachineInstance};
 use ferrovirt_core::machine::{
-    Claim, CloudInitData, Disk, FilesOrigin, Filesystem, FilesystemSource, Machine, ObjectRef, Source,
+    Binding, Claim, CloudInitData, Disk, FilesOrigin, Filesystem, FilesystemSource, Machine, ObjectRef, Source,
 };
+use ferrovirt_core::names;
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{
     ConfigMapProjection, ConfigMapVolumeSource, DownwardAPIProjection, DownwardAPIVolumeFile, DownwardAPIVolumeSource,
@@ -162,10 +163,17 @@ impl Storage {
             storage.volumes.push(empty_dir(super::container_disk::BIN_VOLUME));
         }
         super::hook_sidecar::add_volumes(machine, &mut storage);
+        storage.add_network_status(machine);
         if !secrets.is_empty() {
             storage.pull_secrets = Some(secrets.into_iter().map(|name| LocalObjectReference { name }).collect());
         }
         storage
+    }
+
+    fn add_network_status(&mut self, machine: &Machine) {
+        if machine.interfaces.iter().any(|nic| nic.binding == Binding::Sriov) {
+            self.add(network_status(), paths::POD_INFO_DIR.to_owned(), true);
+        }
     }
 
     fn add_credentials(&mut self, machine: &Machine) {
@@ -422,6 +430,25 @@ fn account_mount() -> VolumeMount {
 }
 
 /// What a cluster's admission adds to pods.
+/// Which device is behind which of the pod's interfaces, as its CNI plugins tell.
+fn network_status() -> Volume {
+    let item = DownwardAPIVolumeFile {
+        field_ref: Some(ObjectFieldSelector {
+            api_version: None,
+            field_path: format!("metadata.annotations['{}']", names::NETWORK_STATUS_ANNOTATION),
+        }),
+        path: paths::NETWORK_STATUS.to_owned(),
+        ..DownwardAPIVolumeFile::default()
+    };
+    Volume {
+        downward_api: Some(DownwardAPIVolumeSource {
+            default_mode: None,
+            items: Some(vec![item]),
+        }),
+        ..volume(paths::POD_INFO_VOLUME)
+    }
+}
+
 fn account_token() -> Volume {
     let token = VolumeProjection {
         service_account_token: Some(ServiceAccountTokenProjection {
