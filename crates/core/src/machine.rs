@@ -199,6 +199,12 @@ impl Machine {
         !self.host_devices.is_empty() || self.interfaces.iter().any(virtual_function)
     }
 
+    /// Whether the guest stands still after its start, until somebody lets it run.
+    #[must_use]
+    pub fn starts_still(&self) -> bool {
+        self.start_paused || self.launch_security.as_ref().is_some_and(LaunchSecurity::is_attested)
+    }
+
     /// How many queues a NIC has, and therefore its tap: one per vCPU where that is wanted and the model can.
     #[must_use]
     pub fn network_queues(&self, interface: &Interface) -> u32 {

@@ -15,7 +15,9 @@ pub(crate) fn launch_security(machine: &Machine) -> Option<Element> {
     let element = |kind: &str| el("launchSecurity").attr("type", kind);
     let policy = |bits: u32| el("policy").text(format!("{bits:#06x}"));
     Some(match machine.launch_security.as_ref()? {
+        // Attestation is no matter of the domain: it is started paused.
         LaunchSecurity::Sev {
+            attestation: _,
             encrypted_state,
             dh_cert,
             session,

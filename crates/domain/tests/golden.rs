@@ -381,6 +381,7 @@ goldens! {
     sev => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {}}}}"
     sev_es => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {policy: {encryptedState: true}}}}}"
     sev_session => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {dhCert: QUFB, session: QkJC}}}}"
+    sev_attested => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {attestation: {}, dhCert: QUFB, session: QkJC}}}}"
     sev_with_devices => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {}}, devices: {rng: {}, disks: [{name: a, disk: {bus: scsi}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
     snp => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {snp: {}}}}"
     secure_execution => "spec: {architecture: s390x, domain: {launchSecurity: {}}}"

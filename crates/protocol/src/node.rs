@@ -7,6 +7,9 @@
 //!  PUT                                             …/freeze[?thawSeconds=N] ──► 200
 //!  GET                                             …/vnc/screenshot[?moveCursor=true] ──► 200, PNG
 //!  GET                                             …/guestosinfo ──► 200, JSON of GuestInfoReply
+//!  GET                                             …/sev/fetchcertchain ──► 200, JSON of SEVPlatformInfo
+//!  GET                                             …/sev/querylaunchmeasurement ──► 200, JSON of SEVMeasurementInfo
+//!  PUT                                             …/sev/injectlaunchsecret, JSON of SEVSecretOptions ──► 200
 //!  anything that fails ──► 4xx or 5xx with a Failure as JSON
 //! ```
 //!
@@ -23,6 +26,8 @@ use crate::streams::{Stream, StreamError};
 pub const PORT: u16 = 8186;
 /// What a stream's connection is upgraded to.
 pub const UPGRADE: &str = "ferrovirt-stream";
+/// Longest body of a request.
+pub const MAX_BODY: usize = 64 << 10;
 /// Label by which the pods of virt-handler are found.
 pub const HANDLER_LABEL: &str = "kubevirt.io=virt-handler";
 /// Common name of virt-handler's server certificate.
@@ -51,6 +56,12 @@ pub enum Call {
     },
     /// What the guest agent knows.
     GuestInfo,
+    /// The node's AMD SEV.
+    SevPlatform,
+    /// The guest's, as it was started.
+    SevMeasurement,
+    /// A secret for the guest; it is the request's body.
+    SevSecret,
 }
 
 /// Names of [`Call::Act`], for those actions that virt-api asks for.
@@ -82,6 +93,9 @@ impl Call {
             Self::Stream(Stream::Vnc { preserve_session: true }) => ("GET", "vnc?preserveSession=true"),
             Self::Stream(Stream::UsbRedir) => ("GET", "usbredir"),
             Self::GuestInfo => ("GET", "guestosinfo"),
+            Self::SevPlatform => ("GET", "sev/fetchcertchain"),
+            Self::SevMeasurement => ("GET", "sev/querylaunchmeasurement"),
+            Self::SevSecret => ("PUT", "sev/injectlaunchsecret"),
             Self::Act(action) => ("PUT", ACTIONS.iter().find(|(_, known)| *known == action)?.0),
         };
         Some((method, path(verb)))
@@ -112,6 +126,9 @@ impl Call {
                 },
             },
             ("GET", "guestosinfo") => Self::GuestInfo,
+            ("GET", "sev/fetchcertchain") => Self::SevPlatform,
+            ("GET", "sev/querylaunchmeasurement") => Self::SevMeasurement,
+            ("PUT", "sev/injectlaunchsecret") => Self::SevSecret,
             ("PUT", _) => Self::Act(ACTIONS.iter().find(|(name, _)| *name == verb)?.1),
             _ => return None,
         };
@@ -198,6 +215,9 @@ mod tests {
             Call::Screenshot { move_cursor: false },
             Call::Screenshot { move_cursor: true },
             Call::GuestInfo,
+            Call::SevPlatform,
+            Call::SevMeasurement,
+            Call::SevSecret,
         ];
         let acts = ACTIONS.map(|(_, action)| Call::Act(action));
         for call in calls.into_iter().chain(acts) {
@@ -215,6 +235,9 @@ mod tests {
             ("PUT", format!("{base}/kill")),
             ("PUT", format!("{base}/vnc/screenshot")),
             ("GET", format!("{base}/freeze")),
+            ("PUT", format!("{base}/sev/fetchcertchain")),
+            ("GET", format!("{base}/sev/injectlaunchsecret")),
+            ("PUT", format!("{base}/sev/setupsession")),
             ("GET", base.to_owned()),
             ("GET", "/v1/namespaces//virtualmachineinstances/x/console".to_owned()),
             ("GET", "/v2/namespaces/ns/virtualmachineinstances/x/console".to_owned()),

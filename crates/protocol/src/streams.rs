@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use ferrovirt_api::v1::{SEVMeasurementInfo, SEVPlatformInfo, SEVSecretOptions};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A stream of raw bytes, both ways.
@@ -89,4 +90,22 @@ pub trait NodeAgent: Send + Sync + 'static {
     /// # Errors
     /// The guest is not here, or its agent does not answer.
     async fn guest_info(&self, namespace: &str, vmi: &str) -> Result<serde_json::Value, StreamError>;
+
+    /// The AMD SEV of the guest's node; the guest need not have been started.
+    ///
+    /// # Errors
+    /// The guest is not here, or the node has no SEV.
+    async fn sev_platform(&self, namespace: &str, vmi: &str) -> Result<SEVPlatformInfo, StreamError>;
+
+    /// What AMD's firmware measured when the guest was started.
+    ///
+    /// # Errors
+    /// The guest is not here, or has no SEV.
+    async fn sev_measurement(&self, namespace: &str, vmi: &str) -> Result<SEVMeasurementInfo, StreamError>;
+
+    /// Gives a guest that is still paused a secret of its owner.
+    ///
+    /// # Errors
+    /// The guest is not here, runs, or AMD's firmware does not take the secret.
+    async fn sev_secret(&self, namespace: &str, vmi: &str, secret: SEVSecretOptions) -> Result<(), StreamError>;
 }

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use ferrovirt_api::v1::{SEVMeasurementInfo, SEVPlatformInfo, SEVSecretOptions};
 use ferrovirt_protocol::launcher::Action;
 use ferrovirt_protocol::node::{self, Call, Failure};
 use ferrovirt_protocol::streams::{Duplex, NodeAgent, Stream, StreamError};
 use http::{Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
@@ -19,6 +20,7 @@ use kube::Api;
 use kube::api::ListParams;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -133,6 +135,18 @@ impl Handler {
         call: Call,
         expected: StatusCode,
     ) -> Result<Response<Incoming>, StreamError> {
+        self.ask_with(namespace, vmi, call, Bytes::new(), expected).await
+    }
+
+    /// [`Self::ask`] with a body.
+    async fn ask_with(
+        &self,
+        namespace: &str,
+        vmi: &str,
+        call: Call,
+        body: Bytes,
+        expected: StatusCode,
+    ) -> Result<Response<Incoming>, StreamError> {
         let (method, path) = call
             .request(namespace, vmi)
             .ok_or_else(|| StreamError::Refused(format!("{call:?} is nothing that virt-handler does for virt-api")))?;
@@ -158,7 +172,7 @@ impl Handler {
                     .header(header::CONNECTION, "Upgrade")
                     .header(header::UPGRADE, node::UPGRADE);
             }
-            let request = request.body(Empty::<Bytes>::new())?;
+            let request = request.body(Full::new(body))?;
             Ok::<_, Box<dyn Error + Send + Sync>>(sender.send_request(request).await?)
         };
         let response = self.within(ANSWER, exchange).await?;
@@ -171,6 +185,13 @@ impl Handler {
             Ok(failure) => Err(failure.into_error(&format!("the guest through node {}", self.node))),
             Err(_) => Err(self.unreachable(format!("it answered {status}"))),
         }
+    }
+
+    /// Asks what is answered by JSON.
+    async fn ask_json<T: DeserializeOwned>(&self, namespace: &str, vmi: &str, call: Call) -> Result<T, StreamError> {
+        let response = self.ask(namespace, vmi, call, StatusCode::OK).await?;
+        let body = self.body(response, MAX_ANSWER).await?;
+        serde_json::from_slice(&body).map_err(|error| self.unreachable(error))
     }
 
     async fn body(&self, response: Response<Incoming>, limit: usize) -> Result<Bytes, StreamError> {
@@ -217,9 +238,22 @@ impl NodeAgent for Handler {
     }
 
     async fn guest_info(&self, namespace: &str, vmi: &str) -> Result<Value, StreamError> {
-        let response = self.ask(namespace, vmi, Call::GuestInfo, StatusCode::OK).await?;
-        let body = self.body(response, MAX_ANSWER).await?;
-        serde_json::from_slice(&body).map_err(|error| self.unreachable(error))
+        self.ask_json(namespace, vmi, Call::GuestInfo).await
+    }
+
+    async fn sev_platform(&self, namespace: &str, vmi: &str) -> Result<SEVPlatformInfo, StreamError> {
+        self.ask_json(namespace, vmi, Call::SevPlatform).await
+    }
+
+    async fn sev_measurement(&self, namespace: &str, vmi: &str) -> Result<SEVMeasurementInfo, StreamError> {
+        self.ask_json(namespace, vmi, Call::SevMeasurement).await
+    }
+
+    async fn sev_secret(&self, namespace: &str, vmi: &str, secret: SEVSecretOptions) -> Result<(), StreamError> {
+        let body = serde_json::to_vec(&secret).map_err(|error| self.unreachable(error))?;
+        self.ask_with(namespace, vmi, Call::SevSecret, body.into(), StatusCode::OK)
+            .await?;
+        Ok(())
     }
 }
 

@@ -310,6 +310,22 @@ async fn handle(State(agent): State<Arc<ScriptedNode>>, request: Request) -> Res
             .guest_info(namespace, name)
             .await
             .map(|info| axum::Json(info).into_response()),
+        Call::SevPlatform => agent
+            .sev_platform(namespace, name)
+            .await
+            .map(|info| axum::Json(info).into_response()),
+        Call::SevMeasurement => agent
+            .sev_measurement(namespace, name)
+            .await
+            .map(|info| axum::Json(info).into_response()),
+        Call::SevSecret => {
+            let body = axum::body::to_bytes(request.into_body(), node::MAX_BODY).await.unwrap();
+            let secret = serde_json::from_slice(&body).unwrap();
+            agent
+                .sev_secret(namespace, name, secret)
+                .await
+                .map(IntoResponse::into_response)
+        }
     };
     done.unwrap_or_else(failed)
 }

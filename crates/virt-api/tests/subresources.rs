@@ -117,7 +117,7 @@ async fn guests_are_acted_on_when_their_state_allows_it() {
         ("Scheduled", &[], "freeze", 409, None),
         ("Running", &[], "unfreeze", 200, Some(Action::Unfreeze)),
         ("Failed", &[], "unfreeze", 409, None),
-        ("Running", &[], "sev/setupsession", 409, None),
+        ("Running", &[], "sev/setupsession", 400, None),
         ("Running", &[], "addvolume", 501, None),
         ("Running", &[], "start", 404, None),
     ];
@@ -254,10 +254,13 @@ async fn what_no_machine_has_is_refused() {
         ("GET", "vsock?port=1", 400),
         ("GET", "sev/fetchcertchain", 409),
         ("GET", "sev/querylaunchmeasurement", 409),
+        ("PUT", "sev/setupsession", 409),
         ("PUT", "sev/injectlaunchsecret", 409),
         ("PUT", "usbredir", 405),
     ] {
-        let (got, body) = home.ask(method, &format!("{VMI}/a/{sub}"), "").await;
+        let given = if sub == "sev/setupsession" { SESSION } else { SECRET };
+        let given = if method == "PUT" { given } else { "" };
+        let (got, body) = home.ask(method, &format!("{VMI}/a/{sub}"), given).await;
         assert_eq!(got, code, "{sub}: {body}");
         if sub.starts_with("sev/") {
             assert!(message(&body).contains("Attestation not requested"), "{body}");
@@ -275,6 +278,73 @@ async fn what_no_machine_has_is_refused() {
     assert!(
         message(&body).contains("WorkloadEncryptionSEV feature gate not enabled"),
         "{body}"
+    );
+}
+
+const SESSION: &str = r#"{"session":"QUFB","dhCert":"QkJC"}"#;
+const SECRET: &str = r#"{"header":"QUFB","secret":"QkJC"}"#;
+
+#[tokio::test]
+async fn an_owner_attests_its_guest() {
+    let home = Home::open().await;
+    home.create_attested_vmi("a").await;
+    let large = serde_json::json!({"session": "A".repeat(21852), "dhCert": "QkJC"}).to_string();
+    let no_header = r#"{"secret":"QkJC"}"#;
+    for (phase, conditions, method, sub, given, code) in [
+        ("Scheduling", &[][..], "GET", "fetchcertchain", "", 409),
+        ("Scheduled", &[], "GET", "fetchcertchain", "", 200),
+        ("Scheduling", &[], "PUT", "setupsession", SESSION, 409),
+        ("Scheduled", &[], "PUT", "setupsession", "", 400),
+        ("Scheduled", &[], "PUT", "setupsession", r#"{"session":"QUFB"}"#, 400),
+        (
+            "Scheduled",
+            &[],
+            "PUT",
+            "setupsession",
+            r#"{"session":"QUFB","dhCert":"?"}"#,
+            400,
+        ),
+        ("Scheduled", &[], "PUT", "setupsession", large.as_str(), 400),
+        ("Scheduled", &[], "GET", "querylaunchmeasurement", "", 409),
+        ("Scheduled", &[], "PUT", "setupsession", SESSION, 202),
+        ("Scheduled", &[], "PUT", "setupsession", SESSION, 409),
+        ("Running", &[], "PUT", "setupsession", SESSION, 409),
+        ("Running", &[], "GET", "fetchcertchain", "", 200),
+        ("Running", &[], "GET", "querylaunchmeasurement", "", 409),
+        ("Running", &["Paused"], "GET", "querylaunchmeasurement", "", 200),
+        ("Running", &[], "PUT", "injectlaunchsecret", SECRET, 409),
+        ("Running", &["Paused"], "PUT", "injectlaunchsecret", no_header, 400),
+        ("Running", &["Paused"], "PUT", "injectlaunchsecret", SECRET, 200),
+        (
+            "Running",
+            &["Paused"],
+            "PUT",
+            "injectlaunchsecret",
+            r#"{"header":"Tk8=","secret":"QkJC"}"#,
+            500,
+        ),
+    ] {
+        home.set_vmi("a", phase, conditions).await;
+        let (got, body) = home.ask(method, &format!("{VMI}/a/sev/{sub}"), given).await;
+        assert_eq!(got, code, "{sub} {phase} {conditions:?} {given:.80}: {body}");
+        match (sub, code) {
+            ("fetchcertchain", 200) => {
+                let expected = serde_json::json!({"pdh": "key of a's node", "certChain": "QUFB"});
+                assert_eq!(body, expected);
+            }
+            ("querylaunchmeasurement", 200) => {
+                assert_eq!(body, serde_json::json!({"measurement": "a as it is", "policy": 3}));
+            }
+            (_, 500) => assert!(message(&body).contains("the guest runs without AMD SEV"), "{body}"),
+            _ => {}
+        }
+    }
+    assert_eq!(*home.node.secrets.lock().unwrap(), ["a QUFB QkJC"]);
+    let vmi = home.vmis().get("a").await.unwrap();
+    let sev = vmi.spec.domain.launch_security.unwrap().sev.unwrap();
+    assert_eq!(
+        (sev.session.as_deref(), sev.dh_cert.as_deref()),
+        (Some("QUFB"), Some("QkJC"))
     );
 }
 

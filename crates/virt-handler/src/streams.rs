@@ -9,9 +9,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ferrovirt_api::v1::VirtualMachineInstance;
+use ferrovirt_api::v1::{SEVMeasurementInfo, SEVPlatformInfo, SEVSecretOptions, VirtualMachineInstance};
 use ferrovirt_protocol::launcher::launcher_client::LauncherClient;
-use ferrovirt_protocol::launcher::{ActRequest, Action, GuestInfoRequest, ScreenshotRequest};
+use ferrovirt_protocol::launcher::{
+    ActRequest, Action, GuestInfoRequest, ScreenshotRequest, SevMeasurementReply, SevMeasurementRequest,
+    SevPlatformReply, SevPlatformRequest, SevSecretRequest,
+};
 use ferrovirt_protocol::paths;
 use ferrovirt_protocol::streams::{Duplex, NodeAgent, Stream, StreamError};
 use nix::sys::socket::{Shutdown, shutdown};
@@ -285,6 +288,44 @@ impl NodeAgent for Agent {
         serde_json::from_slice(&reply.json)
             .map_err(|error| refused(&tonic::Status::internal(format!("virt-launcher sent no JSON: {error}"))))
     }
+
+    async fn sev_platform(&self, namespace: &str, vmi: &str) -> Result<SEVPlatformInfo, StreamError> {
+        let mut client = self.client(namespace, vmi)?;
+        let SevPlatformReply { pdh, cert_chain } = within(client.sev_platform(SevPlatformRequest {})).await?;
+        Ok(SEVPlatformInfo {
+            pdh: Some(pdh),
+            cert_chain: Some(cert_chain),
+            ..SEVPlatformInfo::default()
+        })
+    }
+
+    async fn sev_measurement(&self, namespace: &str, vmi: &str) -> Result<SEVMeasurementInfo, StreamError> {
+        let mut client = self.client(namespace, vmi)?;
+        let reply = within(client.sev_measurement(SevMeasurementRequest {})).await?;
+        Ok(measurement(reply))
+    }
+
+    async fn sev_secret(&self, namespace: &str, vmi: &str, secret: SEVSecretOptions) -> Result<(), StreamError> {
+        let request = SevSecretRequest {
+            header: secret.header.unwrap_or_default(),
+            secret: secret.secret.unwrap_or_default(),
+        };
+        within(self.client(namespace, vmi)?.sev_secret(request)).await.map(drop)
+    }
+}
+
+fn measurement(reply: SevMeasurementReply) -> SEVMeasurementInfo {
+    // The API's numbers have a sign; none of these is so large.
+    let number = |number: u32| i32::try_from(number).ok();
+    SEVMeasurementInfo {
+        measurement: Some(reply.measurement),
+        api_major: number(reply.api_major),
+        api_minor: number(reply.api_minor),
+        build_id: number(reply.build_id),
+        policy: number(reply.policy),
+        loader_sha: Some(reply.loader_sha),
+        ..SEVMeasurementInfo::default()
+    }
 }
 
 #[cfg(test)]
@@ -365,6 +406,22 @@ mod tests {
         drop(devices.remove(2));
         let _again = agent.stream("ns", "vm", Stream::UsbRedir).await.unwrap();
         ports[2].accept().await.unwrap();
+    }
+
+    #[test]
+    fn measurements_are_told_in_the_api_s_words() {
+        let reply = SevMeasurementReply {
+            measurement: "QUFB".into(),
+            api_major: 1,
+            api_minor: 55,
+            build_id: 21,
+            policy: 3,
+            loader_sha: "e3b0".into(),
+        };
+        let expected = serde_json::json!({
+            "measurement": "QUFB", "apiMajor": 1, "apiMinor": 55, "buildID": 21, "policy": 3, "loaderSHA": "e3b0",
+        });
+        assert_eq!(serde_json::to_value(measurement(reply)).unwrap(), expected);
     }
 
     #[tokio::test]

@@ -8,13 +8,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ferrovirt_api::v1::VirtualMachineInstance;
+use ferrovirt_api::v1::{SEVSecretOptions, VirtualMachineInstance};
 use ferrovirt_apiserver::{ApiServer, Config, UserInfo};
 use ferrovirt_protocol::launcher::launcher_server::{Launcher, LauncherServer};
 use ferrovirt_protocol::launcher::{
     ActReply, ActRequest, Action, AgentExecReply, AgentExecRequest, AgentPingReply, AgentPingRequest, GuestInfoReply,
-    GuestInfoRequest, GuestState, Lifecycle, ScreenshotPart, ScreenshotRequest, Stat, StatsReply, StatsRequest,
-    SyncReply, SyncRequest, WatchRequest, stat,
+    GuestInfoRequest, GuestState, Lifecycle, ScreenshotPart, ScreenshotRequest, SevMeasurementReply,
+    SevMeasurementRequest, SevPlatformReply, SevPlatformRequest, SevSecretReply, SevSecretRequest, Stat, StatsReply,
+    StatsRequest, SyncReply, SyncRequest, WatchRequest, stat,
 };
 use ferrovirt_protocol::streams::NodeAgent;
 use futures::{Stream, StreamExt};
@@ -163,6 +164,30 @@ impl Launcher for Script {
 
     async fn agent_ping(&self, _: Request<AgentPingRequest>) -> Result<Response<AgentPingReply>, Status> {
         Err(Status::failed_precondition("virt-handler does not probe"))
+    }
+
+    async fn sev_platform(&self, _: Request<SevPlatformRequest>) -> Result<Response<SevPlatformReply>, Status> {
+        Ok(Response::new(SevPlatformReply {
+            pdh: "QUFB".into(),
+            cert_chain: "QkJC".into(),
+        }))
+    }
+
+    async fn sev_measurement(
+        &self,
+        _: Request<SevMeasurementRequest>,
+    ) -> Result<Response<SevMeasurementReply>, Status> {
+        Ok(Response::new(SevMeasurementReply {
+            measurement: "Q0ND".into(),
+            api_minor: 55,
+            ..SevMeasurementReply::default()
+        }))
+    }
+
+    async fn sev_secret(&self, request: Request<SevSecretRequest>) -> Result<Response<SevSecretReply>, Status> {
+        let SevSecretRequest { header, secret } = request.into_inner();
+        self.log(&json!({"header": header, "secret": secret}));
+        Ok(Response::new(SevSecretReply {}))
     }
 
     async fn agent_exec(&self, _: Request<AgentExecRequest>) -> Result<Response<AgentExecReply>, Status> {
@@ -455,6 +480,14 @@ impl World {
             .unwrap()
     }
 
+    /// Changes `launchSecurity.sev` of the VMI, which needs UEFI.
+    async fn launch_security(&self, sev: Value) {
+        let firmware = json!({"bootloader": {"efi": {"secureBoot": false}}});
+        let domain = json!({"firmware": firmware, "launchSecurity": {"sev": sev}});
+        let patch = Patch::Merge(json!({"spec": {"domain": domain}}));
+        self.vmis().patch("vm", &PatchParams::default(), &patch).await.unwrap();
+    }
+
     /// What the VMI controller does when the pod is up.
     async fn schedule(&self) -> VirtualMachineInstance {
         let patch = Patch::Merge(json!({"metadata": {"labels": {"kubevirt.io/nodeName": "node-a"}}}));
@@ -678,6 +711,49 @@ async fn the_next_agent_adopts_and_writes_nothing() {
     );
     let png = world.agent.screenshot("default", "vm", false).await.unwrap();
     assert_eq!(png, b"\x89PNG in pieces");
+}
+
+#[tokio::test]
+async fn an_attested_guest_waits_for_the_session_of_its_owner() {
+    let mut world = World::new().await;
+    world.launch_security(json!({"attestation": {}})).await;
+    world.start_agent(world.options());
+    world.start_launcher();
+    world.schedule().await;
+    let platform = async || world.agent.sev_platform("default", "vm").await;
+    world
+        .until("the launcher is there", async || platform().await.is_ok())
+        .await;
+    let platform = platform().await.unwrap();
+    assert_eq!(
+        (platform.pdh.as_deref(), platform.cert_chain.as_deref()),
+        (Some("QUFB"), Some("QkJC"))
+    );
+    // Others are started in less.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(world.requests().is_empty(), "it is not started: {:?}", world.requests());
+    assert_eq!(phase(&world.vmis().get("vm").await.unwrap()), "Scheduled");
+
+    world
+        .launch_security(json!({"session": "QUFB", "dhCert": "QkJC"}))
+        .await;
+    let vmi = world.vmi_when("Running", |vmi| phase(vmi) == "Running").await;
+    let conditions = &vmi.status.as_ref().unwrap().conditions;
+    let migratable = conditions.iter().find(|c| c.r#type == "LiveMigratable").unwrap();
+    assert_eq!(migratable.reason.as_deref(), Some("SEVNotLiveMigratable"));
+    let measurement = world.agent.sev_measurement("default", "vm").await.unwrap();
+    assert_eq!(
+        (measurement.measurement.as_deref(), measurement.api_minor),
+        (Some("Q0ND"), Some(55))
+    );
+    let secret = SEVSecretOptions {
+        header: Some("QUFB".into()),
+        secret: Some("QkJC".into()),
+    };
+    world.agent.sev_secret("default", "vm", secret).await.unwrap();
+    let requests = world.requests();
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    assert_eq!(requests[1], json!({"header": "QUFB", "secret": "QkJC"}));
 }
 
 #[tokio::test]

@@ -1,15 +1,18 @@
 //! The launcher's gRPC service, on a unix socket.
 
+use std::ffi::CString;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
+use ferrovirt_core::vmi::attestation::check_blob;
 use ferrovirt_protocol::launcher::launcher_server::{Launcher, LauncherServer};
 use ferrovirt_protocol::launcher::{
     ActReply, ActRequest, Action as WireAction, AgentExecReply, AgentExecRequest, AgentPingReply, AgentPingRequest,
-    GuestInfoReply, GuestInfoRequest, GuestState, ScreenshotPart, ScreenshotRequest, Stat, StatsReply, StatsRequest,
-    SyncReply, SyncRequest, WatchRequest, stat,
+    GuestInfoReply, GuestInfoRequest, GuestState, ScreenshotPart, ScreenshotRequest, SevMeasurementReply,
+    SevMeasurementRequest, SevPlatformReply, SevPlatformRequest, SevSecretReply, SevSecretRequest, Stat, StatsReply,
+    StatsRequest, SyncReply, SyncRequest, WatchRequest, stat,
 };
 use futures::{Stream, stream};
 use tokio::net::UnixListener;
@@ -21,6 +24,7 @@ use tonic::{Request, Response, Status};
 use crate::agent::{AgentError, Command};
 use crate::driver::{Action, Input, RequestError, is_final};
 use crate::hypervisor::Value;
+use crate::hypervisor::sev::Secret;
 
 /// Longest time after which file systems thaw by themselves.
 const MAX_FREEZE: u64 = 24 * 3600;
@@ -64,7 +68,9 @@ impl Service {
         self.inputs.send(input(reply)).map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?.map_err(|error| match error {
             RequestError::Denied(_) | RequestError::NoAgent => Status::failed_precondition(error.to_string()),
-            RequestError::Libvirt(_) | RequestError::Screen(_) => Status::internal(error.to_string()),
+            RequestError::Libvirt(_) | RequestError::Screen(_) | RequestError::Firmware(..) => {
+                Status::internal(error.to_string())
+            }
             RequestError::Agent(AgentError::TimedOut(_)) => Status::deadline_exceeded(error.to_string()),
             RequestError::Agent(AgentError::Busy(_)) => Status::resource_exhausted(error.to_string()),
             RequestError::Agent(_) => Status::unavailable(error.to_string()),
@@ -170,6 +176,27 @@ impl Launcher for Service {
         Ok(Response::new(AgentPingReply {}))
     }
 
+    async fn sev_platform(&self, _request: Request<SevPlatformRequest>) -> Result<Response<SevPlatformReply>, Status> {
+        self.ask(Input::SevPlatform).await.map(Response::new)
+    }
+
+    async fn sev_measurement(
+        &self,
+        _request: Request<SevMeasurementRequest>,
+    ) -> Result<Response<SevMeasurementReply>, Status> {
+        self.ask(Input::SevMeasurement).await.map(Response::new)
+    }
+
+    async fn sev_secret(&self, request: Request<SevSecretRequest>) -> Result<Response<SevSecretReply>, Status> {
+        let SevSecretRequest { header, secret } = request.into_inner();
+        let secret = Secret {
+            header: blob("header", header).map_err(Status::invalid_argument)?,
+            secret: blob("secret", secret).map_err(Status::invalid_argument)?,
+        };
+        self.ask(|reply| Input::SevSecret(secret, reply)).await?;
+        Ok(Response::new(SevSecretReply {}))
+    }
+
     async fn agent_exec(&self, request: Request<AgentExecRequest>) -> Result<Response<AgentExecReply>, Status> {
         let request = request.into_inner();
         if request.command.is_empty() {
@@ -187,6 +214,16 @@ impl Launcher for Service {
             stderr: ended.stderr,
         }))
     }
+}
+
+/// Base64 that is not too large; such text holds no zero byte.
+fn blob(name: &str, text: String) -> Result<CString, String> {
+    let wrong = |why: &str| format!("{name}: {why}");
+    if text.is_empty() {
+        return Err(wrong("is missing"));
+    }
+    check_blob(&text).map_err(|why| wrong(&why))?;
+    CString::new(text).map_err(|_| wrong("is not valid base64"))
 }
 
 /// Nothing is asked for no time.

@@ -6,7 +6,9 @@ mod support;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use ferrovirt_protocol::launcher::{Action, AgentPingRequest, GuestInfoRequest, Lifecycle};
+use ferrovirt_protocol::launcher::{
+    Action, AgentPingRequest, GuestInfoRequest, Lifecycle, SevMeasurementRequest, SevPlatformRequest, SevSecretRequest,
+};
 use serde_json::json;
 use support::{PATIENCE, Pod, Watcher, act, signal};
 use tonic::Code;
@@ -50,6 +52,55 @@ async fn starts_pauses_goes_on_and_is_shut_down() {
     watcher.until(Lifecycle::ShuttingDown).await;
     assert_eq!(watcher.until(Lifecycle::ShutOff).await.reason, "Destroyed");
     assert!(asked.elapsed() >= Duration::from_secs(1));
+    assert!(pod.exit().await.success());
+}
+
+/// What the owner of a guest in encrypted memory asks, asked where there is no such memory.
+#[tokio::test]
+async fn what_is_missing_for_sev_is_said() {
+    let mut pod = Pod::start(|_| ());
+    let mut client = pod.client().await;
+    let mut watcher = Watcher::new(&mut client).await;
+    if !std::path::Path::new("/dev/sev").exists() {
+        let error = client.sev_platform(SevPlatformRequest {}).await.unwrap_err();
+        println!("the node: {}", error.message());
+        assert_eq!(error.code(), Code::Internal);
+        assert!(
+            error
+                .message()
+                .contains("this node has no AMD SEV that its libvirt can use"),
+            "{error}"
+        );
+    }
+    let error = client.sev_measurement(SevMeasurementRequest {}).await.unwrap_err();
+    assert_eq!(error.message(), "the guest is not running");
+
+    pod.sync(&mut client).await;
+    watcher.until(Lifecycle::Running).await;
+    let error = client.sev_measurement(SevMeasurementRequest {}).await.unwrap_err();
+    println!("the guest: {}", error.message());
+    assert!(error.message().contains("the guest runs without AMD SEV"), "{error}");
+    let secret = SevSecretRequest {
+        header: "QUFB".into(),
+        secret: "QkJC".into(),
+    };
+    let error = client.sev_secret(secret.clone()).await.unwrap_err();
+    assert_eq!(error.message(), "the guest is not paused");
+    act(&mut client, Action::Pause, 0).await.unwrap();
+    let error = client.sev_secret(secret.clone()).await.unwrap_err();
+    println!("the secret: {}", error.message());
+    assert!(error.message().contains("the guest runs without AMD SEV"), "{error}");
+    for header in ["", "?", &"A".repeat(21852)] {
+        let header = header.to_owned();
+        let wrong = client
+            .sev_secret(SevSecretRequest {
+                header,
+                ..secret.clone()
+            })
+            .await;
+        assert_eq!(wrong.unwrap_err().code(), Code::InvalidArgument);
+    }
+    act(&mut client, Action::Kill, 0).await.unwrap();
     assert!(pod.exit().await.success());
 }
 

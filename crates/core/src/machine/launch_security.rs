@@ -5,6 +5,8 @@
 pub enum LaunchSecurity {
     /// AMD SEV, or SEV-ES.
     Sev {
+        /// Its owner measures it before it runs: it starts paused.
+        attestation: bool,
         /// Registers, too: SEV-ES.
         encrypted_state: bool,
         /// The guest owner's Diffie-Hellman key, base64.
@@ -32,6 +34,12 @@ impl LaunchSecurity {
             Self::Snp => "sev-snp",
             Self::SecureExecution => "s390-pv",
         }
+    }
+
+    /// The guest's owner measures it before it runs.
+    #[must_use]
+    pub fn is_attested(&self) -> bool {
+        matches!(self, Self::Sev { attestation: true, .. })
     }
 
     /// It is the work of AMD's secure processor.

@@ -1,13 +1,12 @@
 //! `spec.domain.launchSecurity`.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use ferrovirt_api::v1::{LaunchSecurity as WireLaunchSecurity, SEV, SEVPolicy};
+use ferrovirt_api::v1::{LaunchSecurity as WireLaunchSecurity, Probe, SEV, SEVPolicy};
 
 use super::{Cx, on};
 use crate::cause::FieldPath;
 use crate::config::{GATE_SEV, GATE_TDX};
 use crate::machine::{Architecture, Boot, Filesystem, Interface, LaunchSecurity, Machine};
+use crate::vmi::attestation::check_blob;
 
 impl Cx<'_> {
     /// `machine` has its firmware.
@@ -54,17 +53,28 @@ impl Cx<'_> {
             session,
         } = sev.as_ref()?;
         self.gate(GATE_SEV, &path);
-        self.causes.none_of(&path, &[("attestation", attestation.is_some())]);
         let mut data = |name: &str, data: &Option<String>| {
             let data = data.clone().filter(|d| !d.is_empty())?;
-            if STANDARD.decode(&data).is_err() {
-                self.causes.invalid(&path.child(name), "is not valid base64");
+            if let Err(why) = check_blob(&data) {
+                self.causes.invalid(&path.child(name), why);
             }
             Some(data)
         };
+        let (dh_cert, session) = (data("dhCert", dh_cert), data("session", session));
+        if attestation.is_some() {
+            // The subresource gives both, and only to who has none: such a machine would wait for ever.
+            for (name, missing) in [("dhCert", dh_cert.is_none()), ("session", session.is_none())] {
+                if missing && (dh_cert.is_some() || session.is_some()) {
+                    let field = path.child(name);
+                    let why = "attestation needs dhCert and session, or neither: sev/setupsession then sets both";
+                    self.causes.required(&field, why);
+                }
+            }
+        }
         Some(LaunchSecurity::Sev {
-            dh_cert: data("dhCert", dh_cert),
-            session: data("session", session),
+            attestation: attestation.is_some(),
+            dh_cert,
+            session,
             encrypted_state: policy
                 .as_ref()
                 .is_some_and(|SEVPolicy { encrypted_state }| on(*encrypted_state)),
@@ -82,6 +92,19 @@ impl Cx<'_> {
                 "launchSecurity and secure boot exclude each other: set efi.secureBoot to false",
             ),
             Boot::Efi { secure_boot: false, .. } => {}
+        }
+    }
+
+    /// Who stands still until its owner has looked at it answers no probe; pinging the agent knows about pauses.
+    pub(super) fn attested_probe(&mut self, machine: &Machine, probe: Option<&Probe>, path: &FieldPath) {
+        let attested = machine
+            .launch_security
+            .as_ref()
+            .is_some_and(LaunchSecurity::is_attested);
+        if attested && probe.is_some_and(|probe| probe.guest_agent_ping.is_none()) {
+            let field = path.child("domain.launchSecurity.sev.attestation");
+            let why = "a guest that is attested starts paused: its livenessProbe can be a guestAgentPing only";
+            self.causes.invalid(&field, why);
         }
     }
 
@@ -104,6 +127,37 @@ impl Cx<'_> {
             let field = path.child("domain.devices.filesystems");
             self.causes
                 .invalid(&field, "a machine with launchSecurity shares no directories");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ferrovirt_api::v1::VirtualMachineInstance;
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::ClusterConfig;
+
+    /// Its owner looks at it first; that is no `startStrategy`, which shows a boot menu.
+    #[test]
+    fn an_attested_guest_starts_still() {
+        for (sev, still) in [
+            (json!({}), false),
+            (json!({"dhCert": "QUFB", "session": "QkJC"}), false),
+            (json!({"attestation": {}}), true),
+            (json!({"attestation": {}, "dhCert": "QUFB", "session": "QkJC"}), true),
+        ] {
+            let vmi: VirtualMachineInstance = serde_json::from_value(json!({
+                "metadata": {"name": "vm"},
+                "spec": {"architecture": "amd64", "domain": {
+                    "devices": {}, "memory": {"guest": "64Mi"}, "launchSecurity": {"sev": sev},
+                    "firmware": {"bootloader": {"efi": {"secureBoot": false}}},
+                }},
+            }))
+            .unwrap();
+            let machine = Machine::parse(&vmi, &ClusterConfig::permissive()).unwrap();
+            assert_eq!((machine.starts_still(), machine.start_paused), (still, false), "{sev}");
         }
     }
 }

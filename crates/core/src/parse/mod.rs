@@ -165,6 +165,7 @@ impl Cx<'_> {
         if machine.launch_security.is_some() {
             self.protected_interfaces(&machine.interfaces, path);
             self.protected_filesystems(&machine.filesystems, path);
+            self.attested_probe(&machine, liveness_probe.as_ref(), path);
         }
         if let Some(address) = disks::taken_twice(&machine.disks, &machine.interfaces) {
             let field = path.child("domain.devices");

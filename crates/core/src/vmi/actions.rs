@@ -3,8 +3,8 @@
 use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
 use serde_json::{Value, json};
 
-use super::Phase;
 use super::conditions::{AGENT_CONNECTED, PAUSED};
+use super::{Phase, attestation};
 use crate::conditions;
 use crate::refusal::Refusal;
 
@@ -132,16 +132,15 @@ pub fn admit(vmi: &VirtualMachineInstance, vm: Option<&VirtualMachine>, action: 
 /// The owner of a guest in encrypted memory looks at it before it starts: the session is set up while it is scheduled,
 /// it is measured and given its secret while it is paused at its start.
 fn sev(vmi: &VirtualMachineInstance, phase: Phase, paused: bool, action: VmiAction) -> Result<(), &'static str> {
-    let security = vmi.spec.domain.launch_security.as_ref();
-    let sev = security.and_then(|security| security.sev.as_ref());
-    if sev.is_none_or(|sev| sev.attestation.is_none()) {
+    let Some(sev) = attestation::requested(vmi) else {
         return Err("Attestation not requested for VMI");
-    }
-    let session = sev.is_some_and(|sev| sev.session.is_some() || sev.dh_cert.is_some());
+    };
     match action {
         VmiAction::SevSession if phase != Phase::Scheduled => Err("VMI is not in Scheduled phase"),
-        VmiAction::SevSession if session => Err("Session already defined"),
-        VmiAction::SevCertificates if phase != Phase::Scheduled => Err("VMI is not in Scheduled phase"),
+        VmiAction::SevSession if attestation::has_session(sev) => Err("Session already defined"),
+        VmiAction::SevCertificates if phase != Phase::Scheduled && phase != Phase::Running => {
+            Err("VMI is neither scheduled nor running")
+        }
         VmiAction::SevMeasurement | VmiAction::SevSecret if phase != Phase::Running => Err(NOT_RUNNING),
         VmiAction::SevMeasurement | VmiAction::SevSecret if !paused => Err("VMI is not paused"),
         _ => Ok(()),
@@ -342,9 +341,10 @@ mod tests {
                 &attested,
                 0,
             ),
+            (VmiAction::SevCertificates, Phase::Running, &[], json!({}), &attested, 0),
             (
                 VmiAction::SevCertificates,
-                Phase::Running,
+                Phase::Scheduling,
                 &[],
                 json!({}),
                 &attested,

@@ -70,8 +70,13 @@ fn interface_obstacle(spec: &VirtualMachineInstanceSpec, bridge_allowed: bool) -
 
 fn device_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, String)> {
     let devices = &spec.domain.devices;
-    (!devices.gpus.is_empty() || !devices.host_devices.is_empty())
-        .then(|| ("HostDeviceNotLiveMigratable", "VMI uses a PCI host devices".to_owned()))
+    if !devices.gpus.is_empty() || !devices.host_devices.is_empty() {
+        return Some(("HostDeviceNotLiveMigratable", "VMI uses a PCI host devices".to_owned()));
+    }
+    let security = spec.domain.launch_security.as_ref();
+    security
+        .is_some_and(|security| security.sev.is_some() || security.snp.is_some())
+        .then(|| ("SEVNotLiveMigratable", "VMI uses SEV".to_owned()))
 }
 
 fn disk_obstacle(vmi: &VirtualMachineInstance) -> Option<(&'static str, String)> {
@@ -148,6 +153,18 @@ mod tests {
         let filesystems = json!([{"name": "root", "virtiofs": {}}]);
         vmi.spec.domain.devices.filesystems = serde_json::from_value(filesystems).unwrap();
         assert!(live_migratable(&vmi).0.status);
+    }
+
+    #[test]
+    fn encrypted_memory_stays() {
+        let mut vmi = vmi(json!([]), json!({"name": "default", "masquerade": {}}), false);
+        for (security, expected) in [
+            (json!({"sev": {}}), "SEVNotLiveMigratable"),
+            (json!({"snp": {}}), "SEVNotLiveMigratable"),
+        ] {
+            vmi.spec.domain.launch_security = serde_json::from_value(security).unwrap();
+            assert_eq!(live_migratable(&vmi).0.reason, expected);
+        }
     }
 
     /// Shows `spec.volumes[].hostDisk.shared`.

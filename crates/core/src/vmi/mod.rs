@@ -12,6 +12,7 @@
 //! | conditions `Paused`, `AgentConnected`, `AgentVersionNotSupported`, `LiveMigratable`, `StorageLiveMigratable`, `AccessCredentialsSynchronized`; `Synchronized` with other reasons | – | yes |
 
 pub mod actions;
+pub mod attestation;
 pub mod conditions;
 pub mod migratable;
 pub mod phase;

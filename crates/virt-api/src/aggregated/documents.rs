@@ -117,6 +117,7 @@ fn path_items(version: &str, typed: impl Fn(&mut Value)) -> Map<String, Value> {
             "get" if streams => ("get", "101"),
             "get" => ("get", "200"),
             _ if resource == "virtualmachines" && subresource != "evacuate/cancel" => ("put", "202"),
+            _ if subresource == "sev/setupsession" => ("put", "202"),
             _ => ("put", "200"),
         };
         let operation = json!({

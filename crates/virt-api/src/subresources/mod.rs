@@ -19,7 +19,6 @@ use std::sync::Arc;
 use axum::body::Body;
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::refusal::Refusal as Rule;
-use ferrovirt_core::vmi::actions::VmiAction;
 use ferrovirt_protocol::streams::NodeAgent;
 use http::{Request, Response, StatusCode};
 use prometheus_client::registry::Registry;
@@ -157,10 +156,10 @@ impl Subresources {
             Verb::ExpandSpec => self.expand_spec(&target).await,
             Verb::UsbRedir => self.usbredir(&target, request).await,
             Verb::Vsock => self.vsock(&target, request.uri().query().unwrap_or_default()).await,
-            Verb::SevCertificates => self.sev(&target, VmiAction::SevCertificates).await,
-            Verb::SevSession => self.sev(&target, VmiAction::SevSession).await,
-            Verb::SevMeasurement => self.sev(&target, VmiAction::SevMeasurement).await,
-            Verb::SevSecret => self.sev(&target, VmiAction::SevSecret).await,
+            Verb::SevCertificates => self.sev_platform(&target).await,
+            Verb::SevSession => self.sev_session(&target, request).await,
+            Verb::SevMeasurement => self.sev_measurement(&target).await,
+            Verb::SevSecret => self.sev_secret(&target, request).await,
             Verb::Console => self.console(&target, request).await,
             Verb::Vnc => self.vnc(&target, request).await,
             Verb::PortForward(port, transport) => self.port_forward(&target, port, transport, request).await,

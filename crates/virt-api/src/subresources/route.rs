@@ -181,10 +181,10 @@ const SUBRESOURCES: &[Subresource] = &[
     refused("vsock", &Method::GET, Verb::Vsock),
     later("backup", &Method::PUT, VMI),
     later("redefine-checkpoint", &Method::PUT, VMI),
-    refused("sev/fetchcertchain", &Method::GET, Verb::SevCertificates),
-    refused("sev/querylaunchmeasurement", &Method::GET, Verb::SevMeasurement),
-    refused("sev/setupsession", &Method::PUT, Verb::SevSession),
-    refused("sev/injectlaunchsecret", &Method::PUT, Verb::SevSecret),
+    built("sev/fetchcertchain", &Method::GET, VMI, Verb::SevCertificates),
+    built("sev/querylaunchmeasurement", &Method::GET, VMI, Verb::SevMeasurement),
+    built("sev/setupsession", &Method::PUT, VMI, Verb::SevSession),
+    built("sev/injectlaunchsecret", &Method::PUT, VMI, Verb::SevSecret),
 ];
 
 /// The subresources that work, as `(kind, subresource, HTTP method)`.

@@ -7,7 +7,8 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Response, StatusCode, header};
 use axum::response::IntoResponse;
-use ferrovirt_protocol::node::{Call, Failure, UPGRADE};
+use ferrovirt_api::v1::SEVSecretOptions;
+use ferrovirt_protocol::node::{Call, Failure, MAX_BODY, UPGRADE};
 use ferrovirt_protocol::streams::{Duplex, NodeAgent, StreamError};
 use hyper_util::rt::TokioIo;
 
@@ -56,7 +57,28 @@ async fn answer(State(agent): State<Agent>, mut request: Request) -> Response<Bo
             Ok(info) => axum::Json(info).into_response(),
             Err(error) => failure(&error),
         },
+        Call::SevPlatform => match agent.sev_platform(namespace, vmi).await {
+            Ok(info) => axum::Json(info).into_response(),
+            Err(error) => failure(&error),
+        },
+        Call::SevMeasurement => match agent.sev_measurement(namespace, vmi).await {
+            Ok(info) => axum::Json(info).into_response(),
+            Err(error) => failure(&error),
+        },
+        Call::SevSecret => match secret(request).await {
+            Ok(secret) => match agent.sev_secret(namespace, vmi, secret).await {
+                Ok(()) => StatusCode::OK.into_response(),
+                Err(error) => failure(&error),
+            },
+            Err(why) => (StatusCode::BAD_REQUEST, why).into_response(),
+        },
     }
+}
+
+async fn secret(request: Request) -> Result<SEVSecretOptions, String> {
+    let body = axum::body::to_bytes(request.into_body(), MAX_BODY).await;
+    let body = body.map_err(|error| format!("cannot read the secret: {error}\n"))?;
+    serde_json::from_slice(&body).map_err(|error| format!("the body is no secret: {error}\n"))
 }
 
 fn wants_stream(headers: &HeaderMap) -> bool {

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec};
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::machine::Machine;
-use ferrovirt_core::vmi::Phase;
+use ferrovirt_core::vmi::{Phase, attestation};
 use ferrovirt_protocol::launcher::{ActRequest, Action, GuestState, Lifecycle, Nic, NodeFacts, SyncRequest};
 use ferrovirt_runtime::logs::chain;
 use kube::api::{Patch, PatchParams};
@@ -305,6 +305,7 @@ impl Session {
             },
             lifecycle: link.guest.as_ref().map(GuestState::lifecycle),
             synced: self.synced.as_ref() == Some(&vmi.spec),
+            awaits_session: attestation::awaits_session(vmi),
             kvm_known: self.kvm.borrow().is_some(),
             asked: self.asked,
             hopeless: self.hopeless.is_some(),

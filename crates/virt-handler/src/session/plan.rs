@@ -52,6 +52,8 @@ pub(crate) struct Observed {
     pub(crate) lifecycle: Option<Lifecycle>,
     /// The launcher has accepted the VMI as it is now.
     pub(crate) synced: bool,
+    /// The guest's owner attests it, and has sent no session yet.
+    pub(crate) awaits_session: bool,
     /// The node knows whether it has KVM.
     pub(crate) kvm_known: bool,
     /// The guest was asked to stop, with so many seconds.
@@ -132,7 +134,8 @@ fn act(o: &Observed) -> Option<Step> {
         o.lifecycle,
         Some(Lifecycle::ShutOff | Lifecycle::Crashed | Lifecycle::Failed)
     );
-    (o.phase.owner() == Owner::Handler && o.kvm_known && !o.synced && !final_state).then_some(Step::Sync)
+    let may_start = o.phase.owner() == Owner::Handler && o.kvm_known && !o.awaits_session;
+    (may_start && !o.synced && !final_state).then_some(Step::Sync)
 }
 
 #[cfg(test)]
@@ -148,6 +151,7 @@ mod tests {
             network: Network::Ready,
             lifecycle: Some(Lifecycle::Waiting),
             synced: false,
+            awaits_session: false,
             kvm_known: true,
             asked: None,
             hopeless: false,
@@ -189,6 +193,21 @@ mod tests {
                 Step::Wait(None),
             ),
             (Observed { kvm_known: false, ..o }, Step::Wait(None)),
+            (
+                Observed {
+                    awaits_session: true,
+                    ..o
+                },
+                Step::Wait(None),
+            ),
+            (
+                Observed {
+                    awaits_session: true,
+                    network: missing,
+                    ..o
+                },
+                Step::Prepare,
+            ),
             (o, Step::Sync),
             (Observed { synced: true, ..o }, Step::Wait(None)),
             (

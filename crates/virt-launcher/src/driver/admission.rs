@@ -145,6 +145,31 @@ pub fn admit_screenshot(phase: Phase) -> Result<(), Denied> {
     }
 }
 
+/// What the owner of a guest in encrypted memory asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attestation {
+    /// Whom is the node's secure processor trusted by?
+    Platform,
+    /// What did it measure?
+    Measurement,
+    /// Will it take a secret?
+    Secret,
+}
+
+/// Decides such a question. Of the node anything may be asked at any time; the firmware takes secrets only before the
+/// guest has run.
+pub fn admit_attestation(phase: Phase, asked: Attestation) -> Result<(), Denied> {
+    use Attestation::{Measurement, Platform, Secret};
+    match (phase, asked) {
+        (Phase::Ended, Platform | Measurement | Secret) => Err(Denied::Ended),
+        (_, Platform) | (Phase::Paused, Measurement | Secret) | (Phase::Running, Measurement) => Ok(()),
+        (Phase::Running, Secret) => Err(Denied::NotPaused),
+        (Phase::Waiting, Measurement | Secret) => Err(Denied::NotRunning),
+        (Phase::Preparing, Measurement | Secret) => Err(Denied::Starting),
+        (Phase::ShuttingDown, Measurement | Secret) => Err(Denied::ShuttingDown),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -166,6 +191,19 @@ mod tests {
         Action::Kill,
         Action::Reset,
     ];
+
+    #[test]
+    fn secrets_are_for_those_who_stand_still() {
+        for phase in PHASES {
+            let secret = admit_attestation(phase, Attestation::Secret);
+            assert_eq!(secret.is_ok(), phase == Phase::Paused, "{phase:?}");
+            let platform = admit_attestation(phase, Attestation::Platform);
+            assert_eq!(platform.is_ok(), phase != Phase::Ended, "{phase:?}");
+            let measurement = admit_attestation(phase, Attestation::Measurement);
+            let there = matches!(phase, Phase::Running | Phase::Paused);
+            assert_eq!(measurement.is_ok(), there, "{phase:?}");
+        }
+    }
 
     /// The phase after an admitted request that succeeds.
     fn after(phase: Phase, action: Action, step: Step) -> Phase {

@@ -20,16 +20,18 @@
 //! Nothing else changes the guest or its published state.
 
 mod admission;
+mod attestation;
 mod credentials;
 mod freeze;
 mod publisher;
 mod questions;
 mod start;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
-use ferrovirt_protocol::launcher::{GuestState, Lifecycle, NodeFacts};
+use ferrovirt_protocol::launcher::{GuestState, Lifecycle, NodeFacts, SevMeasurementReply, SevPlatformReply};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -76,6 +78,9 @@ pub enum RequestError {
     /// There is no picture of the screen.
     #[error("{0}")]
     Screen(#[from] ScreenError),
+    /// The guest's firmware cannot be read.
+    #[error("cannot read the guest's firmware {path}: {1}", path = .0.display())]
+    Firmware(PathBuf, #[source] std::io::Error),
 }
 
 type Reply<T> = oneshot::Sender<Result<T, RequestError>>;
@@ -104,6 +109,12 @@ pub enum Input {
     Screenshot(bool, Reply<Vec<u8>>),
     /// What does the guest use?
     Stats(Reply<Stats>),
+    /// What is the node's AMD SEV?
+    SevPlatform(Reply<SevPlatformReply>),
+    /// What did it measure when the guest was started?
+    SevMeasurement(Reply<SevMeasurementReply>),
+    /// Lay this into the guest's memory.
+    SevSecret(hypervisor::sev::Secret, Reply<()>),
     /// The pod is being stopped.
     Terminate,
     /// The start ended.
@@ -336,6 +347,12 @@ impl Driver {
             Input::SoftReboot(reply) => self.soft_reboot(reply).await,
             Input::Screenshot(wake, reply) => self.screenshot(wake, reply).await,
             Input::Stats(reply) => self.stats(reply),
+            Input::SevPlatform(reply) => self.sev_platform(reply),
+            Input::SevMeasurement(reply) => self.sev_measurement(reply),
+            Input::SevSecret(secret, reply) => {
+                let done = self.sev_secret(secret).await;
+                let _ = reply.send(done);
+            }
             Input::Terminate => {
                 tracing::info!("asked to end");
                 if let Err(error) = self.act(Action::Shutdown, self.grace).await {

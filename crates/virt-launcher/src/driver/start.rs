@@ -225,7 +225,7 @@ struct DomainDefined {
 
 impl DomainDefined {
     async fn start(self) -> Result<Started, StartFailure> {
-        let paused = self.machine.start_paused;
+        let paused = self.machine.starts_still();
         let started = self.context.hypervisor.start_domain(paused).await;
         let mut description = started.map_err(|error| StartFailure::new("GuestNotStarted", &error))?;
         for disk in &mut description.disks {

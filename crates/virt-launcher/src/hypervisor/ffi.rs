@@ -1,7 +1,7 @@
-//! The part of libvirt that the crate `virt` does not wrap: callbacks and statistics.
+//! The part of libvirt that the crate `virt` does not wrap: callbacks, statistics and launch security.
 #![expect(unsafe_code, reason = "C callbacks and records; each block says why it is sound")]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::raw::{c_int, c_void};
 
 use virt::connect::Connect;
@@ -102,17 +102,88 @@ pub fn stats(domain: &Domain) -> Result<Vec<(String, Value)>, Error> {
             let record = &**records.add(index);
             std::slice::from_raw_parts(record.params, usize::try_from(record.nparams).unwrap_or(0))
         };
-        found.extend(params.iter().filter_map(|param| {
-            // SAFETY: the parameter is libvirt's, so its name ends with a zero byte.
-            let name = unsafe { CStr::from_ptr(param.field.as_ptr()) };
-            // SAFETY: as above.
-            let value = unsafe { value(param) }?;
-            Some((name.to_string_lossy().into_owned(), value))
-        }));
+        // SAFETY: the parameters are libvirt's.
+        found.extend(params.iter().filter_map(|param| unsafe { named(param) }));
     }
     // SAFETY: the list is libvirt's, and nothing of it is used any more.
     unsafe { sys::virDomainStatsRecordListFree(records) };
     Ok(found)
+}
+
+/// What libvirt knows of the node's AMD SEV.
+pub fn sev_platform(connection: &Connect) -> Result<Vec<(String, Value)>, Error> {
+    // SAFETY: the connection is alive, and the list is libvirt's to make.
+    parameters(|list, count| unsafe { sys::virNodeGetSEVInfo(connection.as_ptr(), list, count, 0) })
+}
+
+/// What libvirt knows of how a domain's memory was protected when it was started.
+pub fn launch_security(domain: &Domain) -> Result<Vec<(String, Value)>, Error> {
+    // SAFETY: the domain is alive, and the list is libvirt's to make.
+    parameters(|list, count| unsafe { sys::virDomainGetLaunchSecurityInfo(domain.as_ptr(), list, count, 0) })
+}
+
+/// Calls what makes a list of parameters.
+fn parameters(
+    call: impl FnOnce(*mut sys::virTypedParameterPtr, *mut c_int) -> c_int,
+) -> Result<Vec<(String, Value)>, Error> {
+    let mut list: sys::virTypedParameterPtr = std::ptr::null_mut();
+    let mut count: c_int = 0;
+    if call(&raw mut list, &raw mut count) < 0 {
+        return Err(Error::last_error());
+    }
+    if list.is_null() {
+        return Ok(Vec::new());
+    }
+    // SAFETY: libvirt made `count` parameters, which live until they are freed below.
+    let params = unsafe { std::slice::from_raw_parts(list, usize::try_from(count).unwrap_or(0)) };
+    // SAFETY: the parameters are libvirt's.
+    let found = params.iter().filter_map(|param| unsafe { named(param) }).collect();
+    // SAFETY: the list is libvirt's, and nothing of it is used any more.
+    unsafe { sys::virTypedParamsFree(list, count) };
+    Ok(found)
+}
+
+/// Gives a domain that is paused at its start a secret, which AMD's firmware decrypts.
+pub fn set_launch_secret(domain: &Domain, header: &CString, secret: &CString) -> Result<(), Error> {
+    let mut list: sys::virTypedParameterPtr = std::ptr::null_mut();
+    let (mut count, mut room): (c_int, c_int) = (0, 0);
+    let mut done = 0;
+    for (name, value) in [
+        (sys::VIR_DOMAIN_LAUNCH_SECURITY_SEV_SECRET_HEADER, header),
+        (sys::VIR_DOMAIN_LAUNCH_SECURITY_SEV_SECRET, secret),
+    ] {
+        if done == 0 {
+            // SAFETY: the list is libvirt's; it copies name and value, which end with a zero byte.
+            done = unsafe {
+                sys::virTypedParamsAddString(
+                    &raw mut list,
+                    &raw mut count,
+                    &raw mut room,
+                    name.as_ptr(),
+                    value.as_ptr(),
+                )
+            };
+        }
+    }
+    if done == 0 {
+        // SAFETY: the domain is alive, and the list has `count` parameters.
+        done = unsafe { sys::virDomainSetLaunchSecurityState(domain.as_ptr(), list, count, 0) };
+    }
+    // Freeing must not hide why it failed.
+    let result = if done < 0 { Err(Error::last_error()) } else { Ok(()) };
+    // SAFETY: the list is libvirt's, or null, and nothing of it is used any more.
+    unsafe { sys::virTypedParamsFree(list, count) };
+    result
+}
+
+/// # Safety
+/// The parameter is one that libvirt filled in.
+unsafe fn named(param: &sys::virTypedParameter) -> Option<(String, Value)> {
+    // SAFETY: the parameter is libvirt's, so its name ends with a zero byte.
+    let name = unsafe { CStr::from_ptr(param.field.as_ptr()) };
+    // SAFETY: as above.
+    let value = unsafe { value(param) }?;
+    Some((name.to_string_lossy().into_owned(), value))
 }
 
 /// # Safety

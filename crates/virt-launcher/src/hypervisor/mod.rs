@@ -6,6 +6,7 @@
 
 mod ffi;
 mod places;
+pub mod sev;
 mod xml;
 
 use std::io;
@@ -97,6 +98,9 @@ enum Request {
     Act(Verb, oneshot::Sender<Result<(), Error>>),
     Domain(oneshot::Sender<Result<Domain, Error>>),
     Stats(oneshot::Sender<Result<Stats, Error>>),
+    SevPlatform(oneshot::Sender<Result<sev::Platform, Error>>),
+    SevLaunch(oneshot::Sender<Result<sev::Launch, Error>>),
+    SevSecret(sev::Secret, oneshot::Sender<Result<(), Error>>),
     Closed(u64),
 }
 
@@ -159,6 +163,21 @@ impl Hypervisor {
         self.call(Request::Stats).await
     }
 
+    /// The node's AMD SEV.
+    pub async fn sev_platform(&self) -> Result<sev::Platform, Error> {
+        self.call(Request::SevPlatform).await
+    }
+
+    /// What was measured when the domain was started.
+    pub async fn sev_launch(&self) -> Result<sev::Launch, Error> {
+        self.call(Request::SevLaunch).await
+    }
+
+    /// Lays a secret into the memory of the paused domain.
+    pub async fn sev_secret(&self, secret: sev::Secret) -> Result<(), Error> {
+        self.call(|reply| Request::SevSecret(secret, reply)).await
+    }
+
     /// The domain, for calls that may take long and are made on another thread (the guest agent's).
     pub async fn domain(&self) -> Result<Domain, Error> {
         self.call(Request::Domain).await
@@ -194,6 +213,11 @@ impl Owner {
                 Request::Act(verb, reply) => drop(reply.send(self.act(verb))),
                 Request::Domain(reply) => drop(reply.send(self.domain())),
                 Request::Stats(reply) => drop(reply.send(self.stats())),
+                Request::SevPlatform(reply) => drop(reply.send(sev::platform(self.connected()))),
+                Request::SevLaunch(reply) => drop(reply.send(self.domain().and_then(|domain| sev::launch(&domain)))),
+                Request::SevSecret(secret, reply) => {
+                    drop(reply.send(self.domain().and_then(|domain| sev::inject(&domain, &secret))));
+                }
                 Request::Closed(serial) if serial == self.serial => {
                     self.disconnect();
                     self.connected();

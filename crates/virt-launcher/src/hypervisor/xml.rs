@@ -1,6 +1,7 @@
 //! The few facts that only the running domain's XML tells.
 
 use quick_xml::Reader;
+use quick_xml::escape::unescape;
 use quick_xml::events::{BytesStart, Event};
 use serde::Serialize;
 
@@ -19,6 +20,8 @@ pub struct Description {
     pub disks: Vec<DiskTarget>,
     /// Taps and the networks they are on.
     pub taps: Vec<(String, String)>,
+    /// File of the firmware; empty where QEMU has its own.
+    pub loader: String,
 }
 
 /// A disk of the domain.
@@ -41,6 +44,15 @@ pub fn describe(xml: &str) -> Description {
     let mut tap = None::<(String, String)>;
     loop {
         match reader.read_event() {
+            Ok(Event::Start(tag)) if tag.name().as_ref() == b"loader" => {
+                let text = reader.read_text(tag.name()).ok();
+                let text = text.and_then(|text| {
+                    text.decode()
+                        .ok()
+                        .and_then(|text| Some(unescape(&text).ok()?.into_owned()))
+                });
+                found.loader = text.unwrap_or_default();
+            }
             Ok(Event::Start(tag) | Event::Empty(tag)) => match tag.name().as_ref() {
                 b"domain" => found.domain_type = attribute(&tag, "type"),
                 b"type" => found.machine_type = attribute(&tag, "machine"),
@@ -100,6 +112,7 @@ mod tests {
                 size: None,
             }],
             taps: vec![("tap0".into(), "default".into())],
+            loader: String::new(),
         };
         assert_eq!(describe(xml), expected);
         assert_eq!(describe("<domain type="), Description::default());

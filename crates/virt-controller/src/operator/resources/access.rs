@@ -76,6 +76,8 @@ const GUEST_INFO: &[&str] = &[
     "virtualmachineinstances/filesystemlist",
     "virtualmachineinstances/userlist",
     "virtualmachineinstances/objectgraph",
+    "virtualmachineinstances/sev/fetchcertchain",
+    "virtualmachineinstances/sev/querylaunchmeasurement",
     "virtualmachines/expand-spec",
     "virtualmachines/objectgraph",
 ];
@@ -88,6 +90,8 @@ const ACTIONS: &[&str] = &[
     "virtualmachineinstances/unfreeze",
     "virtualmachineinstances/softreboot",
     "virtualmachineinstances/reset",
+    "virtualmachineinstances/sev/setupsession",
+    "virtualmachineinstances/sev/injectlaunchsecret",
     "virtualmachines/start",
     "virtualmachines/stop",
     "virtualmachines/restart",
