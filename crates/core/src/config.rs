@@ -122,6 +122,8 @@ pub struct ClusterConfig {
     pub device_selectors: Vec<DeviceSelector>,
     /// Nodes have a daemon by which guests reserve LUNs for themselves.
     pub persistent_reservation: bool,
+    /// Nodes can have it.
+    pub reservation_daemons: bool,
     /// What guests read in SMBIOS.
     pub smbios: Smbios,
     /// Factor on the launcher's own memory.
@@ -232,6 +234,7 @@ impl Default for ClusterConfig {
             permitted_devices: Some(BTreeSet::new()),
             device_selectors: Vec::new(),
             persistent_reservation: false,
+            reservation_daemons: true,
             smbios: Smbios {
                 manufacturer: "KubeVirt".to_owned(),
                 product: "None".to_owned(),
@@ -265,6 +268,7 @@ impl ClusterConfig {
             dedicated_cpus: false,
             secondary_networks: false,
             hook_sidecars: false,
+            reservation_daemons: false,
             ..Self::default()
         }
     }
@@ -276,6 +280,7 @@ impl ClusterConfig {
         Self {
             feature_gates: ALL_GATES.map(str::to_owned).into(),
             permitted_devices: None,
+            persistent_reservation: true,
             amd64: MachineTypes::new("q35", &["*"]),
             arm64: MachineTypes::new("virt", &["*"]),
             s390x: MachineTypes::new("s390-ccw-virtio", &["*"]),

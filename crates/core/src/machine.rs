@@ -395,6 +395,8 @@ pub struct Disk {
     pub bus: Bus,
     /// The guest cannot write.
     pub readonly: bool,
+    /// The guest may reserve the device for itself; its node's daemon does it.
+    pub reservation: bool,
     /// `serial`.
     pub serial: Option<String>,
     /// 1 is first.

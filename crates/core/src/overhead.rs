@@ -209,6 +209,9 @@ fn devices(machine: &Machine, config: &ClusterConfig) -> BTreeMap<String, Quanti
     if machine.launch_security.as_ref().is_some_and(LaunchSecurity::is_amd) {
         device("sev");
     }
+    if machine.disks.iter().any(|disk| disk.reservation) {
+        device("pr-helper");
+    }
     if machine.vsock {
         devices.insert(VHOST_VSOCK_RESOURCE.to_owned(), Quantity("1".to_owned()));
     }

@@ -151,6 +151,55 @@ fn one_machine_has_no_secondary_networks() {
     );
 }
 
+/// On a cluster an administrator says whether nodes have that daemon, which one machine never has; the table is asked in
+/// both.
+#[test]
+fn reservations_need_their_daemon() {
+    let vmi = |reservation: bool| -> VirtualMachineInstance {
+        serde_json::from_value(serde_json::json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
+            "spec": {
+                "domain": {
+                    "devices": {"disks": [{"name": "a", "lun": {"bus": "scsi", "reservation": reservation}}]},
+                    "memory": {"guest": "64Mi"},
+                },
+                "volumes": [{"name": "a", "persistentVolumeClaim": {"claimName": "c"}}],
+            },
+        }))
+        .unwrap()
+    };
+    let enabled = serde_json::json!({"persistentReservationConfiguration": {"enabled": true}});
+    let enabled = serde_json::from_value(enabled).unwrap();
+    let cluster = ClusterConfig::default;
+    for (config, reason, message) in [
+        (
+            cluster(),
+            "FieldValueInvalid",
+            "persistentReservationConfiguration.enabled is not set",
+        ),
+        (cluster().with(&enabled), "", ""),
+        (
+            ClusterConfig::standalone().with(&enabled),
+            "FieldValueNotSupported",
+            "one machine has no daemon",
+        ),
+    ] {
+        let config = ClusterConfig {
+            architecture: Architecture::Amd64,
+            ..config
+        };
+        let causes = validate_vmi_create(&vmi(true), &config, false);
+        let told = |c: &Cause| {
+            c.field == "spec.domain.devices.disks[0].lun.reservation"
+                && c.reason.as_str() == reason
+                && c.message.contains(message)
+        };
+        assert_eq!(causes.len(), usize::from(!reason.is_empty()), "{causes:#?}");
+        assert!(causes.iter().all(told), "{causes:#?}");
+        assert!(validate_vmi_create(&vmi(false), &config, false).is_empty());
+    }
+}
+
 /// An administrator's gates, which are on where the user owns the machine.
 #[test]
 fn shared_claims_and_container_paths_are_behind_gates() {

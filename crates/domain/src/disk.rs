@@ -46,12 +46,20 @@ pub(crate) fn disks(machine: &Machine, facts: &Facts) -> Result<Vec<Element>, Mi
             let missing = || MissingFact::Disk(disk.name.clone());
             let file = facts.disks.get(&disk.name).ok_or_else(missing)?;
             let block_io = block_io(disk, facts)?;
-            Ok(element(machine, disk, file, &target, block_io))
+            let reservations = disk.reservation.then(|| reservations(&facts.reservation_socket));
+            let source = source(&file.path, file.block).children(reservations);
+            Ok(element(machine, disk, (file, source), &target, block_io))
         })
         .collect()
 }
 
-fn element(machine: &Machine, disk: &Disk, file: &DiskFile, target: &str, block_io: Option<Element>) -> Element {
+fn element(
+    machine: &Machine,
+    disk: &Disk,
+    (file, source): (&DiskFile, Element),
+    target: &str,
+    block_io: Option<Element>,
+) -> Element {
     let (device, tray) = match disk.device {
         DiskDevice::Disk => ("disk", None),
         DiskDevice::Lun => ("lun", None),
@@ -69,7 +77,7 @@ fn element(machine: &Machine, disk: &Disk, file: &DiskFile, target: &str, block_
     }
     element = element
         .child(driver(machine, disk, file))
-        .child(source(&file.path, file.block))
+        .child(source)
         .child(backing(file.backing.as_ref()))
         .children(block_io)
         .child(el("target").attr("dev", target).attr("bus", bus).attr_if("tray", tray));
@@ -92,6 +100,16 @@ fn kind(block: bool) -> &'static str {
 
 fn source(path: &Path, block: bool) -> Element {
     el("source").attr(if block { "dev" } else { "file" }, path.display())
+}
+
+/// Who asks the device's reservations for the guest: QEMU may not do it itself.
+fn reservations(socket: &Path) -> Element {
+    el("reservations").attr("managed", "no").child(
+        el("source")
+            .attr("type", "unix")
+            .attr("path", socket.display())
+            .attr("mode", "client"),
+    )
 }
 
 fn driver(machine: &Machine, disk: &Disk, file: &DiskFile) -> Element {

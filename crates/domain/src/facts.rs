@@ -49,6 +49,8 @@ pub struct Facts {
     pub serial_log: PathBuf,
     /// Unix socket of VNC, made by QEMU.
     pub vnc_socket: PathBuf,
+    /// Unix socket of the node's daemon that reserves devices.
+    pub reservation_socket: PathBuf,
     /// Unix sockets that clients' USB devices come through, made by QEMU.
     pub usb_redirection_sockets: Vec<PathBuf>,
     /// Bytes of the smallest efficient access to the image of each disk that matches its volume.

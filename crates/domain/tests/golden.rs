@@ -241,6 +241,7 @@ goldens! {
     disk_claim_without_a_disk => "spec: {volumes: [{name: a, persistentVolumeClaim: {claimName: data}}]}"
     disk_claim_of_a_device => "spec: {domain: {devices: {disks: [{name: block, disk: {bus: virtio}}]}}, volumes: [{name: block, persistentVolumeClaim: {claimName: data}}]}"
     disk_lun => "spec: {domain: {devices: {disks: [{name: block, lun: {bus: scsi}}]}}, volumes: [{name: block, persistentVolumeClaim: {claimName: data}}]}"
+    disk_lun_reservation => "{config: {persistentReservationConfiguration: {enabled: true}}, spec: {domain: {devices: {disks: [{name: block, lun: {bus: scsi, reservation: true}}]}}, volumes: [{name: block, persistentVolumeClaim: {claimName: data}}]}}"
     disk_lun_read_only => "spec: {domain: {devices: {disks: [{name: block, lun: {bus: scsi, readonly: true}}]}}, volumes: [{name: block, persistentVolumeClaim: {claimName: data}}]}"
     disk_claim_shareable => "spec: {domain: {devices: {disks: [{name: a, shareable: true, disk: {bus: virtio}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data}}]}"
     disk_claim_as_cdrom => "spec: {domain: {devices: {disks: [{name: a, cdrom: {bus: sata}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data, readOnly: true}}]}"
@@ -487,6 +488,7 @@ fn render(case: &Case) -> String {
         architecture: Architecture::Amd64,
         dedicated_cpus: true,
         secondary_networks: true,
+        reservation_daemons: true,
         ..ClusterConfig::standalone()
     };
     let machine = Machine::parse(&vmi, &config.with(&configuration)).unwrap();

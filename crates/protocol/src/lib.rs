@@ -90,6 +90,10 @@ pub mod paths {
     pub const SYSPREP_DIR: &str = "/var/run/kubevirt-private/sysprep";
     /// Token, `ca.crt` and `namespace` of the pod's service account, where Kubernetes puts them.
     pub const SERVICE_ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+    /// Directory of the daemon that reserves LUNs for guests, on the node and in the pods that may ask it.
+    pub const RESERVATION_DIR: &str = "/var/run/kubevirt/daemons/pr";
+    /// Its socket, below [`RESERVATION_DIR`].
+    pub const RESERVATION_SOCKET: &str = "pr-helper.sock";
     /// Image in a claim that is a file system, which is mounted as a hostDisk's directory.
     pub const CLAIM_IMAGE: &str = "disk.img";
     /// What the pod is told of itself, as a volume.

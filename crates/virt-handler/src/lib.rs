@@ -193,6 +193,7 @@ async fn offer(client: &Client, options: &Options, context: &Context, kvm: &Verd
             tokio::join!(
                 devices::run(directory, devices::known(kvm), &registered),
                 devices::run_pools(directory, options.config.clone()),
+                devices::run_reservations(directory, options.config.clone(), options.launcher_user),
             );
         }
     };

@@ -213,6 +213,11 @@ impl Layout {
         self.guest_sockets().join(paths::VNC_SOCKET)
     }
 
+    /// Unix socket of the node's daemon that reserves devices.
+    pub fn reservation_socket(&self) -> PathBuf {
+        self.below(paths::RESERVATION_DIR).join(paths::RESERVATION_SOCKET)
+    }
+
     /// Unix sockets of clients' USB devices: as many as a guest has ports for them.
     pub fn usb_redirection_sockets(&self) -> Vec<PathBuf> {
         let socket = |i| {

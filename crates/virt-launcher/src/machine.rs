@@ -131,6 +131,7 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
         serial_socket: layout.serial_socket(),
         serial_log: layout.serial_log(),
         vnc_socket: layout.vnc_socket(),
+        reservation_socket: layout.reservation_socket(),
         usb_redirection_sockets: layout.usb_redirection_sockets(),
         block_sizes: disks.iter().filter_map(block_size).collect(),
         downward_metrics_socket: layout.downward_metrics_socket(),

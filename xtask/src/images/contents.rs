@@ -38,7 +38,7 @@ pub struct DebianLayer {
 }
 
 /// From the lowest to the highest; a layer leaves out what a lower one has.
-pub const DEBIAN_LAYERS: &[DebianLayer] = &[RUNTIME, VIRTUALIZATION, NFT];
+pub const DEBIAN_LAYERS: &[DebianLayer] = &[RUNTIME, VIRTUALIZATION, HANDLER];
 
 /// What any executable of ours needs. Its directories, accounts and certificates are made in `skeleton`.
 const RUNTIME: DebianLayer = DebianLayer {
@@ -175,13 +175,20 @@ const VIRTUALIZATION: DebianLayer = DebianLayer {
     ],
 };
 
-/// What virt-handler needs beside the launcher's own files.
-const NFT: DebianLayer = DebianLayer {
-    name: "nft",
-    files: &[Files {
-        package: "nftables",
-        keep: &["usr/sbin/nft"],
-    }],
+/// What virt-handler and the daemon beside it need beside the launcher's own files.
+const HANDLER: DebianLayer = DebianLayer {
+    name: "handler",
+    files: &[
+        Files {
+            package: "nftables",
+            keep: &["usr/sbin/nft"],
+        },
+        // Reserves LUNs for guests.
+        Files {
+            package: "qemu-system-common",
+            keep: &["usr/bin/qemu-pr-helper"],
+        },
+    ],
 };
 
 /// Packages of which only something generated is in the images.
@@ -247,7 +254,7 @@ pub const IMAGES: &[Image] = &[
     Image {
         name: "virt-handler",
         title: "Ferrovirt's agent on each node",
-        layers: &["runtime", "virtualization", "ferrovirt", "virt-launcher", "nft"],
+        layers: &["runtime", "virtualization", "ferrovirt", "virt-launcher", "handler"],
         user: "0:0",
         entrypoint: &["/usr/bin/ferrovirt", "virt-handler"],
     },

@@ -20,6 +20,7 @@ struct Target {
     device: DiskDevice,
     bus: Bus,
     readonly: bool,
+    reservation: bool,
     pci_address: Option<PciAddress>,
     block_size: Option<BlockSize>,
 }
@@ -225,6 +226,7 @@ impl Cx<'_> {
             device: DiskDevice::Disk,
             bus,
             readonly,
+            reservation: false,
             pci_address: parsed,
             block_size: None,
         })
@@ -244,6 +246,7 @@ impl Cx<'_> {
             device,
             bus,
             readonly: readonly.unwrap_or(true),
+            reservation: false,
             pci_address: None,
             block_size: None,
         })
@@ -272,17 +275,19 @@ impl Cx<'_> {
             self.causes
                 .invalid(&path.child("bus"), "a lun takes SCSI commands: its bus is scsi");
         }
-        if on(*reservation) && !self.config.persistent_reservation {
-            self.causes.not_supported(
-                &path.child("reservation"),
-                "persistentReservationConfiguration.enabled is not set in the cluster's configuration",
-            );
+        let field = path.child("reservation");
+        if on(*reservation) && !self.config.reservation_daemons {
+            let message = "one machine has no daemon that reserves devices for guests; a cluster may have one";
+            self.causes.not_supported(&field, message);
+        } else if on(*reservation) && !self.config.persistent_reservation {
+            let message = "persistentReservationConfiguration.enabled is not set in the cluster's configuration";
+            self.causes.invalid(&field, message);
         }
-        self.causes.none_of(path, &[("reservation", on(*reservation))]);
         Some(Target {
             device: DiskDevice::Lun,
             bus,
             readonly: on(*readonly),
+            reservation: on(*reservation),
             pci_address: None,
             block_size: None,
         })
@@ -377,6 +382,7 @@ fn join(disk: &WireDisk, target: Target, volume_index: usize, source: Source) ->
         device: target.device,
         bus: target.bus,
         readonly: target.readonly || is_fixed(&source) || source == Source::DownwardMetrics,
+        reservation: target.reservation,
         serial: set(&disk.serial),
         boot_order: boot_order(disk.boot_order),
         // What a host's cache holds back, the other machines would not see.

@@ -44,7 +44,8 @@ pub fn live_migratable(vmi: &VirtualMachineInstance) -> (Desired, MigrationMetho
         .any(|a| a.contains_key(ALLOW_BRIDGE_ANNOTATION));
     let obstacle = interface_obstacle(spec, bridge_allowed)
         .or_else(|| device_obstacle(spec))
-        .or_else(|| disk_obstacle(vmi));
+        .or_else(|| disk_obstacle(vmi))
+        .or_else(|| reservation_obstacle(spec));
     let desired = match obstacle {
         None => Desired::new(LIVE_MIGRATABLE, true, "", ""),
         Some((reason, message)) => Desired::new(LIVE_MIGRATABLE, false, reason, message),
@@ -106,6 +107,15 @@ fn disk_obstacle(vmi: &VirtualMachineInstance) -> Option<(&'static str, String)>
     })
 }
 
+/// Who holds a reservation is a node, and the other one would not get in.
+fn reservation_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, String)> {
+    let mut luns = spec.domain.devices.disks.iter().filter_map(|disk| disk.lun.as_ref());
+    luns.any(|lun| lun.reservation == Some(true)).then(|| {
+        let message = "VMI uses SCSI persistent reservation".to_owned();
+        ("PersistentReservationNotLiveMigratable", message)
+    })
+}
+
 /// The claim of a volume can be written to from several nodes, as far as the VMI's status tells.
 fn is_shared(vmi: &VirtualMachineInstance, volume: &Volume) -> bool {
     let mut volumes = vmi.status.iter().flat_map(|status| &status.volume_status);
@@ -153,6 +163,16 @@ mod tests {
         let filesystems = json!([{"name": "root", "virtiofs": {}}]);
         vmi.spec.domain.devices.filesystems = serde_json::from_value(filesystems).unwrap();
         assert!(live_migratable(&vmi).0.status);
+    }
+
+    #[test]
+    fn reservations_stay() {
+        let mut vmi = vmi(json!([]), json!({"name": "default", "masquerade": {}}), false);
+        for (reservation, expected) in [(false, ""), (true, "PersistentReservationNotLiveMigratable")] {
+            let disks = json!([{"name": "a", "lun": {"bus": "scsi", "reservation": reservation}}]);
+            vmi.spec.domain.devices.disks = serde_json::from_value(disks).unwrap();
+            assert_eq!(live_migratable(&vmi).0.reason, expected);
+        }
     }
 
     #[test]

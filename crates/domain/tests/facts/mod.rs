@@ -82,6 +82,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         serial_socket: private("virt-serial0"),
         serial_log: private("virt-serial0-log"),
         vnc_socket: private("virt-vnc"),
+        reservation_socket: "/var/run/kubevirt/daemons/pr/pr-helper.sock".into(),
         usb_redirection_sockets: (0..4).map(|i| private(&format!("virt-usbredir-{i}"))).collect(),
         block_sizes: machine.disks.iter().map(|disk| (disk.name.clone(), 4096)).collect(),
         downward_metrics_socket: private("metrics"),

@@ -102,6 +102,8 @@ pub struct Inputs {
     pub log_verbosity: BTreeMap<Component, i32>,
     /// Labels of the product that this installation is part of.
     pub product_labels: BTreeMap<String, String>,
+    /// Nodes have a daemon by which guests reserve LUNs for themselves.
+    pub persistent_reservation: bool,
     /// Users' roles become part of Kubernetes' own `admin`, `edit` and `view`.
     pub aggregate_roles: bool,
     /// Nodes of the cluster.
@@ -172,6 +174,9 @@ impl Inputs {
             customize: spec.customize_components.clone().unwrap_or_default(),
             log_verbosity: verbosity(developer.log_verbosity.as_ref()),
             product_labels: product.collect(),
+            persistent_reservation: configuration
+                .persistent_reservation_configuration
+                .is_some_and(|reservation| reservation.enabled == Some(true)),
             aggregate_roles: configuration.role_aggregation_strategy.as_deref() != Some("Manual"),
             nodes: cluster.nodes,
             monitoring: cluster.monitoring.then(|| Monitoring {

@@ -11,6 +11,7 @@
 //! A device that goes away later is reported as unhealthy; its plugin stays. One inotify instance wakes all plugins;
 //! each then looks at what there is.
 
+mod daemon;
 mod plugin;
 mod pool;
 
@@ -27,6 +28,7 @@ use inotify::{Inotify, WatchMask};
 use tokio::sync::watch;
 
 use crate::kvm::Verdict;
+use daemon::Daemon;
 use pool::Pool;
 
 /// Generated from `proto/deviceplugin.proto`.
@@ -76,6 +78,8 @@ enum Offer {
     Shared(Device),
     /// Devices that are one guest's each.
     Pool(Pool),
+    /// A daemon of the node that guests share.
+    Daemon(Daemon),
 }
 
 impl Offer {
@@ -84,6 +88,7 @@ impl Offer {
         match self {
             Self::Shared(device) => vec![device.path.exists()],
             Self::Pool(pool) => pool.present(),
+            Self::Daemon(daemon) => vec![daemon.is_there()],
         }
     }
 
@@ -91,6 +96,7 @@ impl Offer {
         match self {
             Self::Shared(device) => device.resource(),
             Self::Pool(pool) => pool.resource.clone(),
+            Self::Daemon(daemon) => format!("{RESOURCE_PREFIX}{}", daemon.name),
         }
     }
 
@@ -99,6 +105,7 @@ impl Offer {
         let name = match self {
             Self::Shared(device) => device.name.to_owned(),
             Self::Pool(pool) => pool.resource.replace('/', "-"),
+            Self::Daemon(daemon) => daemon.name.to_owned(),
         };
         format!("kubevirt-{name}.sock")
     }
@@ -107,6 +114,7 @@ impl Offer {
         match self {
             Self::Shared(device) => device.path.parent().into_iter().collect(),
             Self::Pool(pool) => pool.directories().collect(),
+            Self::Daemon(daemon) => vec![&daemon.directory],
         }
     }
 }
@@ -153,6 +161,27 @@ pub(crate) async fn run_pools(directory: &Path, mut config: watch::Receiver<Arc<
         };
         tokio::select! {
             () = offer(directory, offers, &registered) => {}
+            () = other => {}
+        }
+    }
+}
+
+/// Offers the daemon that reserves LUNs while the cluster's configuration says that nodes have it, as [`run`] does.
+pub(crate) async fn run_reservations(directory: &Path, mut config: watch::Receiver<Arc<ClusterConfig>>, user: u32) {
+    let (registered, _) = watch::channel(0);
+    loop {
+        let enabled = config.borrow_and_update().persistent_reservation;
+        let offers = enabled.then(|| Offer::Daemon(Daemon::of_reservations(user)));
+        let other = async {
+            while config.changed().await.is_ok() {
+                if config.borrow_and_update().persistent_reservation != enabled {
+                    return;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = offer(directory, offers.into_iter().collect(), &registered) => {}
             () = other => {}
         }
     }

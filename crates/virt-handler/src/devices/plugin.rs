@@ -25,7 +25,7 @@ use super::api::{
     Empty, ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
     PreferredAllocationResponse, RegisterRequest,
 };
-use super::{COUNT, Device, Offer};
+use super::{COUNT, Daemon, Device, Offer};
 
 /// The interface's version.
 const VERSION: &str = "v1beta1";
@@ -128,6 +128,11 @@ pub(super) async fn run(
 /// Brings the plugin to where it should be now.
 async fn step(directory: &Path, offer: &Offer, slot: &mut Option<Serving>) -> Result<(), Error> {
     let present = offer.present();
+    if let Offer::Daemon(daemon) = offer
+        && present.contains(&true)
+    {
+        daemon.open();
+    }
     let socket = directory.join(offer.socket());
     if slot.as_ref().is_some_and(|serving| identity(&socket) != serving.bound) {
         *slot = None;
@@ -222,9 +227,9 @@ struct Plugin {
 /// All shares of what is offered, each with its health. A device that is shared has many.
 fn list(offer: &Offer, healthy: &[bool]) -> ListAndWatchResponse {
     let ids: Vec<(String, bool)> = match offer {
-        Offer::Shared(device) => {
+        Offer::Shared(Device { name, .. }) | Offer::Daemon(Daemon { name, .. }) => {
             let healthy = healthy.contains(&true);
-            (0..COUNT).map(|n| (format!("{}{n}", device.name), healthy)).collect()
+            (0..COUNT).map(|n| (format!("{name}{n}"), healthy)).collect()
         }
         Offer::Pool(pool) => pool.ids().into_iter().zip(healthy.iter().copied()).collect(),
     };
@@ -279,6 +284,7 @@ impl DevicePlugin for Plugin {
         Ok(Response::new(match &self.offer {
             Offer::Shared(device) => allocate(device, request.container_requests.len()),
             Offer::Pool(pool) => pool.allocate(&request),
+            Offer::Daemon(daemon) => daemon.allocate(request.container_requests.len()),
         }))
     }
 

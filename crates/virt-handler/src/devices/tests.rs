@@ -144,6 +144,52 @@ async fn a_device_is_registered_listed_allocated_and_follows_the_kubelet() {
     assert!(!directory.join(&request.endpoint).exists());
 }
 
+#[tokio::test]
+async fn a_daemon_is_offered_with_the_directory_of_its_socket() {
+    let (sockets, daemons) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (directory, path) = (sockets.path().to_owned(), daemons.path().to_owned());
+    let (mut registrations, _kubelet) = kubelet(&directory);
+    let user = nix::unistd::getuid().as_raw();
+    let daemon = Offer::Daemon(Daemon::at("pr-helper", &path, user));
+    assert_eq!(daemon.present(), [false]);
+    let (registered, _) = watch::channel(0);
+    let _plugin = AbortOnDropHandle::new(tokio::spawn({
+        let directory = directory.clone();
+        async move { offer(&directory, vec![daemon], &registered).await }
+    }));
+    let socket = path.join("pr-helper.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let request = next(&mut registrations).await;
+    assert_eq!(
+        (request.resource_name.as_str(), request.endpoint.as_str()),
+        ("devices.kubevirt.io/pr-helper", "kubevirt-pr-helper.sock")
+    );
+    let mut client = plugin(&directory, &request.endpoint).await;
+    let container_requests = vec![ContainerAllocateRequest::default()];
+    let answer = client.allocate(AllocateRequest { container_requests }).await.unwrap();
+    let given = &answer.get_ref().container_responses[0];
+    assert!(given.devices.is_empty());
+    let mount = &given.mounts[0];
+    assert_eq!(
+        (mount.container_path.as_ref(), mount.read_only),
+        (path.to_str().unwrap(), true)
+    );
+    assert_eq!(mount.container_path, mount.host_path);
+
+    let mut lists = client.list_and_watch(Empty {}).await.unwrap().into_inner();
+    let list = lists.message().await.unwrap().unwrap();
+    assert_eq!((list.devices.len(), list.devices[7].id.as_str()), (COUNT, "pr-helper7"));
+    assert!(list.devices.iter().all(|device| device.health == "Healthy"));
+    drop(listener);
+    std::fs::remove_file(&socket).unwrap();
+    let list = tokio::time::timeout(DEADLINE, lists.message())
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert!(list.devices.iter().all(|device| device.health == "Unhealthy"));
+}
+
 #[test]
 fn kvm_is_only_offered_where_it_was_proved() {
     let verdict = |usable| Verdict {

@@ -65,6 +65,35 @@ fn processes() {
     }
 }
 
+/// Nodes have the daemon for reservations only where the KubeVirt object asks for it.
+#[test]
+fn reservations_have_a_daemon() {
+    let daemon = |spec: &Value| {
+        let handler = find(&render(&inputs(spec, 2)).unwrap(), "DaemonSet", "virt-handler");
+        handler["spec"]["template"]["spec"].clone()
+    };
+    for spec in [
+        json!({}),
+        json!({"configuration": {"persistentReservationConfiguration": {"enabled": false}}}),
+    ] {
+        let pod = daemon(&spec);
+        assert_eq!(pod["containers"].as_array().unwrap().len(), 1, "{spec}");
+        assert!(!pod.to_string().contains("pr-helper"), "{spec}");
+    }
+    let pod = daemon(&json!({"configuration": {"persistentReservationConfiguration": {"enabled": true}}}));
+    insta::assert_yaml_snapshot!("pr-helper", pod["containers"][1]);
+    let directory = "/var/run/kubevirt/daemons/pr";
+    let mount = json!({"name": "pr-helper", "mountPath": directory});
+    assert!(
+        pod["containers"][0]["volumeMounts"]
+            .as_array()
+            .unwrap()
+            .contains(&mount)
+    );
+    let volume = json!({"name": "pr-helper", "hostPath": {"path": directory, "type": "DirectoryOrCreate"}});
+    assert!(pod["volumes"].as_array().unwrap().contains(&volume));
+}
+
 #[test]
 fn admission() {
     let objects = render(&inputs(&json!({}), 2)).unwrap();

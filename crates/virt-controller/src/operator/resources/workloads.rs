@@ -11,6 +11,7 @@ use crate::operator::Component;
 use crate::operator::certificates::Leaf;
 use crate::operator::inputs::Inputs;
 use ferrovirt_api::v1::NodePlacement;
+use ferrovirt_protocol::paths;
 
 /// User of the processes that need no privilege.
 pub const USER: i64 = 1001;
@@ -18,6 +19,8 @@ pub const USER: i64 = 1001;
 pub const PORT: u16 = 8443;
 /// virt-handler's port for virt-api.
 const HANDLER_PORT: u16 = 8186;
+/// Container and volume of the daemon that reserves LUNs for guests.
+const RESERVATIONS: &str = "pr-helper";
 const CA_DIRECTORY: &str = "/etc/kubevirt-ca";
 const EXECUTABLE: &str = "/usr/bin/ferrovirt";
 
@@ -87,6 +90,9 @@ fn daemon_set(inputs: &Inputs) -> Value {
                 .map(|path| json!({"name": path.name, "hostPath": {"path": path.path, "type": path.kind}})),
         );
     });
+    if inputs.persistent_reservation {
+        reserve(inputs, spec);
+    }
     // The launcher's image is on the node before the first VM asks for it.
     spec["initContainers"] = json!([{
         "name": "virt-launcher",
@@ -107,6 +113,38 @@ fn daemon_set(inputs: &Inputs) -> Value {
             "template": pod,
         },
     })
+}
+
+/// Adds the daemon that reserves LUNs for guests, and lets virt-handler offer its socket to them.
+fn reserve(inputs: &Inputs, spec: &mut Value) {
+    let volume = json!({
+        "name": RESERVATIONS, "hostPath": {"path": paths::RESERVATION_DIR, "type": "DirectoryOrCreate"},
+    });
+    let mount = json!({"name": RESERVATIONS, "mountPath": paths::RESERVATION_DIR});
+    let daemon = json!({
+        "name": RESERVATIONS,
+        "image": inputs.handler_image,
+        "imagePullPolicy": inputs.image_pull_policy,
+        "command": ["/usr/bin/qemu-pr-helper"],
+        "args": ["-k", format!("{}/{}", paths::RESERVATION_DIR, paths::RESERVATION_SOCKET)],
+        "volumeMounts": [mount],
+        "resources": {"requests": {"cpu": "1m", "memory": "10Mi"}},
+        // QEMU opens the device and hands it over. All but SYS_RAWIO is what the daemon needs to give up the rest.
+        "securityContext": {
+            "runAsUser": 0, "runAsGroup": 0, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"], "add": ["SYS_RAWIO", "SETPCAP", "SETGID", "SETUID"]},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    });
+    for (place, new) in [
+        ("/volumes", volume),
+        ("/containers/0/volumeMounts", mount),
+        ("/containers", daemon),
+    ] {
+        if let Some(Value::Array(list)) = spec.pointer_mut(place) {
+            list.push(new);
+        }
+    }
 }
 
 fn pod(inputs: &Inputs, component: Component, container: Container, placement: &NodePlacement) -> Value {

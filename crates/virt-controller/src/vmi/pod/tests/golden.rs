@@ -112,6 +112,7 @@ goldens! {
     claim_of_a_file_system => "{claims: {c: Filesystem}, spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
     claim_of_a_block_device => "{claims: {c: Block}, spec: {volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
     claim_read_only => "spec: {domain: {devices: {disks: [{name: data, disk: {bus: virtio}}]}}, volumes: [{name: data, persistentVolumeClaim: {claimName: c, readOnly: true}}]}"
+    lun_reservation => "{config: {persistentReservationConfiguration: {enabled: true}}, claims: {c: Block}, spec: {domain: {devices: {disks: [{name: data, lun: {bus: scsi, reservation: true}}]}}, volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
     lun => "{claims: {c: Block}, spec: {domain: {devices: {disks: [{name: data, lun: {bus: scsi}}]}}, volumes: [{name: data, persistentVolumeClaim: {claimName: c}}]}}"
     vsock => "{config: {developerConfiguration: {featureGates: [VSOCK]}}, spec: {domain: {devices: {autoattachVSOCK: true}}}}"
     claims_of_both_kinds => "{claims: {c: Block, d: Filesystem}, spec: {volumes: [{name: a, persistentVolumeClaim: {claimName: c}}, {name: b, persistentVolumeClaim: {claimName: d}}]}}"
