@@ -1,6 +1,6 @@
 //! What may be asked of a VMI in which state: the subresources' answers come from here.
 
-use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
+use ferrovirt_api::v1::{Network, VirtualMachine, VirtualMachineInstance};
 use serde_json::{Value, json};
 
 use super::conditions::{AGENT_CONNECTED, PAUSED};
@@ -204,14 +204,20 @@ fn snapshotting(vm: Option<&VirtualMachine>) -> bool {
         .is_some_and(|s| s.snapshot_in_progress.is_some())
 }
 
-/// The address that port-forward connects to: that of the first interface that has one.
+/// The address that port-forward connects to: the one on the network that all pods have.
+///
+/// What addresses there are on other networks may be the guest's own word, by which it would choose what in the cluster
+/// is connected to.
 #[must_use]
 pub fn first_address(vmi: &VirtualMachineInstance) -> Option<&str> {
-    let interfaces = &vmi.status.as_ref()?.interfaces;
-    interfaces
-        .iter()
-        .find_map(|i| i.ip_address.as_deref())
-        .filter(|a| !a.is_empty())
+    let default = |network: &&Network| {
+        let multus = network.multus.as_ref();
+        network.pod.is_some() || multus.is_some_and(|multus| multus.default == Some(true))
+    };
+    let network = vmi.spec.networks.iter().find(default)?;
+    let mut interfaces = vmi.status.as_ref()?.interfaces.iter();
+    let interface = interfaces.find(|interface| interface.name.as_ref() == Some(&network.name))?;
+    interface.ip_address.as_deref().filter(|address| !address.is_empty())
 }
 
 #[cfg(test)]
@@ -222,8 +228,9 @@ mod tests {
     fn vmi(phase: Phase, conditions: &[&str]) -> VirtualMachineInstance {
         let mut vmi: VirtualMachineInstance = serde_json::from_value(json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
-            "metadata": {"name": "x"}, "spec": {"domain": {"devices": {}}},
-            "status": {"phase": phase.as_str(), "interfaces": [{"ipAddress": "10.0.0.2"}]}
+            "metadata": {"name": "x"},
+            "spec": {"domain": {"devices": {}}, "networks": [{"name": "n", "pod": {}}]},
+            "status": {"phase": phase.as_str(), "interfaces": [{"name": "n", "ipAddress": "10.0.0.2"}]}
         }))
         .unwrap();
         let list = &mut vmi.status.as_mut().unwrap().conditions;
@@ -406,6 +413,41 @@ mod tests {
                 expected.as_ref().copied(),
                 "{phase} {marked:?} {node}"
             );
+        }
+    }
+
+    #[test]
+    fn the_guest_does_not_choose_where_ports_are_forwarded_to() {
+        let own = json!({"interfaceName": "lo0", "ipAddress": "169.254.169.254", "infoSource": "guest-agent"});
+        let on = |name: &str, address: &str| json!({"name": name, "ipAddress": address, "infoSource": "domain, guest-agent"});
+        for (networks, interfaces, expected) in [
+            (
+                json!([{"name": "n", "pod": {}}]),
+                json!([on("n", "10.0.0.2"), own]),
+                Some("10.0.0.2"),
+            ),
+            (
+                json!([{"name": "n", "pod": {}}]),
+                json!([own, on("n", "10.0.0.2")]),
+                Some("10.0.0.2"),
+            ),
+            (json!([{"name": "n", "pod": {}}]), json!([own, on("n", "")]), None),
+            (json!([]), json!([own]), None),
+            (
+                json!([{"name": "m", "multus": {"networkName": "x"}}]),
+                json!([on("m", "10.9.0.1")]),
+                None,
+            ),
+            (
+                json!([{"name": "m", "multus": {"networkName": "x", "default": true}}]),
+                json!([on("m", "10.9.0.1")]),
+                Some("10.9.0.1"),
+            ),
+        ] {
+            let mut vmi = vmi(Phase::Running, &[]);
+            vmi.spec.networks = serde_json::from_value(networks).unwrap();
+            vmi.status.as_mut().unwrap().interfaces = serde_json::from_value(interfaces).unwrap();
+            assert_eq!(first_address(&vmi), expected, "{:?}", vmi.spec.networks);
         }
     }
 

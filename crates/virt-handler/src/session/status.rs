@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use ferrovirt_api::v1::{
-    Machine, VirtualMachineInstance, VirtualMachineInstanceCondition, VirtualMachineInstanceNetworkInterface,
-    VirtualMachineInstancePhaseTransitionTimestamp, VirtualMachineInstanceStatus, VolumeStatus,
+    Interface as WireInterface, Machine, VirtualMachineInstance, VirtualMachineInstanceCondition,
+    VirtualMachineInstanceNetworkInterface, VirtualMachineInstancePhaseTransitionTimestamp,
+    VirtualMachineInstanceStatus, VolumeStatus,
 };
 use ferrovirt_core::conditions::{self, Desired, wire_time};
 use ferrovirt_core::vmi::conditions::{AGENT_CONNECTED, CONTROLLER_REASONS, PAUSED, SYNCHRONIZED};
@@ -287,7 +288,7 @@ fn describe_guest(
 ) {
     let info = GuestInfo::of(guest);
     if let Some(nics) = nics {
-        status.interfaces = interfaces(nics, &info.interfaces);
+        status.interfaces = interfaces(vmi, nics, &info.interfaces);
     }
     let os = info.os.filter(|os| *os != Default::default());
     status.guest_os_info = os.or(status.guest_os_info.take().filter(|_| guest.agent_connected));
@@ -319,7 +320,11 @@ fn describe_guest(
 
 /// The VMI's NICs, with what the agent says of them, then the guest's own interfaces. Which address a NIC is reached by
 /// is never taken from the guest: port-forward connects to it.
-fn interfaces(nics: &[Nic], reported: &[Interface]) -> Vec<VirtualMachineInstanceNetworkInterface> {
+fn interfaces(
+    vmi: &VirtualMachineInstance,
+    nics: &[Nic],
+    reported: &[Interface],
+) -> Vec<VirtualMachineInstanceNetworkInterface> {
     let same = |nic: &Nic, mac: Option<&str>| mac.is_some_and(|mac| mac.eq_ignore_ascii_case(&nic.mac));
     let mut list = Vec::new();
     for nic in nics {
@@ -358,8 +363,39 @@ fn interfaces(nics: &[Nic], reported: &[Interface]) -> Vec<VirtualMachineInstanc
     let own = reported.iter().filter(|interface| {
         interface.interface_name.as_deref() != Some("lo") && !nics.iter().any(|nic| same(nic, interface.mac.as_deref()))
     });
-    list.extend(own.map(Interface::to_status));
+    let mut own: Vec<_> = own.map(Interface::to_status).collect();
+    let functions = vmi.spec.domain.devices.interfaces.iter();
+    list.extend(
+        functions
+            .filter(|interface| interface.sriov.is_some())
+            .map(|interface| virtual_function(interface, &mut own)),
+    );
+    list.extend(own);
     list
+}
+
+/// A virtual function: only the guest sees it, and it is found there by the MAC address that the spec chooses.
+fn virtual_function(
+    interface: &WireInterface,
+    own: &mut Vec<VirtualMachineInstanceNetworkInterface>,
+) -> VirtualMachineInstanceNetworkInterface {
+    let wanted = interface.mac_address.as_deref().filter(|mac| !mac.is_empty());
+    let same = |seen: &VirtualMachineInstanceNetworkInterface| {
+        let pair = seen.mac.as_deref().zip(wanted);
+        pair.is_some_and(|(seen, wanted)| seen.eq_ignore_ascii_case(&wanted.replace('-', ":")))
+    };
+    let seen = own.iter().position(same).map(|place| own.remove(place));
+    let source = if seen.is_some() {
+        "domain, guest-agent"
+    } else {
+        "domain"
+    };
+    VirtualMachineInstanceNetworkInterface {
+        name: Some(interface.name.clone()),
+        mac: wanted.map(str::to_owned),
+        info_source: Some(source.to_owned()),
+        ..seen.unwrap_or_default()
+    }
 }
 
 /// How a patch makes sure that it changes what it was made for.

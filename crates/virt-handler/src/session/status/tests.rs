@@ -178,6 +178,43 @@ fn one_write_makes_it_running_and_the_next_look_finds_nothing_to_do() {
     );
 }
 
+/// Shows `spec.domain.devices.interfaces[].sriov`.
+#[test]
+fn virtual_functions_are_found_by_their_address() {
+    let mut vmi = vmi("Running");
+    vmi.spec.domain.devices.interfaces = serde_json::from_value(json!([
+        {"name": "default", "masquerade": {}},
+        {"name": "red", "sriov": {}, "macAddress": "02-00-00-00-00-0A"},
+        {"name": "blue", "sriov": {}},
+    ]))
+    .unwrap();
+    let nics = [nic()];
+    let mut guest = guest(Lifecycle::Running, "Booted");
+    guest.agent_connected = true;
+    guest.guest_info = serde_json::to_vec(&json!({"interfaces": [
+        {"interfaceName": "eth9", "mac": "02:00:00:00:00:09", "ipAddresses": ["10.0.0.9"]},
+        {"interfaceName": "eth1", "mac": "02:00:00:00:00:0a", "ipAddresses": ["10.1.0.5"]},
+    ]}))
+    .unwrap();
+    let view = View {
+        guest: Some(&guest),
+        nics: Some(&nics),
+        ..View::default()
+    };
+    let interfaces = change(&vmi, &view, now()).unwrap().status.interfaces;
+    let told = |i: usize| {
+        let interface = &interfaces[i];
+        let (name, device) = (interface.name.as_deref(), interface.interface_name.as_deref());
+        (name, device, interface.info_source.as_deref().unwrap())
+    };
+    assert_eq!(interfaces.len(), 4);
+    assert_eq!(told(0), (Some("default"), None, "domain"));
+    assert_eq!(told(1), (Some("red"), Some("eth1"), "domain, guest-agent"));
+    assert_eq!(interfaces[1].ip_address.as_deref(), Some("10.1.0.5"));
+    assert_eq!(told(2), (Some("blue"), None, "domain"));
+    assert_eq!(told(3), (None, Some("eth9"), "guest-agent"));
+}
+
 #[test]
 fn the_agent_adds_but_does_not_choose_the_address() {
     let mut vmi = vmi("Scheduled");
