@@ -80,7 +80,7 @@ fn read(found: &[(String, Value)], xml: &str) -> Launch {
         api: (number(found, "sev-api-major"), number(found, "sev-api-minor")),
         build_id: number(found, "sev-build-id"),
         policy: number(found, "sev-policy"),
-        loader: xml::describe(xml).loader.into(),
+        loader: xml::loader(xml).into(),
     }
 }
 

@@ -20,8 +20,6 @@ pub struct Description {
     pub disks: Vec<DiskTarget>,
     /// Taps and the networks they are on.
     pub taps: Vec<(String, String)>,
-    /// File of the firmware; empty where QEMU has its own.
-    pub loader: String,
 }
 
 /// A disk of the domain.
@@ -44,15 +42,6 @@ pub fn describe(xml: &str) -> Description {
     let mut tap = None::<(String, String)>;
     loop {
         match reader.read_event() {
-            Ok(Event::Start(tag)) if tag.name().as_ref() == b"loader" => {
-                let text = reader.read_text(tag.name()).ok();
-                let text = text.and_then(|text| {
-                    text.decode()
-                        .ok()
-                        .and_then(|text| Some(unescape(&text).ok()?.into_owned()))
-                });
-                found.loader = text.unwrap_or_default();
-            }
             Ok(Event::Start(tag) | Event::Empty(tag)) => match tag.name().as_ref() {
                 b"domain" => found.domain_type = attribute(&tag, "type"),
                 b"type" => found.machine_type = attribute(&tag, "machine"),
@@ -79,6 +68,26 @@ pub fn describe(xml: &str) -> Description {
             Ok(Event::End(tag)) if tag.name().as_ref() == b"disk" => found.disks.extend(disk.take()),
             Ok(Event::End(tag)) if tag.name().as_ref() == b"interface" => found.taps.extend(tap.take()),
             Ok(Event::Eof) | Err(_) => return found,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// File of a domain's firmware; empty where QEMU has its own.
+pub(super) fn loader(xml: &str) -> String {
+    let mut reader = Reader::from_str(xml);
+    loop {
+        match reader.read_event() {
+            Ok(Event::Start(tag)) if tag.name().as_ref() == b"loader" => {
+                let text = reader.read_text(tag.name()).ok();
+                let text = text.and_then(|text| {
+                    text.decode()
+                        .ok()
+                        .and_then(|text| Some(unescape(&text).ok()?.into_owned()))
+                });
+                return text.unwrap_or_default();
+            }
+            Ok(Event::Eof) | Err(_) => return String::new(),
             Ok(_) => {}
         }
     }
@@ -112,7 +121,6 @@ mod tests {
                 size: None,
             }],
             taps: vec![("tap0".into(), "default".into())],
-            loader: String::new(),
         };
         assert_eq!(describe(xml), expected);
         assert_eq!(describe("<domain type="), Description::default());
