@@ -26,6 +26,12 @@ pub const GATE_PORT_RANGES: &str = "PortRangesSpec";
 /// Gate that admits `devices.hostDevices`.
 pub const GATE_HOST_DEVICES: &str = "HostDevices";
 
+/// Gate of `devices.gpus` by resource claims; on unless it is disabled.
+pub const GATE_GPUS_WITH_DRA: &str = "GPUsWithDRA";
+
+/// Gate of `devices.hostDevices` by resource claims; on unless it is disabled.
+pub const GATE_HOST_DEVICES_WITH_DRA: &str = "HostDevicesWithDRA";
+
 /// Gate of guests whose memory AMD's processors encrypt; on unless it is disabled.
 pub const GATE_SEV: &str = "WorkloadEncryptionSEV";
 
@@ -51,11 +57,13 @@ pub const GATE_SIDECAR: &str = "Sidecar";
 pub const GATE_VSOCK: &str = "VSOCK";
 
 /// What readers of admitted objects do not ask for again.
-const ALL_GATES: [&str; 12] = [
+const ALL_GATES: [&str; 14] = [
     GATE_CONTAINER_PATH,
     GATE_DOWNWARD_METRICS,
+    GATE_GPUS_WITH_DRA,
     GATE_HOST_DISK,
     GATE_HOST_DEVICES,
+    GATE_HOST_DEVICES_WITH_DRA,
     GATE_IGNITION,
     GATE_MEMLOCK,
     GATE_PORT_RANGES,
@@ -110,6 +118,8 @@ pub struct ClusterConfig {
     pub dedicated_cpus: bool,
     /// Pods can have networks beside the one that all have.
     pub secondary_networks: bool,
+    /// Pods can have devices by resource claims.
+    pub resource_claims: bool,
     /// Pods can have containers of other images beside the guest's.
     pub hook_sidecars: bool,
     /// No serial console is logged unless the VMI asks for it.
@@ -224,10 +234,13 @@ impl Default for ClusterConfig {
             max_guest: None,
             live_update: true,
             eviction_strategy: "None".to_owned(),
-            feature_gates: [GATE_SEV.to_owned()].into(),
+            feature_gates: [GATE_GPUS_WITH_DRA, GATE_HOST_DEVICES_WITH_DRA, GATE_SEV]
+                .map(str::to_owned)
+                .into(),
             use_emulation: false,
             dedicated_cpus: true,
             secondary_networks: true,
+            resource_claims: true,
             hook_sidecars: true,
             disable_serial_console_log: false,
             mem_balloon_stats_period: 10,
@@ -261,12 +274,20 @@ impl ClusterConfig {
     #[must_use]
     pub fn standalone() -> Self {
         Self {
-            feature_gates: [GATE_CONTAINER_PATH, GATE_HOST_DISK, GATE_SEV, GATE_VIRTIOFS_STORAGE]
-                .map(str::to_owned)
-                .into(),
+            feature_gates: [
+                GATE_CONTAINER_PATH,
+                GATE_GPUS_WITH_DRA,
+                GATE_HOST_DEVICES_WITH_DRA,
+                GATE_HOST_DISK,
+                GATE_SEV,
+                GATE_VIRTIOFS_STORAGE,
+            ]
+            .map(str::to_owned)
+            .into(),
             use_emulation: true,
             dedicated_cpus: false,
             secondary_networks: false,
+            resource_claims: false,
             hook_sidecars: false,
             reservation_daemons: false,
             ..Self::default()

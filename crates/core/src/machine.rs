@@ -16,7 +16,7 @@ pub use extras::{
     AccessCredential, Claim, CredentialMethod, Files, FilesOrigin, Filesystem, FilesystemSource, HookClaim, HookScript,
     HookSidecar, KernelBoot, ObjectRef, ServiceAccount, Tpm,
 };
-pub use host_devices::{Display, HostDevice, HostDeviceList};
+pub use host_devices::{ClaimSource, Display, HostDevice, HostDeviceList, HostDeviceSource, ResourceClaim};
 pub use hyperv::{Enlightenment, Hyperv};
 pub use launch_security::LaunchSecurity;
 pub use network::NicNetwork;
@@ -131,6 +131,8 @@ pub struct Machine {
     pub interfaces: Vec<Interface>,
     /// Devices of the node, GPUs first.
     pub host_devices: Vec<HostDevice>,
+    /// Claims of the pod, by which some of those are given.
+    pub resource_claims: Vec<ResourceClaim>,
     /// virtio-rng.
     pub rng: bool,
     /// serial0 exists.

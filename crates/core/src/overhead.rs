@@ -7,7 +7,7 @@ use ferrovirt_api::v1::VirtualMachineInstanceSpec;
 
 use crate::config::ClusterConfig;
 use crate::defaults::binary;
-use crate::machine::{Architecture, Interface, LaunchSecurity, Machine};
+use crate::machine::{Architecture, HostDevice, Interface, LaunchSecurity, Machine};
 use crate::names::VHOST_VSOCK_RESOURCE;
 
 const MI: u64 = 1 << 20;
@@ -216,8 +216,9 @@ fn devices(machine: &Machine, config: &ClusterConfig) -> BTreeMap<String, Quanti
         devices.insert(VHOST_VSOCK_RESOURCE.to_owned(), Quantity("1".to_owned()));
     }
     let mut counts: BTreeMap<&str, u32> = BTreeMap::new();
-    for device in &machine.host_devices {
-        *counts.entry(&device.resource).or_default() += 1;
+    // What the pod gets by claims it asks for by their names.
+    for resource in machine.host_devices.iter().filter_map(HostDevice::resource) {
+        *counts.entry(resource).or_default() += 1;
     }
     let counts = counts
         .into_iter()

@@ -134,6 +134,23 @@ const CONTEXT: &[(&str, &str)] = &[
         "{domain: {devices: {gpus: [{name: y, deviceName: ex.com/b, virtualGPUOptions: {display: {}}}]}}}",
     ),
     (
+        "domain.devices.gpus[0].claimName",
+        "{resourceClaims: [{name: x, resourceClaimName: a}, {name: y, resourceClaimName: b}], domain: {devices: {gpus: [{name: y, claimName: y, requestName: r}]}}}",
+    ),
+    (
+        "domain.devices.gpus[0].requestName",
+        "{resourceClaims: [{name: y, resourceClaimName: b}], domain: {devices: {gpus: [{name: y, claimName: y, requestName: r}]}}}",
+    ),
+    (
+        "domain.devices.hostDevices[0].claimName",
+        "{resourceClaims: [{name: x, resourceClaimName: a}, {name: y, resourceClaimName: b}], domain: {devices: {hostDevices: [{name: y, claimName: y, requestName: r}]}}}",
+    ),
+    (
+        "domain.devices.hostDevices[0].requestName",
+        "{resourceClaims: [{name: y, resourceClaimName: b}], domain: {devices: {hostDevices: [{name: y, claimName: y, requestName: r}]}}}",
+    ),
+    ("resourceClaims", "{resourceClaims: [{name: y, resourceClaimName: b}]}"),
+    (
         "domain.devices.gpus",
         "{domain: {devices: {gpus: [{name: y, deviceName: ex.com/b}]}}}",
     ),
@@ -293,6 +310,7 @@ const ALTERNATIVES: &[(&str, &[&str])] = &[
         ],
     ),
     ("networks[0]", &["pod", "multus", "resourceClaim"]),
+    ("resourceClaims[0]", &["resourceClaimName", "resourceClaimTemplateName"]),
 ];
 
 fn base() -> Value {

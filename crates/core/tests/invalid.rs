@@ -200,6 +200,59 @@ fn reservations_need_their_daemon() {
     }
 }
 
+/// On a cluster there may be drivers for resource claims. Their gates are on until an administrator disables them.
+#[test]
+fn devices_by_resource_claims_are_for_clusters_and_behind_gates() {
+    let vmi: VirtualMachineInstance = serde_json::from_value(serde_json::json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
+        "spec": {
+            "resourceClaims": [{"name": "c", "resourceClaimName": "a"}],
+            "domain": {
+                "devices": {
+                    "gpus": [{"name": "g", "claimName": "c", "requestName": "r"}],
+                    "hostDevices": [{"name": "h", "claimName": "c", "requestName": "s"}],
+                },
+                "memory": {"guest": "64Mi"},
+            },
+        },
+    }))
+    .unwrap();
+    let refused = |config: ClusterConfig, disabled: &[&str]| {
+        let mut vmi = vmi.clone();
+        let configuration = serde_json::json!({"developerConfiguration": {"disabledFeatureGates": disabled}});
+        let config = ClusterConfig {
+            architecture: Architecture::Amd64,
+            ..config.with(&serde_json::from_value(configuration).unwrap())
+        };
+        let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        default_vmi(&mut vmi, &config, &now, Uuid::nil());
+        let causes = validate_vmi_create(&vmi, &config, false);
+        assert!(
+            causes.iter().all(|c| c.reason.as_str() == "FieldValueNotSupported"),
+            "{causes:#?}"
+        );
+        causes.into_iter().map(|cause| cause.field).collect::<Vec<_>>()
+    };
+    let (gpu, host_device) = (
+        "spec.domain.devices.gpus[0].claimName",
+        "spec.domain.devices.hostDevices[0].claimName",
+    );
+    let (gpus, host_devices) = ("GPUsWithDRA", "HostDevicesWithDRA");
+    for (config, disabled, fields) in [
+        (ClusterConfig::default(), vec![], vec![]),
+        (ClusterConfig::default(), vec![gpus], vec![gpu]),
+        (ClusterConfig::default(), vec![host_devices], vec![host_device]),
+        (
+            ClusterConfig::default(),
+            vec![gpus, host_devices],
+            vec!["spec.resourceClaims", gpu, host_device],
+        ),
+        (ClusterConfig::standalone(), vec![], vec!["spec.resourceClaims"]),
+    ] {
+        assert_eq!(refused(config, &disabled), fields, "{disabled:?}");
+    }
+}
+
 /// An administrator's gates, which are on where the user owns the machine.
 #[test]
 fn shared_claims_and_container_paths_are_behind_gates() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use ferrovirt_core::machine::PciAddress;
+use ferrovirt_core::machine::{HostDeviceSource, PciAddress};
 use uuid::Uuid;
 
 /// Where a machine runs and what was prepared for it.
@@ -219,12 +219,12 @@ pub enum MissingFact {
     #[error("interface \"{0}\": the pod was given no virtual function of a network card")]
     VirtualFunction(String),
     /// No device.
-    #[error("device \"{name}\": the pod was given no (more) {resource}")]
+    #[error("device \"{name}\": the pod was given no (more) {wanted}")]
     HostDevice {
         /// Name in the spec.
         name: String,
         /// What the pod asked for.
-        resource: String,
+        wanted: HostDeviceSource,
     },
     /// No file.
     #[error("the {0} of kernelBoot was not prepared")]

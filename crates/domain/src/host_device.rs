@@ -16,7 +16,7 @@ pub(crate) fn host_devices(machine: &Machine, facts: &Facts) -> Result<Vec<Eleme
         .map(|device| {
             let missing = || MissingFact::HostDevice {
                 name: device.name.clone(),
-                resource: device.resource.clone(),
+                wanted: device.source.clone(),
             };
             let fact = facts.host_devices.get(&device.alias()).ok_or_else(missing)?;
             Ok(element(device, fact, &mut default_screen))

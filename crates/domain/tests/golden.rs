@@ -378,6 +378,9 @@ goldens! {
     host_device_mediated => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {hostDevices: [{name: h, deviceName: ex.com/mdev}]}}}}"
     host_device_usb => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {hostDevices: [{name: h, deviceName: ex.com/usb}]}}}}"
     host_devices_and_gpu => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}], mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}], usb: [{resourceName: ex.com/usb, selectors: [{vendor: '46f4', product: '0001'}]}]}}, spec: {domain: {devices: {gpus: [{name: x, deviceName: ex.com/pci}], hostDevices: [{name: x, deviceName: ex.com/pci}, {name: y, deviceName: ex.com/pci}]}}}}"
+    gpu_pci_by_claim => "spec: {resourceClaims: [{name: c, resourceClaimName: big}], domain: {devices: {gpus: [{name: g, claimName: c, requestName: pci}]}}}"
+    gpu_mediated_by_claim => "spec: {resourceClaims: [{name: c, resourceClaimTemplateName: part}], domain: {devices: {gpus: [{name: g, claimName: c, requestName: mdev}]}}}"
+    host_devices_by_claims => "spec: {resourceClaims: [{name: c, resourceClaimTemplateName: two}], domain: {devices: {hostDevices: [{name: h, claimName: c, requestName: pci}, {name: i, claimName: c, requestName: mdev}]}}}"
     // Memory that the node cannot read
     sev => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {}}}}"
     sev_es => "spec: {domain: {firmware: {bootloader: {efi: {secureBoot: false}}}, launchSecurity: {sev: {policy: {encryptedState: true}}}}}"
@@ -489,6 +492,7 @@ fn render(case: &Case) -> String {
         dedicated_cpus: true,
         secondary_networks: true,
         reservation_daemons: true,
+        resource_claims: true,
         ..ClusterConfig::standalone()
     };
     let machine = Machine::parse(&vmi, &config.with(&configuration)).unwrap();

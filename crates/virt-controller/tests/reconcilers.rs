@@ -16,6 +16,7 @@ use ferrovirt_core::vm::actions::{self, Effect};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::{Client, Resource, ResourceExt};
 use serde::Serialize;
@@ -37,10 +38,14 @@ struct World {
 
 impl World {
     async fn new() -> Self {
-        let crds = ferrovirt_api::crds()
-            .iter()
-            .map(|crd| serde_json::to_value(crd).unwrap())
-            .collect();
+        Self::with(Vec::new()).await
+    }
+
+    /// A world that serves more kinds, by their CRDs.
+    async fn with(more: Vec<Value>) -> Self {
+        let own = ferrovirt_api::crds();
+        let own = own.iter().map(|crd| serde_json::to_value(crd).unwrap());
+        let crds = own.chain(more).collect();
         let server = ApiServer::open(Config {
             crds,
             ..Config::memory()
@@ -681,4 +686,95 @@ async fn twenty_vms_at_once() {
         Some(all.iter().filter(|v| phase(v) == "Scheduled").count())
     };
     eventually("20 scheduled VMIs", scheduled, |n| *n == 20).await;
+}
+
+/// A kind of resource.k8s.io, as far as this test needs it.
+fn resource_kind(kind: &str, plural: &str, scope: &str, selectable: &[&str]) -> Value {
+    let open = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let spec = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true,
+        "properties": {"nodeName": {"type": "string"}}});
+    let fields: Vec<Value> = selectable.iter().map(|path| json!({"jsonPath": path})).collect();
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": format!("{plural}.resource.k8s.io")},
+        "spec": {
+            "group": "resource.k8s.io", "scope": scope,
+            "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase()},
+            "versions": [{
+                "name": "v1", "served": true, "storage": true, "selectableFields": fields,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec, "status": open}}},
+            }],
+        },
+    })
+}
+
+/// Shows `spec.resourceClaims[].resourceClaimTemplateName`.
+#[tokio::test]
+async fn a_vmi_waits_for_the_devices_of_its_claims() {
+    let kinds = [
+        resource_kind("ResourceClaim", "resourceclaims", "Namespaced", &[]),
+        resource_kind("ResourceSlice", "resourceslices", "Cluster", &[".spec.nodeName"]),
+    ];
+    let world = World::with(kinds.to_vec()).await;
+    let config = ClusterConfig {
+        resource_claims: true,
+        ..ClusterConfig::standalone()
+    };
+    world.config.send(Arc::new(config)).unwrap();
+    let vmi = serde_json::from_value(json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
+        "spec": {
+            "resourceClaims": [{"name": "c", "resourceClaimTemplateName": "gpu"}],
+            "domain": {"memory": {"guest": "64Mi"}, "devices": {
+                "gpus": [{"name": "g", "claimName": "c", "requestName": "r"}]}},
+        },
+    }))
+    .unwrap();
+    let vmis: Api<VirtualMachineInstance> = world.api();
+    vmis.create(&PostParams::default(), &vmi).await.unwrap();
+    let pod = world.pod().await;
+    world.bind(&pod).await;
+    let made = json!({"resourceClaimStatuses": [{"name": "c", "resourceClaimName": "made"}]});
+    world.pod_status(&pod, made).await;
+    world.compute(&pod, "Running", json!({"running": {}})).await;
+    let waiting = world
+        .vmi("DevicesNotAllocated", |vmi| {
+            let conditions = vmi.status.iter().flat_map(|status| &status.conditions);
+            conditions
+                .into_iter()
+                .any(|c| c.reason.as_deref() == Some("DevicesNotAllocated"))
+        })
+        .await;
+    assert_eq!(waiting.status.unwrap().phase.as_deref(), Some("Scheduling"));
+
+    let slice = |node: &str, address: &str| {
+        json!({
+            "apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": node},
+            "spec": {
+                "driver": "gpu.ex.com", "nodeName": node,
+                "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+                "devices": [{"name": "gpu-0", "attributes": {"resource.kubernetes.io/pciBusID": {"string": address}}}],
+            },
+        })
+    };
+    let slices: Api<ResourceSlice> = Api::all(world.client.clone());
+    for slice in [slice("node1", "0000:01:00.0"), slice("node2", "0000:02:00.0")] {
+        let slice = serde_json::from_value(slice).unwrap();
+        slices.create(&PostParams::default(), &slice).await.unwrap();
+    }
+    let claim = serde_json::from_value(json!({
+        "apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": {"name": "made"}, "spec": {},
+        "status": {"allocation": {"devices": {"results": [
+            {"request": "r", "driver": "gpu.ex.com", "pool": "p", "device": "gpu-0"}]}}},
+    }))
+    .unwrap();
+    let claims: Api<ResourceClaim> = world.api();
+    claims.create(&PostParams::default(), &claim).await.unwrap();
+    let scheduled = world.phase("Scheduled").await;
+    let status = scheduled.status.unwrap();
+    let given = serde_json::to_value(status.device_status).unwrap();
+    let expected = json!({"gpuStatuses": [{"name": "g", "deviceResourceClaimStatus": {
+        "name": "gpu-0", "resourceClaimName": "made", "attributes": {"pciAddress": "0000:01:00.0"}}}]});
+    assert_eq!(given, expected);
+    assert!(status.conditions.iter().all(|c| c.r#type != "Synchronized"));
 }

@@ -1,9 +1,11 @@
 //! Devices of the node that the kubelet gave to this pod. Device plugins tell which by variables of the environment, one
-//! for each resource, with the addresses of all its devices.
+//! for each resource, with the addresses of all its devices. Which devices resource claims were given, virt-controller
+//! writes into the VMI's status.
 
 use std::collections::BTreeMap;
 
-use ferrovirt_core::machine::{HostDevice, PciAddress};
+use ferrovirt_api::v1::{DeviceAttribute, DeviceStatus};
+use ferrovirt_core::machine::{HostDevice, HostDeviceList, PciAddress};
 use ferrovirt_domain::HostDeviceFact;
 use uuid::Uuid;
 
@@ -50,18 +52,44 @@ fn variable(prefix: &str, resource: &str) -> String {
     format!("{prefix}_{name}")
 }
 
-/// A device for each of `wanted`, by alias; those of one resource in the order in which they were given. `read` looks
-/// variables up. What is not there is left out.
+/// A device for each of `wanted` that is of a resource, by alias; those of one resource in the order in which they were
+/// given. `read` looks variables up. What is not there is left out.
 pub fn given(wanted: &[HostDevice], read: impl Fn(&str) -> Option<String>) -> BTreeMap<String, HostDeviceFact> {
     let mut pools: BTreeMap<&str, std::vec::IntoIter<HostDeviceFact>> = BTreeMap::new();
     let mut found = BTreeMap::new();
-    for device in wanted {
+    for (device, resource) in wanted.iter().filter_map(|device| Some((device, device.resource()?))) {
         let pool = pools
-            .entry(&device.resource)
-            .or_insert_with(|| pool(&device.resource, &read).into_iter());
+            .entry(resource)
+            .or_insert_with(|| pool(resource, &read).into_iter());
         found.extend(pool.next().map(|fact| (device.alias(), fact)));
     }
     found
+}
+
+/// A device for each of `wanted` that is of a resource claim, by alias, as the VMI's status says. What it does not say,
+/// or says in a way that cannot be read, is left out.
+pub fn by_claims(wanted: &[HostDevice], status: &DeviceStatus) -> BTreeMap<String, HostDeviceFact> {
+    let claimed = wanted.iter().filter(|device| device.resource().is_none());
+    let fact = |device: &HostDevice| {
+        let list = match device.list {
+            HostDeviceList::Gpu => &status.gpu_statuses,
+            HostDeviceList::HostDevice => &status.host_device_statuses,
+        };
+        let info = list.iter().find(|info| info.name == device.name)?;
+        let given = info.device_resource_claim_status.as_ref()?.attributes.as_ref()?;
+        // A part of a device may have the address of the whole, too.
+        let DeviceAttribute {
+            m_dev_uuid,
+            pci_address,
+        } = given;
+        match m_dev_uuid {
+            Some(uuid) => mediated(uuid),
+            None => pci(pci_address.as_deref()?),
+        }
+    };
+    claimed
+        .filter_map(|device| Some((device.alias(), fact(device)?)))
+        .collect()
 }
 
 fn pool(resource: &str, read: &impl Fn(&str) -> Option<String>) -> Vec<HostDeviceFact> {
@@ -75,7 +103,8 @@ fn pool(resource: &str, read: &impl Fn(&str) -> Option<String>) -> Vec<HostDevic
 
 #[cfg(test)]
 mod tests {
-    use ferrovirt_core::machine::HostDeviceList;
+    use ferrovirt_core::machine::HostDeviceSource;
+    use serde_json::json;
 
     use super::*;
 
@@ -83,7 +112,7 @@ mod tests {
         HostDevice {
             name: name.into(),
             list: HostDeviceList::HostDevice,
-            resource: resource.into(),
+            source: HostDeviceSource::Resource(resource.into()),
             tag: None,
             display: None,
         }
@@ -122,5 +151,51 @@ mod tests {
             ("hostdevice-e".to_owned(), HostDeviceFact::Usb { bus: 3, device: 11 }),
         ]);
         assert_eq!(found, expected);
+    }
+
+    /// Shows `spec.domain.devices.hostDevices[].claimName`, `spec.domain.devices.gpus[].claimName`.
+    #[test]
+    fn the_status_tells_what_claims_were_given() {
+        let claimed = |name: &str, list| HostDevice {
+            list,
+            source: HostDeviceSource::Claim {
+                claim: "c".into(),
+                request: name.into(),
+            },
+            ..device(name, "")
+        };
+        let (gpu, host) = (HostDeviceList::Gpu, HostDeviceList::HostDevice);
+        let uuid = "fa11c0de-0000-0000-0000-000000000001";
+        let info =
+            |name: &str, attributes| json!({"name": name, "deviceResourceClaimStatus": {"attributes": attributes}});
+        let status: DeviceStatus = serde_json::from_value(json!({
+            "gpuStatuses": [info("a", json!({"pciAddress": "0000:81:01.0"})), info("plugin", json!({"pciAddress": "0000:81:03.0"}))],
+            "hostDeviceStatuses": [
+                info("a", json!({"pciAddress": "0000:81:02.0"})),
+                info("part", json!({"pciAddress": "0000:81:02.0", "mDevUUID": uuid})),
+                info("odd", json!({"pciAddress": "81:02"})), info("nothing", json!({})), {"name": "bare"},
+            ],
+        }))
+        .unwrap();
+        let wanted = [
+            claimed("a", gpu),
+            device("plugin", "ex.com/pci-1"),
+            claimed("a", host),
+            claimed("part", host),
+            claimed("odd", host),
+            claimed("nothing", host),
+            claimed("bare", host),
+            claimed("unknown", host),
+        ];
+        let expected = BTreeMap::from([
+            ("gpu-a".to_owned(), pci("0000:81:01.0").unwrap()),
+            ("hostdevice-a".to_owned(), pci("0000:81:02.0").unwrap()),
+            ("hostdevice-part".to_owned(), mediated(uuid).unwrap()),
+        ]);
+        assert_eq!(by_claims(&wanted, &status), expected);
+        assert_eq!(by_claims(&wanted, &DeviceStatus::default()), BTreeMap::new());
+        // Claims are no resources of which the environment could tell.
+        let found = given(&wanted[..1], |_| Some("0000:81:09.0".to_owned()));
+        assert_eq!(found, BTreeMap::new());
     }
 }

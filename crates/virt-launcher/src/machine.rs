@@ -8,7 +8,7 @@ use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::cause;
 use ferrovirt_core::config::ClusterConfig;
 use ferrovirt_core::machine::{Architecture, Boot, LaunchSecurity, Machine, PciAddress};
-use ferrovirt_domain::{Facts, FirmwareFiles, MissingFact, NicFact};
+use ferrovirt_domain::{Facts, FirmwareFiles, HostDeviceFact, MissingFact, NicFact};
 use ferrovirt_protocol::launcher::NodeFacts;
 
 use crate::disks::{KernelFiles, Prepared};
@@ -28,11 +28,31 @@ pub fn parse(vmi: &VirtualMachineInstance) -> Result<Machine, String> {
 }
 
 /// What a machine has from others than its spec and its node's agent.
-pub struct Assigned {
-    /// The context ID in the VMI's status.
-    pub vsock_cid: Option<u32>,
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    /// Context ID of its sockets, by the VMI's status.
+    vsock_cid: Option<u32>,
+    /// Devices by resource claims, by their alias; by the VMI's status.
+    host_devices: BTreeMap<String, HostDeviceFact>,
     /// Virtual functions of network cards by name of the interface.
     pub virtual_functions: BTreeMap<String, PciAddress>,
+}
+
+impl Given {
+    /// Reads the status for a machine that was parsed from `vmi`.
+    pub fn new(vmi: &VirtualMachineInstance, machine: &Machine) -> Self {
+        let Some(status) = &vmi.status else {
+            return Self::default();
+        };
+        let devices = status.device_status.as_ref();
+        Self {
+            vsock_cid: status.vsockcid.and_then(|cid| u32::try_from(cid).ok()),
+            host_devices: devices
+                .map(|devices| host_devices::by_claims(&machine.host_devices, devices))
+                .unwrap_or_default(),
+            virtual_functions: BTreeMap::new(),
+        }
+    }
 }
 
 /// The domain of the machine, with what was prepared for it.
@@ -42,13 +62,12 @@ pub fn domain_xml(
     disks: &[Prepared],
     kernel: KernelFiles,
     layout: &Layout,
-    assigned: &Assigned,
+    given: Given,
 ) -> Result<String, MissingFact> {
-    let facts = Facts {
-        vsock_cid: assigned.vsock_cid,
-        virtual_functions: assigned.virtual_functions.clone(),
-        ..facts(machine, node, disks, kernel, layout)
-    };
+    let mut facts = facts(machine, node, disks, kernel, layout);
+    facts.vsock_cid = given.vsock_cid;
+    facts.host_devices.extend(given.host_devices);
+    facts.virtual_functions = given.virtual_functions;
     ferrovirt_domain::domain_xml(machine, &facts)
 }
 

@@ -5,7 +5,6 @@
 
 mod lines;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::bail;
@@ -50,10 +49,9 @@ struct Report {
 /// # Errors
 /// There is one, or a file cannot be read.
 pub(crate) fn run(arguments: &cli::Validate) -> anyhow::Result<()> {
-    let config = ClusterConfig {
-        feature_gates: arguments.feature_gates.iter().cloned().collect::<BTreeSet<_>>(),
-        ..ClusterConfig::default()
-    };
+    // Beside those that are on by themselves.
+    let mut config = ClusterConfig::default();
+    config.feature_gates.extend(arguments.feature_gates.iter().cloned());
     let mut count = 0;
     for file in &arguments.files {
         let report = judge(&crate::expand::read(file)?, &config);

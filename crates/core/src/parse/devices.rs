@@ -29,8 +29,9 @@ impl Cx<'_> {
             downward_metrics,
             // Joined with the volumes, when those are known.
             filesystems: _,
-            gpus,
-            host_devices,
+            // Joined with the resource claims.
+            gpus: _,
+            host_devices: _,
             inputs,
             interfaces: _,
             log_serial_console,
@@ -51,7 +52,6 @@ impl Cx<'_> {
         if machine.downward_metrics {
             self.gate(GATE_DOWNWARD_METRICS, &path.child("downwardMetrics"));
         }
-        machine.host_devices = self.host_devices(gpus, host_devices, path);
         machine.graphics = autoattach_graphics_device.unwrap_or(true);
         machine.mem_balloon = autoattach_mem_balloon.unwrap_or(true);
         machine.serial_console = autoattach_serial_console.unwrap_or(true);

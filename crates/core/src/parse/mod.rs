@@ -139,15 +139,12 @@ impl Cx<'_> {
             utility_volumes,
             volumes,
         } = spec;
-        self.causes.none_of(
-            path,
-            &[
-                ("resourceClaims", !resource_claims.is_empty()),
-                ("utilityVolumes", !utility_volumes.is_empty()),
-            ],
-        );
+        self.causes
+            .none_of(path, &[("utilityVolumes", !utility_volumes.is_empty())]);
         self.architecture(architecture.as_deref(), path);
         let mut machine = self.domain(name, domain, path);
+        machine.resource_claims = self.resource_claims(resource_claims, path);
+        machine.host_devices = self.host_devices(&domain.devices, resource_claims, path);
         let sources = self.volumes(volumes, path);
         machine.access_credentials = self.access_credentials(access_credentials, &sources, path);
         machine.service_account = self.service_account(service_account_name.as_deref(), volumes, path);
@@ -252,6 +249,7 @@ impl Cx<'_> {
             scsi_io_thread: None,
             interfaces: Vec::new(),
             host_devices: Vec::new(),
+            resource_claims: Vec::new(),
             rng: false,
             serial_console: true,
             log_serial_console: true,

@@ -34,12 +34,16 @@ pub const FAILED_PVC_NOT_FOUND: &str = "FailedPvcNotFound";
 /// Reason of `Synchronized`: the claim for the state of firmware and TPM could not be created.
 pub const FAILED_BACKEND_STORAGE_CREATE: &str = "FailedBackendStorageCreate";
 
+/// Reason of `Synchronized`: which devices the resource claims were given is not known.
+pub const DEVICES_NOT_ALLOCATED: &str = "DevicesNotAllocated";
+
 /// The reasons of `Synchronized` that virt-controller sets and removes; all others are virt-handler's.
-pub const CONTROLLER_REASONS: [&str; 6] = [
+pub const CONTROLLER_REASONS: [&str; 7] = [
     FAILED_CREATE,
     FAILED_DELETE,
     FAILED_PVC_NOT_FOUND,
     FAILED_BACKEND_STORAGE_CREATE,
+    DEVICES_NOT_ALLOCATED,
     ERR_IMAGE_PULL,
     IMAGE_PULL_BACK_OFF,
 ];

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `metadata.labels["kubevirt.io/nodeName"]`, finalizers | yes | – |
 //! | `status.phase`, `phaseTransitionTimestamps`, `reason` | see [`phase`] | see [`phase`] |
-//! | `volumeStatus[].persistentVolumeClaimInfo`, `nodeName`, `activePods`, `qosClass`, `runtimeUser`, `migrationTransport`, `virtualMachineRevisionName`, `launcherContainerImageVersion`, `memory`, `currentCPUTopology` | yes | – |
+//! | `volumeStatus[].persistentVolumeClaimInfo`, `nodeName`, `activePods`, `qosClass`, `runtimeUser`, `migrationTransport`, `virtualMachineRevisionName`, `launcherContainerImageVersion`, `memory`, `currentCPUTopology`, `deviceStatus` | yes | – |
 //! | `interfaces`, the rest of `volumeStatus`, `guestOSInfo`, `machine`, `fsFreezeStatus`, `migrationMethod` | – | yes |
 //! | conditions `Ready`, `PodScheduled`; `Synchronized` with the reasons of [`conditions::CONTROLLER_REASONS`] | yes | – |
 //! | conditions `Paused`, `AgentConnected`, `AgentVersionNotSupported`, `LiveMigratable`, `StorageLiveMigratable`, `AccessCredentialsSynchronized`; `Synchronized` with other reasons | – | yes |

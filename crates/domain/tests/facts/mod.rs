@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use ferrovirt_core::machine::{Architecture, Binding, Boot, Filesystem, HostDevice, Machine, PciAddress, Source};
+use ferrovirt_core::machine::{
+    Architecture, Binding, Boot, Filesystem, HostDevice, HostDeviceSource, Machine, PciAddress, Source,
+};
 use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, NicFact};
 
 pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
@@ -119,11 +121,15 @@ fn filesystem_sockets(machine: &Machine) -> BTreeMap<String, PathBuf> {
     machine.filesystems.iter().map(socket).collect()
 }
 
-/// Parts of GPUs have an `m` in their resource's name, USB devices a `u`.
+/// Parts of GPUs have names of their resources or requests that begin with `m`, USB devices such with `u`.
 fn host_devices(machine: &Machine) -> BTreeMap<String, HostDeviceFact> {
     let devices = machine.host_devices.iter().zip(1_u8..);
     let fact = |(device, n): (&HostDevice, u8)| {
-        let fact = match device.resource.rsplit_once('/').map(|(_, name)| &name[..1]) {
+        let name = match &device.source {
+            HostDeviceSource::Resource(resource) => resource.rsplit_once('/').map(|(_, name)| name),
+            HostDeviceSource::Claim { request, .. } => Some(request.as_str()),
+        };
+        let fact = match name.map(|name| &name[..1]) {
             Some("m") => HostDeviceFact::Mediated(uuid::Uuid::from_u128(u128::from(n))),
             Some("u") => HostDeviceFact::Usb {
                 bus: 3,

@@ -3,6 +3,7 @@
 //! gather ([`Observed`]) → [`plan`](plan::plan) → apply. See [`ferrovirt_core::vmi`] for who writes what.
 
 pub mod claims;
+pub mod devices;
 mod networks;
 pub mod plan;
 pub mod pod;
@@ -32,6 +33,7 @@ use crate::node;
 use crate::patch::{self, Written};
 use crate::queue::Outcome;
 use claims::Claims;
+use devices::Devices;
 use plan::{Effect, Observed};
 
 /// The fields of a VMI's status that every plan is based on. virt-handler writes some of them, too.
@@ -42,6 +44,12 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Outcome {
     let Some(mut observed) = gather(&context, &key) else {
         return Outcome::Done;
     };
+    if let Some(pod) = plan::awaits_devices(&observed) {
+        observed.devices = match devices::look(&context.client, &observed.vmi, pod).await {
+            Ok(devices) => Devices::Given(devices),
+            Err(unknown) => Devices::Awaited(unknown.to_string()),
+        };
+    }
     let now = Timestamp::now();
     let mut plan = plan::plan(&observed, now);
     if plan.loses_pod(&observed) && lost_with_node(&context, &observed.vmi).await {
@@ -88,6 +96,7 @@ fn gather(context: &Context, key: &Key) -> Option<Observed> {
             ContainerDisks::Helper
         },
         claims: Claims::of(&vmi, &context.claims),
+        devices: Devices::Settled,
         pods: context.pods.owned_by(uid),
         owner_exists,
         vsock_cid: context.vsock_cids.of(&vmi, &context.vmis),

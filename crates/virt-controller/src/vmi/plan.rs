@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 
 use super::claims::Claims;
+use super::devices::{self, Devices};
 use super::{pod, status};
 use crate::cache::Entry;
 use crate::image_volumes::ContainerDisks;
@@ -40,6 +41,8 @@ pub struct Observed {
     pub vmi: Arc<VirtualMachineInstance>,
     /// Its claims.
     pub claims: Claims,
+    /// What is known of the devices that it has by resource claims.
+    pub devices: Devices,
     /// Its pods.
     pub pods: Vec<Entry<Pod>>,
     /// The VM that owns it exists.
@@ -121,7 +124,11 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let phase = Phase::of(&observed.vmi);
     let deleting = observed.vmi.metadata.deletion_timestamp.is_some();
     let pod = active_pod(&observed.pods);
-    let (view, requeue) = view(pod, quick_start(observed.options.home), now);
+    let (view, requeue) = match (view(pod, quick_start(observed.options.home), now), &observed.devices) {
+        // The node could not start the guest without them.
+        ((PodView::Up, _), Devices::Awaited(_)) => (PodView::Starting { telling: true }, Some(devices::RETRY)),
+        (seen, _) => seen,
+    };
     let next = next_phase(phase, Seen::Pod { pod: view, deleting });
     let mut plan = Plan {
         effects: Vec::new(),
@@ -151,6 +158,19 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         status::describe(&mut plan.status, observed, phase, pod, now);
     }
     plan
+}
+
+/// The pod of a VMI that is to be handed over to its node, and whose devices by resource claims are not known yet.
+#[must_use]
+pub fn awaits_devices(observed: &Observed) -> Option<&Pod> {
+    let vmi = &*observed.vmi;
+    let known = vmi.status.as_ref().is_some_and(|status| status.device_status.is_some());
+    let due = matches!(Phase::of(vmi), Phase::Pending | Phase::Scheduling);
+    if known || !due || vmi.metadata.deletion_timestamp.is_some() || !devices::any(&vmi.spec) {
+        return None;
+    }
+    let pod = &*active_pod(&observed.pods)?.object;
+    (pod.metadata.deletion_timestamp.is_none() && ended(pod).is_none() && up(pod)).then_some(pod)
 }
 
 /// Why a VMI lost its pod: because of its node, if that is gone or silent.

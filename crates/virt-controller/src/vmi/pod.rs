@@ -7,14 +7,17 @@ use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{Probe, VirtualMachineInstance, VirtualMachineInstanceSpec};
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::cause::{self, Cause, CauseReason};
-use ferrovirt_core::machine::{CpuModel, Disk, DiskDevice, Filesystem, FilesystemSource, Machine, NicNetwork, Source};
+use ferrovirt_core::machine::{
+    ClaimSource, CpuModel, Disk, DiskDevice, Filesystem, FilesystemSource, HostDeviceSource, Machine, NicNetwork,
+    ResourceClaim, Source,
+};
 use ferrovirt_core::names;
 use ferrovirt_core::overhead::{PodResources, pod_resources};
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{
     Capabilities, Container, ContainerPort, EnvVar, EnvVarSource, ExecAction, ObjectFieldSelector, Pod,
-    PodReadinessGate, PodSecurityContext, PodSpec, Probe as PodProbe, ResourceRequirements, SeccompProfile,
-    SecurityContext,
+    PodReadinessGate, PodResourceClaim, PodSecurityContext, PodSpec, Probe as PodProbe,
+    ResourceClaim as RequestedClaim, ResourceRequirements, SeccompProfile, SecurityContext,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as K8sQuantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
@@ -142,6 +145,8 @@ pub fn render(
                     condition_type: names::UNPAUSED_GATE.to_owned(),
                 }]
             }),
+            resource_claims: (!machine.resource_claims.is_empty())
+                .then(|| machine.resource_claims.iter().map(resource_claim).collect()),
             restart_policy: Some("Never".to_owned()),
             scheduler_name: spec.scheduler_name.clone(),
             security_context: Some(PodSecurityContext {
@@ -340,7 +345,7 @@ fn compute(
         ports: ports(machine),
         readiness_probe: vmi.spec.readiness_probe.as_ref().map(|p| probe(p, meta)),
         resources: Some(ResourceRequirements {
-            claims: None,
+            claims: requested(machine),
             limits: (!limits.is_empty()).then_some(limits),
             requests: Some(requests),
         }),
@@ -349,6 +354,33 @@ fn compute(
         volume_mounts: Some(storage.mounts.clone()),
         ..Container::default()
     }
+}
+
+fn resource_claim(claim: &ResourceClaim) -> PodResourceClaim {
+    let (object, template) = match &claim.source {
+        ClaimSource::Claim(name) => (Some(name.clone()), None),
+        ClaimSource::Template(name) => (None, Some(name.clone())),
+    };
+    PodResourceClaim {
+        name: claim.name.clone(),
+        resource_claim_name: object,
+        resource_claim_template_name: template,
+    }
+}
+
+/// The requests of resource claims that are the guest's devices.
+fn requested(machine: &Machine) -> Option<Vec<RequestedClaim>> {
+    let devices = machine.host_devices.iter();
+    let requests: Vec<RequestedClaim> = devices
+        .filter_map(|device| match &device.source {
+            HostDeviceSource::Resource(_) => None,
+            HostDeviceSource::Claim { claim, request } => Some(RequestedClaim {
+                name: claim.clone(),
+                request: Some(request.clone()),
+            }),
+        })
+        .collect();
+    (!requests.is_empty()).then_some(requests)
 }
 
 fn wire(quantities: &BTreeMap<String, Quantity>) -> BTreeMap<String, K8sQuantity> {

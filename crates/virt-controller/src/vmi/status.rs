@@ -4,12 +4,13 @@ use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{
     CPUTopology, MemoryStatus, VirtualMachineInstance, VirtualMachineInstanceStatus, VolumeStatus,
 };
-use ferrovirt_core::conditions;
+use ferrovirt_core::conditions::{self, Desired};
 use ferrovirt_core::names;
 use ferrovirt_core::vmi::{Phase, conditions as rules};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 
+use super::devices::Devices;
 use super::plan::Observed;
 use super::pod;
 use crate::cache::owner_uid;
@@ -31,6 +32,9 @@ pub fn describe(
         // The launcher reads it; it is there when the VMI is its node's.
         if status.vsockcid.is_none() {
             status.vsockcid = observed.vsock_cid.map(i64::from);
+        }
+        if let Devices::Given(devices) = &observed.devices {
+            status.device_status = Some(devices.clone());
         }
         if status.launcher_container_image_version.is_none() {
             status.launcher_container_image_version = Some(observed.options.launcher_image.clone());
@@ -73,7 +77,16 @@ fn set_conditions(
         Some(desired) => conditions::set(list, &desired, now),
         None => conditions::remove(list, rules::POD_SCHEDULED),
     };
-    let trouble = rules::image_trouble(pod).filter(|_| !phase.is_final());
+    let trouble = rules::image_trouble(pod).or_else(|| match &observed.devices {
+        Devices::Awaited(why) => Some(Desired::new(
+            rules::SYNCHRONIZED,
+            false,
+            rules::DEVICES_NOT_ALLOCATED,
+            why,
+        )),
+        Devices::Settled | Devices::Given(_) => None,
+    });
+    let trouble = trouble.filter(|_| !phase.is_final());
     let ours = conditions::find(list, rules::SYNCHRONIZED)
         .is_some_and(|c| rules::CONTROLLER_REASONS.contains(&c.reason.as_deref().unwrap_or_default()));
     match trouble {

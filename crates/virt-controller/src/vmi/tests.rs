@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ferrovirt_api::v1::VirtualMachineInstance;
+use ferrovirt_api::v1::{DeviceStatus, DeviceStatusInfo, VirtualMachineInstance};
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::conditions::Condition;
 use jiff::{SignedDuration, Timestamp};
@@ -10,7 +10,8 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::claims::Claims;
-use super::plan::{Effect, Observed, Plan, plan};
+use super::devices::Devices;
+use super::plan::{Effect, Observed, Plan, awaits_devices, plan};
 use super::pod;
 use crate::cache::Entry;
 use crate::image_volumes::ContainerDisks;
@@ -78,6 +79,7 @@ fn observed(vmi: VirtualMachineInstance, pod: Option<Pod>, seen: Timestamp, home
             })
             .collect(),
         claims: Claims::default(),
+        devices: Devices::default(),
         owner_exists: false,
         vsock_cid: None,
         config: Arc::new(ClusterConfig::standalone()),
@@ -437,4 +439,78 @@ fn what_is_let_go_gets_no_status() {
     let before = vmi.status.clone();
     let plan = plan(&observed(vmi, None, now(), Home::Cluster), now());
     assert_eq!((effects(&plan).as_str(), Some(plan.status)), ("finalizers()", before));
+}
+
+/// A VMI in `phase` that has a device by a resource claim.
+fn claiming(phase: &str) -> VirtualMachineInstance {
+    let mut vmi = vmi(phase);
+    vmi.spec.resource_claims = serde_json::from_value(json!([{"name": "c", "resourceClaimName": "big"}])).unwrap();
+    let gpus = json!([{"name": "g", "claimName": "c", "requestName": "r"}]);
+    vmi.spec.domain.devices.gpus = serde_json::from_value(gpus).unwrap();
+    vmi
+}
+
+#[test]
+fn devices_of_claims_are_asked_for_when_the_pod_is_up_and_not_again() {
+    let mut known = claiming("Scheduling");
+    known.status.as_mut().unwrap().device_status = Some(DeviceStatus::default());
+    let mut deleted = claiming("Scheduling");
+    deleted.metadata.deletion_timestamp = serde_json::from_value(json!(now())).unwrap();
+    for (vmi, status, asks) in [
+        (claiming("Pending"), Some(up()), true),
+        (claiming("Scheduling"), Some(up()), true),
+        (claiming("Scheduling"), Some(json!({})), false),
+        (claiming("Scheduling"), Some(ended(1, 0)), false),
+        (claiming("Pending"), None, false),
+        (claiming("Scheduled"), Some(up()), false),
+        (claiming("Running"), Some(up()), false),
+        (claiming("Failed"), Some(up()), false),
+        (known, Some(up()), false),
+        (deleted, Some(up()), false),
+        (vmi("Pending"), Some(up()), false),
+    ] {
+        let observed = observed(vmi, status.clone().map(pod), now(), Home::Cluster);
+        assert_eq!(
+            awaits_devices(&observed).is_some(),
+            asks,
+            "{:?} {status:?}",
+            observed.vmi.status
+        );
+    }
+}
+
+#[test]
+fn a_vmi_is_handed_over_with_its_devices_only() {
+    let given = DeviceStatus {
+        gpu_statuses: vec![DeviceStatusInfo {
+            name: "g".to_owned(),
+            ..DeviceStatusInfo::default()
+        }],
+        ..DeviceStatus::default()
+    };
+    for phase in ["Pending", "Scheduling"] {
+        let mut seen = observed(claiming(phase), Some(pod(up())), now(), Home::Cluster);
+        seen.devices = Devices::Awaited("no slice".to_owned());
+        let waiting = plan(&seen, now());
+        assert_eq!(waiting.status.phase.as_deref(), Some("Scheduling"));
+        assert_eq!(waiting.requeue, Some(super::devices::RETRY));
+        assert_eq!(
+            conditions(&waiting),
+            "Ready=False/GuestNotRunning Synchronized=False/DevicesNotAllocated"
+        );
+        assert_eq!(waiting.status.conditions[1].message(), "no slice");
+        assert_eq!(waiting.status.device_status, None);
+
+        let mut vmi = claiming("Scheduling");
+        vmi.status = Some(waiting.status);
+        let mut seen = observed(vmi, Some(pod(up())), now(), Home::Cluster);
+        seen.devices = Devices::Given(given.clone());
+        let ready = plan(&seen, now());
+        assert_eq!(ready.status.phase.as_deref(), Some("Scheduled"));
+        assert_eq!(
+            (conditions(&ready).as_str(), ready.requeue),
+            ("Ready=False/GuestNotRunning", None)
+        );
+        assert_eq!(ready.status.device_status, Some(given.clone()));
+    }
 }

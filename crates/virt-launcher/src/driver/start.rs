@@ -1,6 +1,5 @@
 //! Start-up, step by step; each step consumes the one before and fails with a reason of its own.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Duration;
 
@@ -14,8 +13,8 @@ use crate::disks::{self, KernelFiles, Prepared};
 use crate::hooks::{Hooks, Patience};
 use crate::hypervisor::{Description, Hypervisor};
 use crate::layout::Layout;
-use crate::machine::Assigned;
-use crate::{dhcp, downward_metrics, filesystems, ignition, machine, state, virtual_functions};
+use crate::machine::{self, Given};
+use crate::{dhcp, downward_metrics, filesystems, ignition, state, virtual_functions};
 
 /// Why the guest could not be started.
 #[derive(Debug)]
@@ -102,7 +101,7 @@ struct Parsed {
     context: Context,
     machine: Machine,
     node: NodeFacts,
-    assigned: Assigned,
+    given: Given,
 }
 
 impl Parsed {
@@ -111,22 +110,18 @@ impl Parsed {
             reason: "InvalidMachine",
             message,
         })?;
-        let cid = vmi.status.as_ref().and_then(|status| status.vsockcid);
         Ok(Self {
+            given: Given::new(vmi, &machine),
             context,
             machine,
             node,
-            assigned: Assigned {
-                vsock_cid: cid.and_then(|cid| u32::try_from(cid).ok()),
-                virtual_functions: BTreeMap::new(),
-            },
         })
     }
 
     async fn find_virtual_functions(mut self) -> Result<Self, StartFailure> {
         let file = self.context.layout.network_status();
         let given = virtual_functions::given(&self.machine, &file).await;
-        self.assigned.virtual_functions = given.map_err(|error| StartFailure::new("NetworkNotReady", &error))?;
+        self.given.virtual_functions = given.map_err(|error| StartFailure::new("NetworkNotReady", &error))?;
         Ok(self)
     }
 
@@ -135,7 +130,7 @@ impl Parsed {
             context,
             machine,
             node,
-            assigned,
+            given,
         } = self;
         let none = DhcpOptions::default();
         let options = |nic: &Nic| {
@@ -165,7 +160,7 @@ impl Parsed {
             hooks,
             machine,
             node,
-            assigned,
+            given,
             disks,
             kernel,
             dhcp: servers.into_iter().flatten().collect(),
@@ -179,7 +174,7 @@ struct DisksPrepared {
     hooks: Hooks,
     machine: Machine,
     node: NodeFacts,
-    assigned: Assigned,
+    given: Given,
     disks: Vec<Prepared>,
     kernel: KernelFiles,
     dhcp: Vec<dhcp::Server>,
@@ -192,12 +187,12 @@ impl DisksPrepared {
             hooks,
             machine,
             node,
-            assigned,
+            given,
             disks,
             kernel,
             dhcp,
         } = self;
-        let xml = machine::domain_xml(&machine, &node, &disks, kernel, &context.layout, &assigned)
+        let xml = machine::domain_xml(&machine, &node, &disks, kernel, &context.layout, given)
             .map_err(|error| StartFailure::new("DomainNotDefined", &error))?;
         let name = ferrovirt_domain::domain_name(context.layout.namespace(), context.layout.name());
         let xml = hooks.define(xml, &name).await;

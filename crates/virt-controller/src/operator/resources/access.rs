@@ -249,6 +249,9 @@ pub const CONTROLLER: &[Rule] = &[
         &["get", "list", "watch", "create", "patch", "delete"],
     ),
     rule(&["storage.k8s.io"], &["storageclasses"], READ),
+    // Where the devices are that VMIs were given by resource claims.
+    rule(&["resource.k8s.io"], &["resourceclaims"], &["get"]),
+    rule(&["resource.k8s.io"], &["resourceslices"], &["list"]),
     rule(&["policy"], &["poddisruptionbudgets"], READ),
     rule(
         &["cdi.kubevirt.io"],

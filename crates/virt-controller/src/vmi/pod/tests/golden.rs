@@ -95,6 +95,10 @@ goldens! {
     emulation_allowed => "config: {developerConfiguration: {useEmulation: true}}"
     without_network => "spec: {domain: {devices: {autoattachPodInterface: false, interfaces: null}}, networks: null}"
     interface_e1000 => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, model: e1000}]}}}"
+    // Resource claims
+    claim_of_a_gpu => "spec: {resourceClaims: [{name: c, resourceClaimName: big}], domain: {devices: {gpus: [{name: g, claimName: c, requestName: r}]}}}"
+    claims_of_devices => "spec: {resourceClaims: [{name: c, resourceClaimTemplateName: two}, {name: d, resourceClaimName: one}, {name: e, resourceClaimName: unused}], domain: {devices: {hostDevices: [{name: h, claimName: c, requestName: r}, {name: i, claimName: c, requestName: s}, {name: j, claimName: d, requestName: r}]}}}"
+    claim_beside_a_resource => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}]}}, spec: {resourceClaims: [{name: c, resourceClaimName: one}], domain: {devices: {hostDevices: [{name: h, claimName: c, requestName: r}, {name: i, deviceName: ex.com/pci}]}}}}"
     // Helpers
     serial_console_off => "spec: {domain: {devices: {autoattachSerialConsole: false}}}"
     serial_log_off => "spec: {domain: {devices: {logSerialConsole: false}}}"
@@ -227,6 +231,10 @@ fn flatten(path: String, value: &Value, all: &mut BTreeMap<String, String>) {
             for (i, item) in items.iter().enumerate() {
                 let name = ["mountPath", "name"].iter().find_map(|key| item[*key].as_str());
                 let name = name.map_or_else(|| i.to_string(), str::to_owned);
+                // A container may have several requests of one claim.
+                let name = item["request"]
+                    .as_str()
+                    .map_or(name.clone(), |request| format!("{name}/{request}"));
                 flatten(format!("{path}[{name}]"), item, all);
             }
         }
