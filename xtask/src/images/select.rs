@@ -149,14 +149,14 @@ impl Unpacked {
         let sources: Vec<&Path> = elves.iter().map(|(_, source)| source.as_path()).collect();
         for ((path, _), elf) in elves.iter().zip(elf::read(&sources)?) {
             for name in &elf.needed {
-                let found = self.library(&elf, name);
+                let found = self.provider(&elf, name);
                 next.push(found.with_context(|| format!("/{path} needs {name}, which no package has"))?);
             }
         }
         Ok(next)
     }
 
-    fn library(&self, elf: &Elf, name: &str) -> Option<String> {
+    fn provider(&self, elf: &Elf, name: &str) -> Option<String> {
         let own = elf.run_path.iter().map(|dir| merged(dir));
         let mut candidates = own
             .chain([LIBRARIES.to_owned(), "usr/lib64".to_owned()])

@@ -1,6 +1,7 @@
 //! Group `kubevirt.io/v1`.
 
 mod config;
+mod device_status;
 mod devices;
 mod disks;
 mod domain;
@@ -15,6 +16,7 @@ mod vmi;
 mod volumes;
 
 pub use config::*;
+pub use device_status::*;
 pub use devices::*;
 pub use disks::*;
 pub use domain::*;

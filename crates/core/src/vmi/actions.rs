@@ -206,8 +206,8 @@ fn snapshotting(vm: Option<&VirtualMachine>) -> bool {
 
 /// The address that port-forward connects to: the one on the network that all pods have.
 ///
-/// What addresses there are on other networks may be the guest's own word, by which it would choose what in the cluster
-/// is connected to.
+/// What addresses there are on other networks, or of virtual functions, may be the guest's own word, by which it would
+/// choose what in the cluster is connected to.
 #[must_use]
 pub fn first_address(vmi: &VirtualMachineInstance) -> Option<&str> {
     let default = |network: &&Network| {
@@ -215,6 +215,10 @@ pub fn first_address(vmi: &VirtualMachineInstance) -> Option<&str> {
         network.pod.is_some() || multus.is_some_and(|multus| multus.default == Some(true))
     };
     let network = vmi.spec.networks.iter().find(default)?;
+    let mut specs = vmi.spec.domain.devices.interfaces.iter();
+    if specs.any(|spec| spec.name == network.name && spec.sriov.is_some()) {
+        return None;
+    }
     let mut interfaces = vmi.status.as_ref()?.interfaces.iter();
     let interface = interfaces.find(|interface| interface.name.as_ref() == Some(&network.name))?;
     interface.ip_address.as_deref().filter(|address| !address.is_empty())
@@ -449,6 +453,10 @@ mod tests {
             vmi.status.as_mut().unwrap().interfaces = serde_json::from_value(interfaces).unwrap();
             assert_eq!(first_address(&vmi), expected, "{:?}", vmi.spec.networks);
         }
+        let mut function = vmi(Phase::Running, &[]);
+        assert!(first_address(&function).is_some());
+        function.spec.domain.devices.interfaces = serde_json::from_value(json!([{"name": "n", "sriov": {}}])).unwrap();
+        assert_eq!(first_address(&function), None);
     }
 
     #[test]

@@ -13,6 +13,11 @@ use kube::{Api, Client, ResourceExt as _};
 
 use crate::context::{Trouble, gone};
 
+/// Namespace and name of the NetworkAttachmentDefinition that a VMI in `namespace` calls `definition`.
+pub fn qualified<'a>(definition: &'a str, namespace: &'a str) -> (&'a str, &'a str) {
+    definition.split_once('/').unwrap_or((namespace, definition))
+}
+
 /// Namespace and name of the NetworkAttachmentDefinition of each virtual function.
 fn definitions(vmi: &VirtualMachineInstance) -> Vec<(String, String)> {
     let namespace = vmi.namespace().unwrap_or_default();
@@ -20,8 +25,7 @@ fn definitions(vmi: &VirtualMachineInstance) -> Vec<(String, String)> {
     let sriov = interfaces.iter().filter(|interface| interface.sriov.is_some());
     let definition = |name: &str| {
         let network = vmi.spec.networks.iter().find(|network| network.name == name)?;
-        let definition = &network.multus.as_ref()?.network_name;
-        let (namespace, name) = definition.split_once('/').unwrap_or((&namespace, definition));
+        let (namespace, name) = qualified(&network.multus.as_ref()?.network_name, &namespace);
         Some((namespace.to_owned(), name.to_owned()))
     };
     sriov.filter_map(|interface| definition(&interface.name)).collect()

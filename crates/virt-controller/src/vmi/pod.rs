@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
 use super::claims::Claims;
+use super::networks::qualified;
 use crate::image_volumes::ContainerDisks;
 use crate::{Home, Options};
 use storage::{Storage, mount};
@@ -283,7 +284,7 @@ fn networks(machine: &Machine, namespace: &str) -> Vec<(String, String)> {
             annotations.push((names::DEFAULT_NETWORK_ANNOTATION.to_owned(), definition.clone()));
             continue;
         };
-        let (namespace, name) = definition.split_once('/').unwrap_or((namespace, definition));
+        let (namespace, name) = qualified(definition, namespace);
         let mut entry = json!({"name": name, "namespace": namespace, "interface": device});
         if let Some(mac) = &interface.mac {
             entry["mac"] = mac.as_str().into();

@@ -13,7 +13,7 @@ use tower::service_fn;
 
 use super::api::device_plugin_client::DevicePluginClient;
 use super::api::registration_server::{Registration, RegistrationServer};
-use super::api::{AllocateRequest, ContainerAllocateRequest, Empty, RegisterRequest};
+use super::api::{AllocateRequest, ContainerAllocateRequest, Empty, ListAndWatchResponse, RegisterRequest};
 use super::*;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -57,6 +57,12 @@ async fn plugin(directory: &Path, endpoint: &str) -> DevicePluginClient<Channel>
 
 async fn next<T>(receiver: &mut mpsc::UnboundedReceiver<T>) -> T {
     tokio::time::timeout(DEADLINE, receiver.recv()).await.unwrap().unwrap()
+}
+
+/// The next list of a plugin's devices.
+async fn next_list(lists: &mut tonic::Streaming<ListAndWatchResponse>) -> ListAndWatchResponse {
+    let list = tokio::time::timeout(DEADLINE, lists.message()).await;
+    list.unwrap().unwrap().unwrap()
 }
 
 #[tokio::test]
@@ -118,18 +124,10 @@ async fn a_device_is_registered_listed_allocated_and_follows_the_kubelet() {
     }
 
     std::fs::remove_file(&node).unwrap();
-    let list = tokio::time::timeout(DEADLINE, lists.message())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    let list = next_list(&mut lists).await;
     assert!(list.devices.iter().all(|device| device.health == "Unhealthy"));
     std::fs::write(&node, "").unwrap();
-    let list = tokio::time::timeout(DEADLINE, lists.message())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    let list = next_list(&mut lists).await;
     assert!(list.devices.iter().all(|device| device.health == "Healthy"));
 
     drop(first);
@@ -182,11 +180,7 @@ async fn a_daemon_is_offered_with_the_directory_of_its_socket() {
     assert!(list.devices.iter().all(|device| device.health == "Healthy"));
     drop(listener);
     std::fs::remove_file(&socket).unwrap();
-    let list = tokio::time::timeout(DEADLINE, lists.message())
-        .await
-        .unwrap()
-        .unwrap()
-        .unwrap();
+    let list = next_list(&mut lists).await;
     assert!(list.devices.iter().all(|device| device.health == "Unhealthy"));
 }
 
