@@ -379,6 +379,22 @@ impl Home {
         ]))
     }
 
+    /// The ends of what the guests of a namespace wrote to their serial consoles, for the message of a test that failed.
+    #[must_use]
+    pub fn consoles(&self, namespace: &str) -> String {
+        let guests = run(&mut self.kubectl(&["get", "vmi", "-n", namespace, "-o", "name"])).unwrap_or_default();
+        let name = |guest: &str| guest.rsplit_once('/').map(|(_, name)| name.to_owned());
+        let console = |guest: String| {
+            let log = self
+                .serial_log(namespace, &guest)
+                .unwrap_or_else(|error| format!("{error:#}"));
+            let skip = log.chars().count().saturating_sub(1500);
+            let end: String = log.chars().skip(skip).collect();
+            format!("the console of {guest} ends with:\n{end}\n")
+        };
+        guests.lines().filter_map(name).map(console).collect()
+    }
+
     /// Waits until the serial log contains `text`.
     ///
     /// # Errors

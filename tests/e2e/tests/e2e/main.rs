@@ -21,7 +21,7 @@ mod volumes;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use ferrovirt_e2e::{Home, Options};
@@ -46,15 +46,19 @@ where
 {
     let shared = Arc::clone(shared);
     Trial::test(name, move || {
+        let start = Instant::now();
         let outcome = shared.home.namespace(name).and_then(|()| {
             let inner = Arc::clone(&shared);
             // One runtime for all: the client's connections live on it.
             shared.runtime.block_on(test(inner, name))
         });
+        let consoles = outcome.as_ref().err().map(|_| shared.home.consoles(name));
         // The namespace takes everything in it along; what is left over would disturb the next tests.
         let gone = ferrovirt_e2e::run(&mut shared.home.kubectl(&["delete", "namespace", name, "--timeout=120s"]));
+        let seconds = start.elapsed().as_secs();
+        eprintln!("e2e: {name}: {seconds} s");
         outcome.and(gone.map(drop)).map_err(|error| {
-            let said = format!("{error:#}");
+            let said = format!("{error:#}\n{}after {seconds} s", consoles.unwrap_or_default());
             FAILURES
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
