@@ -1,6 +1,7 @@
 //! What the cluster's administrator decides for all machines: the `KubeVirt` object's configuration with every default resolved.
 
 mod devices;
+mod validate;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +14,7 @@ use ferrovirt_api::v1::{
 use crate::machine::{Architecture, Smbios, TapBinding};
 
 pub use devices::{DeviceKind, DeviceSelector};
+pub use validate::{SUPPORT_CONTAINERS, validate_configuration, without_effect};
 
 /// Gate that admits `hostDisk` volumes.
 pub const GATE_HOST_DISK: &str = "HostDisk";
@@ -150,6 +152,10 @@ pub struct ClusterConfig {
     pub image_volumes: bool,
     /// Requests and limits of helper containers by their type; what is not named stays as it is.
     pub support_containers: BTreeMap<String, ResourceRequirementsWithoutClaims>,
+    /// Pods can name a runtime class.
+    pub runtime_classes: bool,
+    /// Runtime class of launcher pods.
+    pub default_runtime_class: Option<String>,
     /// Log verbosity of the launchers of VMIs that name none.
     pub launcher_verbosity: Option<u8>,
     /// Log verbosity of virt-handler on single nodes, by the node's name.
@@ -262,6 +268,8 @@ impl Default for ClusterConfig {
             seccomp_profile: None,
             image_volumes: true,
             support_containers: BTreeMap::new(),
+            runtime_classes: true,
+            default_runtime_class: None,
             launcher_verbosity: None,
             node_verbosity: BTreeMap::new(),
         }
@@ -289,6 +297,7 @@ impl ClusterConfig {
             secondary_networks: false,
             resource_claims: false,
             hook_sidecars: false,
+            runtime_classes: false,
             reservation_daemons: false,
             ..Self::default()
         }
@@ -310,13 +319,15 @@ impl ClusterConfig {
         }
     }
 
-    /// The defaults, changed by what a `KubeVirt` object sets. Values that cannot be read leave the default.
+    /// The defaults, changed by what a `KubeVirt` object sets. Values that cannot be read, which
+    /// [`validate_configuration`] tells, leave the default.
     #[must_use]
     pub fn from_kubevirt(configuration: &KubeVirtConfiguration) -> Self {
         Self::default().with(configuration)
     }
 
-    /// These settings, changed by what a `KubeVirt` object sets. Values that cannot be read change nothing.
+    /// These settings, changed by what a `KubeVirt` object sets. Values that cannot be read, which
+    /// [`validate_configuration`] tells, change nothing.
     #[must_use]
     pub fn with(mut self, configuration: &KubeVirtConfiguration) -> Self {
         let c = configuration;
@@ -393,6 +404,9 @@ impl ClusterConfig {
         let resources = c.support_container_resources.iter();
         self.support_containers
             .extend(resources.map(|s| (s.r#type.clone(), s.resources.clone())));
+        if self.runtime_classes {
+            self.default_runtime_class = text(&c.default_runtime_class).or_else(|| self.default_runtime_class.take());
+        }
         self.vm_state_storage_class = text(&c.vm_state_storage_class).or_else(|| self.vm_state_storage_class.take());
         let seccomp = c.seccomp_configuration.as_ref();
         let own = seccomp.and_then(|s| s.virtual_machine_instance_profile.as_ref()?.custom_profile.as_ref());

@@ -22,9 +22,15 @@ pub enum DeviceKind {
     Usb(Vec<(u16, u16)>),
 }
 
-fn pair(vendor: &str, product: &str) -> Option<(u16, u16)> {
+pub(super) fn pair(vendor: &str, product: &str) -> Option<(u16, u16)> {
     let hex = |text: &str| u16::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok();
     Some((hex(vendor)?, hex(product)?))
+}
+
+/// `VENDOR:DEVICE`.
+pub(super) fn pci_numbers(selector: &str) -> Option<(u16, u16)> {
+    let (vendor, product) = selector.split_once(':')?;
+    pair(vendor, product)
 }
 
 /// What virt-handler offers itself. Selectors that cannot be read select nothing.
@@ -32,8 +38,7 @@ pub(super) fn selectors(permitted: &PermittedHostDevices) -> Vec<DeviceSelector>
     let own = |external: Option<bool>| external != Some(true);
     let pci = permitted.pci_host_devices.iter();
     let pci = pci.filter(|d| own(d.external_resource_provider)).filter_map(|device| {
-        let (vendor, product) = device.pci_vendor_selector.split_once(':')?;
-        let (vendor, product) = pair(vendor, product)?;
+        let (vendor, product) = pci_numbers(&device.pci_vendor_selector)?;
         Some(DeviceSelector {
             resource: device.resource_name.clone(),
             kind: DeviceKind::Pci(vendor, product),

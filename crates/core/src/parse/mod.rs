@@ -35,6 +35,7 @@ use ferrovirt_api::v1::{DomainSpec, Machine as WireMachine, VirtualMachineInstan
 
 pub(crate) use annotations::annotations;
 pub(crate) use hyperv::REQUIREMENTS as HYPERV_REQUIREMENTS;
+pub(crate) use pod::EVICTION_STRATEGIES;
 pub(crate) use text::{is_dns_label, is_dns_subdomain, pci_address};
 
 /// Grace period of a VMI that names none.

@@ -9,7 +9,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::{Cx, is_dns_label, is_dns_subdomain, text};
 use crate::cause::FieldPath;
 
-const EVICTION_STRATEGIES: [&str; 4] = ["None", "LiveMigrate", "LiveMigrateIfPossible", "External"];
+/// What may be done with a guest whose node is drained.
+pub(crate) const EVICTION_STRATEGIES: [&str; 4] = ["None", "LiveMigrate", "LiveMigrateIfPossible", "External"];
 const DNS_POLICIES: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
 const MAX_NAMESERVERS: usize = 3;
 const MAX_SEARCHES: usize = 6;

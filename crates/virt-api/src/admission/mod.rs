@@ -16,6 +16,7 @@ use ferrovirt_api::v1::{
     VirtualMachineInstanceReplicaSet,
 };
 use ferrovirt_core::cause::{Cause, CauseReason};
+use ferrovirt_core::config::{validate_configuration, without_effect};
 use ferrovirt_core::{ClusterConfig, apply_presets, default_vm, default_vmi};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, Time};
 use kube::Api;
@@ -232,13 +233,11 @@ impl Admission {
             return Ok(Vec::new());
         };
         let denial = Denial::new(kind, &request, object);
-        let causes = match kind {
-            Kind::KubeVirt => self.kubevirt(&request, object, &denial).await?,
-            _ => {
-                let ours = request.user.is_ours(&self.namespace);
-                judge(kind, &request, object, &denial, &self.config(), ours)?
-            }
-        };
+        let ours = request.user.is_ours(&self.namespace);
+        let mut causes = judge(kind, &request, object, &denial, &self.config(), ours)?;
+        if kind == Kind::KubeVirt && request.operation == Operation::Create {
+            causes.extend(self.other_kubevirt().await?);
+        }
         denial.unless_empty(causes)?;
         Ok(warnings(kind, object))
     }
@@ -262,14 +261,10 @@ impl Admission {
     }
 
     /// There is one configuration, so there is one `KubeVirt` object.
-    async fn kubevirt(&self, request: &Request<'_>, object: &Value, denial: &Denial) -> Result<Vec<Cause>, Refusal> {
-        let _: KubeVirt = object::read(object, denial)?;
-        if request.operation != Operation::Create {
-            return Ok(Vec::new());
-        }
+    async fn other_kubevirt(&self) -> Result<Option<Cause>, Refusal> {
         let api: Api<KubeVirt> = Api::all(self.client.clone());
         let list = api.list(&ListParams::default()).await.map_err(status::from_client)?;
-        let cause = list.items.first().map(|other| Cause {
+        Ok(list.items.first().map(|other| Cause {
             reason: CauseReason::FieldValueDuplicate,
             field: "metadata.name".to_owned(),
             message: format!(
@@ -277,8 +272,7 @@ impl Admission {
                 other.metadata.namespace.as_deref().unwrap_or_default(),
                 other.metadata.name.as_deref().unwrap_or_default()
             ),
-        });
-        Ok(cause.into_iter().collect())
+        }))
     }
 }
 
@@ -309,7 +303,15 @@ fn judge(
         Kind::ReplicaSet => replica_set(&object::read(object, denial)?, old.is_none()),
         Kind::Migration if old.is_some() => Vec::new(),
         Kind::Migration => vec![later("kind", "VirtualMachineInstanceMigration")],
-        Kind::KubeVirt => Vec::new(),
+        Kind::KubeVirt => {
+            let configuration = |object| {
+                let kubevirt: KubeVirt = object::read(object, denial)?;
+                Ok::<_, Refusal>(kubevirt.spec.configuration.unwrap_or_default())
+            };
+            let old = old.map(configuration).transpose()?;
+            // On a cluster it is virt-operator that judges it.
+            validate_configuration(&configuration(object)?, old.as_ref(), &ClusterConfig::standalone())
+        }
     })
 }
 
@@ -355,6 +357,11 @@ fn replica_set(set: &VirtualMachineInstanceReplicaSet, new: bool) -> Vec<Cause> 
 
 /// What works, but will not for ever.
 fn warnings(kind: Kind, object: &Value) -> Vec<String> {
+    if kind == Kind::KubeVirt {
+        let configuration = object.pointer("/spec/configuration").cloned().unwrap_or_default();
+        let configuration = serde_json::from_value(configuration).unwrap_or_default();
+        return without_effect(&configuration, &ClusterConfig::standalone());
+    }
     let running = object
         .pointer("/spec/running")
         .is_some_and(|running| !running.is_null());

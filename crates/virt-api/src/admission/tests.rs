@@ -281,3 +281,24 @@ fn migrations_are_found_by_their_vmi() {
         json!(["kubevirt.io/migrationJobFinalize"])
     );
 }
+
+#[test]
+fn a_configuration_is_judged_by_what_it_brings() {
+    let kubevirt = |configuration: Value| object("KubeVirt", json!({"configuration": configuration}));
+    let bad = kubevirt(json!({"evictionStrategy": "Sometimes"}));
+    let fields = ["spec.configuration.evictionStrategy"];
+    let create = request(Operation::Create, "kubevirts", None, "jane");
+    assert_eq!(verdict(&create, &bad).unwrap(), fields);
+    let good = kubevirt(json!({"evictionStrategy": "None"}));
+    assert_eq!(verdict(&create, &good).unwrap(), [""; 0]);
+    let update = request(Operation::Update, "kubevirts", Some(&good), "jane");
+    assert_eq!(verdict(&update, &bad).unwrap(), fields);
+    let update = request(Operation::Update, "kubevirts", Some(&bad), "jane");
+    assert_eq!(verdict(&update, &bad).unwrap(), [""; 0]);
+    let ignored = kubevirt(json!({"tlsConfiguration": {"minTLSVersion": "VersionTLS13"}}));
+    assert_eq!(verdict(&create, &ignored).unwrap(), [""; 0]);
+    assert_eq!(
+        warnings(Kind::KubeVirt, &ignored),
+        ["spec.configuration.tlsConfiguration changes nothing yet"]
+    );
+}

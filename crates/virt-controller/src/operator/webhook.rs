@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
 use ferrovirt_api::v1::KubeVirt;
+use ferrovirt_core::{ClusterConfig, config};
 use kube::api::{Api, ListParams};
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
 use kube::{Client, ResourceExt};
@@ -46,7 +47,7 @@ async fn create(
                 "there is a KubeVirt object already, {namespace}/{name}; there may be only one"
             ));
         }
-        check(&webhooks, request.object.as_ref())
+        check(&webhooks, request.object.as_ref(), None)
     })
     .await
 }
@@ -58,9 +59,9 @@ async fn update(
     answer(review, async |request| {
         let same = request.object.as_ref().map(|o| &o.spec) == request.old_object.as_ref().map(|o| &o.spec);
         if same {
-            Ok(())
+            Ok(Vec::new())
         } else {
-            check(&webhooks, request.object.as_ref())
+            check(&webhooks, request.object.as_ref(), request.old_object.as_ref())
         }
     })
     .await
@@ -72,10 +73,10 @@ async fn delete(
 ) -> Json<AdmissionReview<kube::core::DynamicObject>> {
     answer(review, async |request| {
         let Some(kubevirt) = &request.old_object else {
-            return Ok(());
+            return Ok(Vec::new());
         };
         match uninstall::blocked(&webhooks.client, kubevirt).await {
-            Ok(None) => Ok(()),
+            Ok(None) => Ok(Vec::new()),
             Ok(Some(why)) => Err(why),
             Err(trouble) => Err(ferrovirt_runtime::logs::chain(&trouble)),
         }
@@ -85,29 +86,43 @@ async fn delete(
 
 async fn answer(
     review: Review,
-    decide: impl AsyncFnOnce(&AdmissionRequest<KubeVirt>) -> Result<(), String>,
+    decide: impl AsyncFnOnce(&AdmissionRequest<KubeVirt>) -> Result<Vec<String>, String>,
 ) -> Json<AdmissionReview<kube::core::DynamicObject>> {
     let request: AdmissionRequest<KubeVirt> = match review.try_into() {
         Ok(request) => request,
         Err(error) => return Json(AdmissionResponse::invalid(format!("no admission request: {error}")).into_review()),
     };
-    let response = AdmissionResponse::from(&request);
+    let mut response = AdmissionResponse::from(&request);
     let response = match decide(&request).await {
-        Ok(()) => response,
+        Ok(warnings) => {
+            response.warnings = (!warnings.is_empty()).then_some(warnings);
+            response
+        }
         Err(why) => response.deny(why),
     };
     Json(response.into_review())
 }
 
-/// Whether it could be installed as it says.
-fn check(webhooks: &Webhooks, kubevirt: Option<&KubeVirt>) -> Result<(), String> {
-    let Some(kubevirt) = kubevirt else { return Ok(()) };
+/// Whether it could be installed as it says; gives warnings of what in it changes nothing.
+fn check(webhooks: &Webhooks, kubevirt: Option<&KubeVirt>, old: Option<&KubeVirt>) -> Result<Vec<String>, String> {
+    let Some(kubevirt) = kubevirt else {
+        return Ok(Vec::new());
+    };
     Rotation::new(&kubevirt.spec).map_err(|error| error.to_string())?;
+    let defaults = ClusterConfig::default();
+    let configuration = kubevirt.spec.configuration.clone().unwrap_or_default();
+    let old = old.and_then(|old| old.spec.configuration.as_ref());
+    let causes = config::validate_configuration(&configuration, old, &defaults);
+    if !causes.is_empty() {
+        let causes: Vec<String> = causes.iter().map(ToString::to_string).collect();
+        return Err(causes.join(", "));
+    }
     let cluster = Cluster {
         nodes: 2,
         monitoring: false,
         operator_webhooks: true,
     };
     let inputs = Inputs::new(kubevirt, &webhooks.release, &cluster, "");
-    resources::render(&inputs).map(drop).map_err(|error| error.to_string())
+    resources::render(&inputs).map_err(|error| error.to_string())?;
+    Ok(config::without_effect(&configuration, &defaults))
 }

@@ -35,6 +35,7 @@ mod container_disk;
 mod filesystem;
 mod hook_sidecar;
 mod storage;
+mod support;
 #[cfg(test)]
 mod tests;
 
@@ -124,8 +125,11 @@ pub fn render(
         helpers.push(console_log(vmi, config, options));
     }
     helpers.extend(hook_sidecar::containers(&machine));
-    if machine.cpu.pinning.is_some() {
-        helpers.iter_mut().for_each(guarantee);
+    for helper in &mut helpers {
+        support::supply(helper, config);
+        if machine.cpu.pinning.is_some() {
+            support::guarantee(helper);
+        }
     }
     Ok(Pod {
         metadata: metadata(vmi, &machine, &resources),
@@ -149,6 +153,7 @@ pub fn render(
             resource_claims: (!machine.resource_claims.is_empty())
                 .then(|| machine.resource_claims.iter().map(resource_claim).collect()),
             restart_policy: Some("Never".to_owned()),
+            runtime_class_name: config.default_runtime_class.clone(),
             scheduler_name: spec.scheduler_name.clone(),
             security_context: Some(PodSecurityContext {
                 fs_group: Some(names::RUNTIME_USER),
@@ -203,14 +208,6 @@ fn lun_of_files(machine: &Machine, claims: &Claims) -> Option<Cause> {
             disk.name
         ),
     })
-}
-
-/// The kubelet gives CPUs away to pods only whose containers all ask for as much as they may have.
-fn guarantee(container: &mut Container) {
-    if let Some(resources) = &mut container.resources {
-        let limits = resources.limits.clone().unwrap_or_default();
-        resources.requests.get_or_insert_default().extend(limits);
-    }
 }
 
 fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodResources) -> ObjectMeta {

@@ -2,22 +2,16 @@
 //!
 //! They start before the launcher and end after it, and a failure of theirs is not the pod's: they are tried again.
 
-use std::collections::BTreeMap;
-
-use ferrovirt_api::v1::ResourceRequirementsWithoutClaims;
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::machine::Machine;
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{Container, ResourceRequirements, VolumeMount};
-use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::storage::mount;
-use super::{quantities, security, wire};
+use super::{quantities, security};
 use crate::Options;
 
 const EXECUTABLE: &str = "/usr/bin/virtiofs-server";
-/// The containers' type in `supportContainerResources`.
-const TYPE: &str = "virtiofs";
 /// Bytes that serving a directory takes: the process, and what the kernel keeps of files that a guest knows.
 const MEMORY: u64 = 80_000_000;
 
@@ -65,7 +59,7 @@ pub(super) fn containers<'a>(
             image: Some(options.launcher_image.clone()),
             image_pull_policy: Some(config.image_pull_policy.clone()),
             name: format!("virtiofs-{}", shared.name),
-            resources: Some(resources(machine, config)),
+            resources: Some(resources(machine)),
             restart_policy: Some("Always".to_owned()),
             security_context: Some(security(&[])),
             volume_mounts: Some(mounts),
@@ -74,8 +68,7 @@ pub(super) fn containers<'a>(
     })
 }
 
-/// What the administrator says of it comes first.
-fn resources(machine: &Machine, config: &ClusterConfig) -> ResourceRequirements {
+fn resources(machine: &Machine) -> ResourceRequirements {
     // The container is charged for pages of the guest's memory that it is the first to touch; with CPUs of its own, the
     // guest has touched all of them before.
     let (cpu, memory) = if machine.cpu.pinning.is_some() {
@@ -83,35 +76,11 @@ fn resources(machine: &Machine, config: &ClusterConfig) -> ResourceRequirements 
     } else {
         ("1", machine.memory.guest.saturating_add(MEMORY))
     };
-    let mut limits = quantities(&[("cpu", cpu), ("memory", &memory.to_string())]);
-    let mut requests = quantities(&[("cpu", "10m"), ("memory", "8M")]);
-    if let Some(own) = config.support_containers.get(TYPE) {
-        let ResourceRequirementsWithoutClaims {
-            limits: own_limits,
-            requests: own_requests,
-        } = own;
-        limits.extend(wire(own_limits));
-        requests.extend(wire(own_requests));
-        lower(&mut requests, &limits, own_requests.keys());
-    }
+    let limits = quantities(&[("cpu", cpu), ("memory", &memory.to_string())]);
+    let requests = quantities(&[("cpu", "10m"), ("memory", "8M")]);
     ResourceRequirements {
         claims: None,
         limits: Some(limits),
         requests: Some(requests),
-    }
-}
-
-/// A limit below what is requested without anybody's wish lowers the request.
-fn lower<'a>(
-    requests: &mut BTreeMap<String, Quantity>,
-    limits: &BTreeMap<String, Quantity>,
-    wished: impl Iterator<Item = &'a String>,
-) {
-    let wished: Vec<&String> = wished.collect();
-    let millis = |quantity: &Quantity| ferrovirt_api::Quantity(quantity.0.clone()).millis().ok();
-    for (name, request) in requests.iter_mut().filter(|(name, _)| !wished.contains(name)) {
-        if let Some(limit) = limits.get(name).filter(|limit| millis(limit) < millis(request)) {
-            *request = limit.clone();
-        }
     }
 }

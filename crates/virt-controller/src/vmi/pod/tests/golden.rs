@@ -105,6 +105,8 @@ goldens! {
     serial_log_off_in_the_cluster => "config: {virtualMachineOptions: {disableSerialConsoleLog: {}}}"
     image_pull_policy => "config: {imagePullPolicy: Always}"
     seccomp_profile => "config: {seccompConfiguration: {virtualMachineInstanceProfile: {customProfile: {localhostProfile: profiles/vm.json}}}}"
+    runtime_class => "config: {defaultRuntimeClass: kata}"
+    helper_resources => "{config: {supportContainerResources: [{type: guest-console-log, resources: {limits: {memory: 90M}}}]}, spec: {}}"
     // Volumes
     container_disk => "spec: {volumes: [{name: root, containerDisk: {image: 'r/guest:1'}}]}"
     container_disk_helper => "{helper: true, spec: {volumes: [{name: root, containerDisk: {image: 'r/guest:1'}}]}}"
