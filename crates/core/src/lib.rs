@@ -22,5 +22,6 @@ pub use overhead::{memory_overhead, pod_resources};
 pub use parse::hostname;
 pub use preset::apply_presets;
 pub use validate::{
-    RESERVED_LABELS, RUN_STRATEGIES, validate_preset, validate_vm, validate_vmi_create, validate_vmi_update,
+    RESERVED_LABELS, RUN_STRATEGIES, validate_kubevirt, validate_preset, validate_vm, validate_vmi_create,
+    validate_vmi_update,
 };

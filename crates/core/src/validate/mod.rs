@@ -5,11 +5,11 @@ mod vm;
 
 use std::collections::BTreeMap;
 
-use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstancePreset};
+use ferrovirt_api::v1::{KubeVirt, NetworkConfiguration, VirtualMachineInstance, VirtualMachineInstancePreset};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::cause::{Cause, Causes, FieldPath};
-use crate::config::ClusterConfig;
+use crate::config::{BindingPlugin, ClusterConfig};
 use crate::machine::Machine;
 
 pub use vm::{RUN_STRATEGIES, validate_vm};
@@ -60,6 +60,22 @@ pub fn validate_vmi_update(
             let field = FieldPath::root("metadata").child("labels").key(label);
             causes.not_supported(&field, format!("label {label} is reserved for KubeVirt"));
         }
+    }
+    causes.into_vec()
+}
+
+/// Causes to refuse a new configuration, or a change of it: `old` is what it was.
+#[must_use]
+pub fn validate_kubevirt(new: &KubeVirt, old: Option<&KubeVirt>) -> Vec<Cause> {
+    fn network(kubevirt: &KubeVirt) -> Option<&NetworkConfiguration> {
+        kubevirt.spec.configuration.as_ref()?.network.as_ref()
+    }
+    let mut causes = Causes::default();
+    // What is there already stands in nobody's way.
+    let changed = network(new).filter(|new| Some(*new) != old.and_then(network));
+    let path = FieldPath::root("spec").child("configuration.network.binding");
+    for (name, plugin) in changed.iter().flat_map(|network| &network.binding) {
+        BindingPlugin::read(plugin, &path.key(name), &mut causes);
     }
     causes.into_vec()
 }

@@ -261,11 +261,17 @@ impl Admission {
         }
     }
 
-    /// There is one configuration, so there is one `KubeVirt` object.
+    /// There is one configuration, so there is one `KubeVirt` object; what it registers can be used.
     async fn kubevirt(&self, request: &Request<'_>, object: &Value, denial: &Denial) -> Result<Vec<Cause>, Refusal> {
-        let _: KubeVirt = object::read(object, denial)?;
+        let new: KubeVirt = object::read(object, denial)?;
+        let old = request.old.filter(|_| request.operation == Operation::Update);
+        let old: Option<KubeVirt> = old.map(|old| object::read(old, denial)).transpose()?;
+        let mut causes = match request.operation {
+            Operation::Create | Operation::Update => ferrovirt_core::validate_kubevirt(&new, old.as_ref()),
+            _ => Vec::new(),
+        };
         if request.operation != Operation::Create {
-            return Ok(Vec::new());
+            return Ok(causes);
         }
         let api: Api<KubeVirt> = Api::all(self.client.clone());
         let list = api.list(&ListParams::default()).await.map_err(status::from_client)?;
@@ -278,7 +284,8 @@ impl Admission {
                 other.metadata.name.as_deref().unwrap_or_default()
             ),
         });
-        Ok(cause.into_iter().collect())
+        causes.extend(cause);
+        Ok(causes)
     }
 }
 

@@ -4,6 +4,7 @@ use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
 use ferrovirt_api::v1::KubeVirt;
+use ferrovirt_core::{cause, validate_kubevirt};
 use kube::api::{Api, ListParams};
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview};
 use kube::{Client, ResourceExt};
@@ -46,7 +47,7 @@ async fn create(
                 "there is a KubeVirt object already, {namespace}/{name}; there may be only one"
             ));
         }
-        check(&webhooks, request.object.as_ref())
+        check(&webhooks, request.object.as_ref(), None)
     })
     .await
 }
@@ -60,7 +61,7 @@ async fn update(
         if same {
             Ok(())
         } else {
-            check(&webhooks, request.object.as_ref())
+            check(&webhooks, request.object.as_ref(), request.old_object.as_ref())
         }
     })
     .await
@@ -99,9 +100,13 @@ async fn answer(
     Json(response.into_review())
 }
 
-/// Whether it could be installed as it says.
-fn check(webhooks: &Webhooks, kubevirt: Option<&KubeVirt>) -> Result<(), String> {
+/// Whether it could be installed as it says, and what it registers could be used.
+fn check(webhooks: &Webhooks, kubevirt: Option<&KubeVirt>, old: Option<&KubeVirt>) -> Result<(), String> {
     let Some(kubevirt) = kubevirt else { return Ok(()) };
+    let causes = validate_kubevirt(kubevirt, old);
+    if !causes.is_empty() {
+        return Err(cause::summary(&causes));
+    }
     Rotation::new(&kubevirt.spec).map_err(|error| error.to_string())?;
     let cluster = Cluster {
         nodes: 2,

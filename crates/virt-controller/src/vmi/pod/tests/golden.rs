@@ -75,6 +75,14 @@ goldens! {
     readiness_agent => "spec: {readinessProbe: {guestAgentPing: {}, failureThreshold: 9}}"
     liveness_http => "spec: {livenessProbe: {httpGet: {path: /live, port: web, scheme: HTTPS}}}"
     liveness_exec => "spec: {livenessProbe: {exec: {command: [systemctl, is-active, app]}}}"
+    // Plugins of network bindings
+    plugin_managed_tap_standalone => "{standalone: true, config: {network: {binding: {p: {domainAttachmentType: managedTap}}}}, spec: {domain: {devices: {interfaces: [{name: default, binding: {name: p}}]}}}}"
+    plugin_tap => "{config: {network: {binding: {p: {domainAttachmentType: tap, networkAttachmentDefinition: p-net}}}}, spec: {domain: {devices: {interfaces: [{name: default, binding: {name: p}}]}}}}"
+    plugin_definitions_follow_networks => "{config: {network: {binding: {p: {sidecarImage: 'r/p:1', networkAttachmentDefinition: kube-system/p-net}, q: {domainAttachmentType: tap}}}}, spec: {networks: [{name: default, pod: {}}, {name: red, multus: {networkName: red-net}}, {name: blue, multus: {networkName: blue-net}}], domain: {devices: {interfaces: [{name: default, binding: {name: p}}, {name: red, binding: {name: p}, macAddress: '02:00:00:00:00:05'}, {name: blue, binding: {name: q}}]}}}}"
+    plugin_sidecar_after_others => "{metadata: {annotations: {hooks.kubevirt.io/hookSidecars: '[{\"image\": \"r/hook\"}]'}}, config: {developerConfiguration: {featureGates: [Sidecar]}, network: {binding: {p: {sidecarImage: 'r/p:1', downwardAPI: device-info}}}}, spec: {domain: {devices: {interfaces: [{name: default, binding: {name: p}}]}}}}"
+    plugin_overhead => "{config: {network: {binding: {p: {domainAttachmentType: managedTap, computeResourceOverhead: {requests: {memory: 250Mi, cpu: 20m}, limits: {memory: 300Mi, cpu: 50m}}}}}}, spec: {networks: [{name: default, pod: {}}, {name: red, multus: {networkName: red-net}}], domain: {resources: {limits: {cpu: '2', memory: 1Gi}}, devices: {interfaces: [{name: default, binding: {name: p}}, {name: red, binding: {name: p}}]}}}}"
+    plugin_overhead_makes_no_limit => "{config: {network: {binding: {p: {domainAttachmentType: managedTap, computeResourceOverhead: {requests: {memory: 250Mi}, limits: {memory: 300Mi, cpu: 50m}}}}}}, spec: {domain: {devices: {interfaces: [{name: default, binding: {name: p}}]}}}}"
+    plugin_facts_are_not_copied => "metadata: {annotations: {kubevirt.io/network-info: '{}', kubevirt.io/network-binding-attachments: '{}'}}"
     // Ports
     port_tcp => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, ports: [{name: http, port: 80}]}]}}}"
     port_udp => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, ports: [{port: 53, protocol: UDP}]}]}}}"
