@@ -1,5 +1,6 @@
 //! What the cluster's administrator decides for all machines: the `KubeVirt` object's configuration with every default resolved.
 
+mod binding_plugins;
 mod devices;
 mod validate;
 
@@ -13,6 +14,7 @@ use ferrovirt_api::v1::{
 
 use crate::machine::{Architecture, Smbios, TapBinding};
 
+pub use binding_plugins::BindingPlugin;
 pub use devices::{DeviceKind, DeviceSelector};
 pub use validate::{SUPPORT_CONTAINERS, validate_configuration, without_effect};
 
@@ -102,6 +104,10 @@ pub struct ClusterConfig {
     pub default_network_interface: TapBinding,
     /// The bridge binding may be used on the pod network.
     pub permit_bridge_on_pod_network: bool,
+    /// Plugins that bind NICs by their names; of those that cannot be used, why.
+    pub binding_plugins: BTreeMap<String, Result<BindingPlugin, String>>,
+    /// A NIC may also be bound by a plugin that is not listed.
+    pub any_binding_plugin: bool,
     /// Ceiling of hotplug over what a machine boots with.
     pub max_hotplug_ratio: u64,
     /// `liveUpdateConfiguration.maxCpuSockets`.
@@ -235,6 +241,8 @@ impl Default for ClusterConfig {
             cpu_allocation_ratio: 10,
             default_network_interface: TapBinding::Bridge,
             permit_bridge_on_pod_network: true,
+            binding_plugins: BTreeMap::new(),
+            any_binding_plugin: false,
             max_hotplug_ratio: 4,
             max_cpu_sockets: None,
             max_guest: None,
@@ -310,6 +318,7 @@ impl ClusterConfig {
         Self {
             feature_gates: ALL_GATES.map(str::to_owned).into(),
             permitted_devices: None,
+            any_binding_plugin: true,
             persistent_reservation: true,
             amd64: MachineTypes::new("q35", &["*"]),
             arm64: MachineTypes::new("virt", &["*"]),
@@ -439,6 +448,7 @@ impl ClusterConfig {
             if let Some(permit) = network.permit_bridge_interface_on_pod_network {
                 self.permit_bridge_on_pod_network = permit;
             }
+            self.binding_plugins.extend(binding_plugins::read(&network.binding));
         }
     }
 

@@ -19,7 +19,7 @@ pub use extras::{
 pub use host_devices::{ClaimSource, Display, HostDevice, HostDeviceList, HostDeviceSource, ResourceClaim};
 pub use hyperv::{Enlightenment, Hyperv};
 pub use launch_security::LaunchSecurity;
-pub use network::NicNetwork;
+pub use network::{Attachment, NicNetwork, Plugin};
 
 /// Most queues of a tap device.
 const MAX_QUEUES: u32 = 256;
@@ -201,6 +201,18 @@ impl Machine {
         !self.host_devices.is_empty() || self.interfaces.iter().any(virtual_function)
     }
 
+    /// Names of the plugins that bind its NICs, each once, in the order of the NICs.
+    #[must_use]
+    pub fn binding_plugins(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        for plugin in self.interfaces.iter().filter_map(Interface::plugin) {
+            if !names.contains(&plugin.name.as_str()) {
+                names.push(&plugin.name);
+            }
+        }
+        names
+    }
+
     /// Whether the guest stands still after its start, until somebody lets it run.
     #[must_use]
     pub fn starts_still(&self) -> bool {
@@ -210,7 +222,7 @@ impl Machine {
     /// How many queues a NIC has, and therefore its tap: one per vCPU where that is wanted and the model can.
     #[must_use]
     pub fn network_queues(&self, interface: &Interface) -> u32 {
-        if self.network_multi_queue && interface.model == "virtio" && interface.is_tap() {
+        if self.network_multi_queue && interface.model == "virtio" && interface.binding != Binding::Sriov {
             self.cpu.vcpus().clamp(1, MAX_QUEUES)
         } else {
             1
@@ -600,10 +612,13 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// It is a tap device.
+    /// The plugin that binds it.
     #[must_use]
-    pub fn is_tap(&self) -> bool {
-        matches!(self.binding, Binding::Tap(_))
+    pub fn plugin(&self) -> Option<&Plugin> {
+        match &self.binding {
+            Binding::Plugin(plugin) => Some(plugin),
+            Binding::Tap(_) | Binding::Sriov => None,
+        }
     }
 
     /// The pod's interface behind it; `None`: the one that all pods have.
@@ -617,12 +632,14 @@ impl Interface {
 }
 
 /// How a NIC is bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Binding {
     /// By a tap device of the pod, which virt-handler makes.
     Tap(TapBinding),
     /// The guest has a virtual function of the node's network card to itself.
     Sriov,
+    /// By a plugin.
+    Plugin(Plugin),
 }
 
 /// What is behind a NIC's tap device.

@@ -36,6 +36,11 @@ pub const NETWORKS_ANNOTATION: &str = "k8s.v1.cni.cncf.io/networks";
 pub const DEFAULT_NETWORK_ANNOTATION: &str = "v1.multus-cni.io/default-network";
 /// Annotation of a pod: its interfaces and the devices behind them, written by Multus.
 pub const NETWORK_STATUS_ANNOTATION: &str = "k8s.v1.cni.cncf.io/network-status";
+/// Annotation of a pod: the devices behind its VMI's networks, for the sidecars of network bindings; written by
+/// virt-controller.
+pub const NETWORK_INFO_ANNOTATION: &str = "kubevirt.io/network-info";
+/// Annotation of a pod: what each network binding plugin of its VMI left to virt-handler when the pod was made, as JSON.
+pub const ATTACHMENTS_ANNOTATION: &str = "kubevirt.io/network-binding-attachments";
 /// Annotation of a NetworkAttachmentDefinition: the resource of nodes whose devices the network is made of.
 pub const NETWORK_RESOURCE_ANNOTATION: &str = "k8s.v1.cni.cncf.io/resourceName";
 /// Annotation of a VMI: generation of the VM it was created from.

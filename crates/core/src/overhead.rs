@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::VirtualMachineInstanceSpec;
 
-use crate::config::ClusterConfig;
+use crate::config::{BindingPlugin, ClusterConfig};
 use crate::defaults::binary;
-use crate::machine::{Architecture, HostDevice, Interface, LaunchSecurity, Machine};
+use crate::machine::{Architecture, Binding, HostDevice, Interface, LaunchSecurity, Machine};
 use crate::names::VHOST_VSOCK_RESOURCE;
 
 const MI: u64 = 1 << 20;
@@ -83,7 +83,7 @@ pub fn memory_overhead(machine: &Machine, spec: &VirtualMachineInstanceSpec, con
     let reserved = spec.domain.memory.as_ref().and_then(|m| m.reserved_overhead.as_ref());
     let added = reserved.and_then(|r| r.added_overhead.as_ref()?.bytes().ok());
     bytes = bytes.saturating_add(added.and_then(|b| u64::try_from(b).ok()).unwrap_or_default());
-    match config.overhead_ratio {
+    let bytes = match config.overhead_ratio {
         None => bytes,
         Some(ratio) => {
             #[expect(
@@ -94,6 +94,56 @@ pub fn memory_overhead(machine: &Machine, spec: &VirtualMachineInstanceSpec, con
             )]
             let scaled = (bytes as f64 * ratio).ceil() as u64;
             scaled
+        }
+    };
+    let plugins = plugins(machine, config).map(|plugin| amount(plugin.overhead.requests.get("memory")));
+    plugins.fold(bytes, |sum, millis| sum.saturating_add(millis.div_ceil(1000)))
+}
+
+/// The plugins that bind a machine's NICs, each once.
+fn plugins<'a>(machine: &Machine, config: &'a ClusterConfig) -> impl Iterator<Item = &'a BindingPlugin> {
+    let names = machine.binding_plugins().into_iter();
+    let registered: Vec<_> = names
+        .filter_map(|name| config.binding_plugins.get(name)?.as_ref().ok())
+        .collect();
+    registered.into_iter()
+}
+
+/// Thousandths of what a quantity says.
+fn amount(quantity: Option<&Quantity>) -> u64 {
+    let millis = quantity.and_then(|quantity| quantity.millis().ok());
+    millis.and_then(|millis| u64::try_from(millis).ok()).unwrap_or_default()
+}
+
+/// Adds what plugins need beside memory that is requested, which is overhead. Limits that there are grow by it; none are
+/// made, as they would be the guest's.
+fn add_plugins(
+    requests: &mut BTreeMap<String, Quantity>,
+    limits: &mut BTreeMap<String, Quantity>,
+    machine: &Machine,
+    config: &ClusterConfig,
+) {
+    for plugin in plugins(machine, config) {
+        let asked = |side: &BTreeMap<String, Quantity>, name| amount(side.get(name));
+        let (request, limit) = (&plugin.overhead.requests, &plugin.overhead.limits);
+        let cpu = asked(request, "cpu");
+        if cpu > 0 {
+            let all = amount(requests.get("cpu")).saturating_add(cpu);
+            requests.insert("cpu".to_owned(), Quantity(format!("{all}m")));
+        }
+        if limits.contains_key("cpu") {
+            let more = cpu.max(asked(limit, "cpu"));
+            let all = amount(limits.get("cpu")).saturating_add(more);
+            if more > 0 {
+                limits.insert("cpu".to_owned(), Quantity(format!("{all}m")));
+            }
+        }
+        let more = asked(limit, "memory")
+            .saturating_sub(asked(request, "memory"))
+            .div_ceil(1000);
+        if limits.contains_key("memory") && more > 0 {
+            let all = (amount(limits.get("memory")) / 1000).saturating_add(more);
+            limits.insert("memory".to_owned(), Quantity(all.to_string()));
         }
     }
 }
@@ -157,6 +207,7 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
         Quantity(format!("{}m", millis.max(1)))
     });
 
+    add_plugins(&mut requests, &mut limits, machine, config);
     if let Some(pinning) = machine.cpu.pinning {
         // The kubelet gives whole CPUs to pods that may have no more than they ask for.
         let cpus = u64::from(machine.cpu.vcpus()) + pool + u64::from(pinning.isolate_emulator);
@@ -193,17 +244,19 @@ pub fn huge_page_resource(page: u64) -> String {
 
 /// Device plugins' resources of a machine.
 fn devices(machine: &Machine, config: &ClusterConfig) -> BTreeMap<String, Quantity> {
+    // What a plugin's sidecar makes of a NIC is not known.
+    let taps = |interface: &Interface| interface.binding != Binding::Sriov;
     let mut devices = BTreeMap::new();
     let mut device = |name: &str| {
         devices.insert(format!("devices.kubevirt.io/{name}"), Quantity("1".to_owned()));
     };
     if !config.use_emulation {
         device("kvm");
-        if machine.interfaces.iter().any(|i| i.is_tap() && i.model == "virtio") {
+        if machine.interfaces.iter().any(|i| taps(i) && i.model == "virtio") {
             device("vhost-net");
         }
     }
-    if machine.interfaces.iter().any(Interface::is_tap) {
+    if machine.interfaces.iter().any(taps) {
         device("tun");
     }
     if machine.launch_security.as_ref().is_some_and(LaunchSecurity::is_amd) {

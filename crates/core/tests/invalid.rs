@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
+use ferrovirt_api::v1::{KubeVirtConfiguration, VirtualMachine, VirtualMachineInstance};
+use ferrovirt_core::config::validate_configuration;
 use ferrovirt_core::machine::Architecture;
 use ferrovirt_core::{Cause, ClusterConfig, default_vm, default_vmi, validate_vm, validate_vmi_create};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -149,6 +150,102 @@ fn one_machine_has_no_secondary_networks() {
         judge(&vmi(&serde_json::json!({"name": "n", "pod": {}}))),
         Some(Vec::new())
     );
+}
+
+/// Which plugins bind NICs is the administrator's choice, and what they need is not on one machine; the table is asked
+/// in both.
+#[test]
+fn plugins_of_network_bindings() {
+    let vmi: VirtualMachineInstance = serde_json::from_value(serde_json::json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
+        "spec": {
+            "domain": {
+                "devices": {"interfaces": [{"name": "n", "binding": {"name": "p"}}]}, "memory": {"guest": "64Mi"},
+            },
+            "networks": [{"name": "n", "pod": {}}],
+        },
+    }))
+    .unwrap();
+    let (none, only_cluster) = ("", "FieldValueNotSupported");
+    for (plugin, on_a_cluster, on_one_machine, message) in [
+        ("{domainAttachmentType: managedTap}", none, none, ""),
+        (
+            "{domainAttachmentType: managedTap, migration: {method: link-refresh}}",
+            none,
+            none,
+            "",
+        ),
+        (
+            "{domainAttachmentType: tap}",
+            none,
+            only_cluster,
+            "comes from a CNI plugin",
+        ),
+        ("{}", none, only_cluster, "a sidecar would have to attach"),
+        ("{sidecarImage: r/p}", none, only_cluster, "has a sidecar"),
+        (
+            "{domainAttachmentType: managedTap, sidecarImage: r/p}",
+            none,
+            only_cluster,
+            "has a sidecar",
+        ),
+        (
+            "{domainAttachmentType: managedTap, networkAttachmentDefinition: ns/p}",
+            none,
+            only_cluster,
+            "has a networkAttachmentDefinition",
+        ),
+        (
+            "{domainAttachmentType: vhostuser}",
+            "FieldValueInvalid",
+            "FieldValueInvalid",
+            "binding[p].domainAttachmentType: \"vhostuser\" is not one of tap, managedTap",
+        ),
+    ] {
+        let plugin: Value = serde_yaml_ng::from_str(plugin).unwrap();
+        let configuration = serde_json::json!({"network": {"binding": {"p": plugin}}});
+        let configuration = serde_json::from_value(configuration).unwrap();
+        for (config, reason) in [
+            (ClusterConfig::default(), on_a_cluster),
+            (ClusterConfig::standalone(), on_one_machine),
+        ] {
+            let config = ClusterConfig {
+                architecture: Architecture::Amd64,
+                ..config.with(&configuration)
+            };
+            let causes = validate_vmi_create(&vmi, &config, false);
+            let told = |c: &Cause| {
+                c.field == "spec.domain.devices.interfaces[0].binding.name"
+                    && c.reason.as_str() == reason
+                    && c.message.contains(message)
+            };
+            assert_eq!(causes.len(), usize::from(!reason.is_empty()), "{plugin}: {causes:#?}");
+            assert!(causes.iter().all(told), "{plugin}: {causes:#?}");
+        }
+    }
+}
+
+/// What an administrator registers can be used; what is there already does not stop other changes.
+#[test]
+fn configurations_register_plugins_that_can_be_used() {
+    let configuration = |plugin: Value| -> KubeVirtConfiguration {
+        serde_json::from_value(serde_json::json!({"network": {"binding": {"p": plugin}}})).unwrap()
+    };
+    let judge = |new, old| validate_configuration(new, old, &ClusterConfig::default());
+    let good = configuration(serde_json::json!({"domainAttachmentType": "tap"}));
+    let bad = configuration(serde_json::json!({"domainAttachmentType": "vhostuser", "downwardAPI": "x"}));
+    assert_eq!(judge(&good, None), []);
+    assert_eq!(judge(&good, Some(&bad)), []);
+    assert_eq!(judge(&bad, Some(&bad)), []);
+    for old in [None, Some(&good)] {
+        let causes = judge(&bad, old);
+        let fields: Vec<&str> = causes.iter().map(|cause| cause.field.as_str()).collect();
+        let path = "spec.configuration.network.binding[p]";
+        assert_eq!(
+            fields,
+            [format!("{path}.domainAttachmentType"), format!("{path}.downwardAPI")]
+        );
+    }
 }
 
 /// On a cluster an administrator says whether nodes have that daemon, which one machine never has; the table is asked in

@@ -1,26 +1,32 @@
-//! NICs: on tap devices that virt-handler made, or virtual functions of the node's network cards.
+//! NICs: on tap devices that virt-handler or a plugin made, or virtual functions of the node's network cards.
 
-use ferrovirt_core::machine::{Interface, Machine, PciAddress};
+use ferrovirt_core::machine::{Binding, Interface, Machine, PciAddress};
 
 use crate::facts::{Facts, MissingFact, NicFact};
 use crate::xml::{Element, el};
 use crate::{alias, pci_address, pci_source, virtio};
 
 pub(crate) fn interfaces(machine: &Machine, facts: &Facts) -> Result<Vec<Element>, MissingFact> {
-    machine
+    let all = machine
         .interfaces
         .iter()
-        .map(|interface| {
-            if !interface.is_tap() {
-                let missing = || MissingFact::VirtualFunction(interface.name.clone());
-                let address = facts.virtual_functions.get(&interface.name).ok_or_else(missing)?;
-                return Ok(virtual_function(interface, *address));
-            }
-            let missing = || MissingFact::Nic(interface.name.clone());
-            let nic = facts.nics.get(&interface.name).ok_or_else(missing)?;
-            Ok(element(machine, interface, nic))
-        })
-        .collect()
+        .map(|interface| attached(machine, interface, facts));
+    all.filter_map(Result::transpose).collect()
+}
+
+/// `None`: the sidecar of a plugin adds it.
+fn attached(machine: &Machine, interface: &Interface, facts: &Facts) -> Result<Option<Element>, MissingFact> {
+    let nic = facts.nics.get(&interface.name);
+    Ok(match (&interface.binding, nic) {
+        (Binding::Sriov, _) => {
+            let missing = || MissingFact::VirtualFunction(interface.name.clone());
+            let address = facts.virtual_functions.get(&interface.name).ok_or_else(missing)?;
+            Some(virtual_function(interface, *address))
+        }
+        (Binding::Tap(_) | Binding::Plugin(_), Some(nic)) => Some(element(machine, interface, nic)),
+        (Binding::Tap(_), None) => return Err(MissingFact::Nic(interface.name.clone())),
+        (Binding::Plugin(_), None) => None,
+    })
 }
 
 /// Its MAC address and VLAN were set by the CNI plugin that gave it to the pod.

@@ -38,6 +38,10 @@ goldens! {
     filesystem_and_hugepages => "spec: {domain: {memory: {hugepages: {pageSize: 2Mi}}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}"
     filesystem_and_own_cpus => "spec: {domain: {cpu: {cores: 2, dedicatedCpuPlacement: true}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}"
     // Virtual functions of network cards
+    plugin_tap => "{config: {network: {binding: {p: {domainAttachmentType: tap}}}}, spec: {networks: [{name: n, pod: {}}], domain: {devices: {interfaces: [{name: n, binding: {name: p}}]}}}}"
+    plugin_managed_tap => "{config: {network: {binding: {p: {domainAttachmentType: managedTap}}}}, spec: {networks: [{name: n, pod: {}}], domain: {devices: {interfaces: [{name: n, binding: {name: p}}]}}}}"
+    plugin_tap_details => "{config: {network: {binding: {p: {domainAttachmentType: tap}}}}, spec: {networks: [{name: n, multus: {networkName: net}}], domain: {cpu: {cores: 2}, devices: {networkInterfaceMultiqueue: true, interfaces: [{name: n, binding: {name: p}, model: virtio, macAddress: '02:00:00:00:00:05', bootOrder: 1, acpiIndex: 7, pciAddress: '0000:0b:00.0', state: down}]}}}}"
+    plugin_of_a_sidecar => "{config: {network: {binding: {p: {sidecarImage: r/p}}}}, spec: {networks: [{name: n, pod: {}}], domain: {devices: {interfaces: [{name: n, binding: {name: p}}]}}}}"
     sriov => "spec: {networks: [{name: default, pod: {}}, {name: n, multus: {networkName: net}}], domain: {devices: {interfaces: [{name: default, masquerade: {}}, {name: n, sriov: {}}]}}}"
     sriov_place => "spec: {networks: [{name: default, pod: {}}, {name: n, multus: {networkName: net}}], domain: {devices: {interfaces: [{name: default, masquerade: {}}, {name: n, sriov: {}, bootOrder: 1, acpiIndex: 7, pciAddress: '0000:0b:00.0'}]}}}"
     sriov_alone => "spec: {networks: [{name: a, multus: {networkName: net, default: true}}, {name: b, multus: {networkName: net}}], domain: {devices: {networkInterfaceMultiqueue: true, interfaces: [{name: a, sriov: {}}, {name: b, sriov: {}}]}}}"
@@ -491,6 +495,7 @@ fn render(case: &Case) -> String {
         architecture: Architecture::Amd64,
         dedicated_cpus: true,
         secondary_networks: true,
+        hook_sidecars: true,
         reservation_daemons: true,
         resource_claims: true,
         ..ClusterConfig::standalone()

@@ -102,6 +102,10 @@ pub mod paths {
     pub const POD_INFO_DIR: &str = "/etc/podinfo";
     /// The annotation with the pod's interfaces, below [`POD_INFO_DIR`].
     pub const NETWORK_STATUS: &str = "network-status";
+    /// What the sidecars of network bindings are told of the pod, as a volume, at [`POD_INFO_DIR`].
+    pub const NETWORK_INFO_VOLUME: &str = "network-info";
+    /// The annotation with the devices behind the VMI's networks, below [`POD_INFO_DIR`].
+    pub const NETWORK_INFO: &str = "network-info";
     /// The claim with what of a guest's firmware and TPM outlives its pod.
     pub const STATE_DIR: &str = "/var/run/kubevirt-private/vm-state";
     /// UEFI variables, below [`STATE_DIR`].

@@ -3,12 +3,15 @@
 //! Two watches, both filtered by the server: launcher pods bound to this node, and VMIs labelled with it. A pod
 //! opens a session before its VMI is labelled, so that the guest's network is ready when its turn comes.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
-use ferrovirt_core::names::{APP_LABEL, CREATED_BY_LABEL, DOMAIN_ANNOTATION, NODE_NAME_LABEL, VIRT_LAUNCHER};
+use ferrovirt_core::machine::Attachment;
+use ferrovirt_core::names::{
+    APP_LABEL, ATTACHMENTS_ANNOTATION, CREATED_BY_LABEL, DOMAIN_ANNOTATION, NODE_NAME_LABEL, VIRT_LAUNCHER,
+};
 use ferrovirt_protocol::paths::CONTAINER_DISKS_VOLUME;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Pod;
@@ -42,6 +45,8 @@ pub(crate) struct PodFacts {
     pub(crate) ended: Option<Reported>,
     /// Its containerDisks are held by containers, to be mounted.
     pub(crate) holds_container_disks: bool,
+    /// What each network binding plugin left to us when the pod was made.
+    pub(crate) attachments: BTreeMap<String, Attachment>,
     created: Option<Time>,
 }
 
@@ -77,9 +82,21 @@ impl PodFacts {
                 _ => None,
             },
             holds_container_disks,
+            attachments: pod
+                .annotations()
+                .get(ATTACHMENTS_ANNOTATION)
+                .map(|text| attachments(text))
+                .unwrap_or_default(),
             created: pod.creation_timestamp(),
         })
     }
+}
+
+/// Plugins whose attachment is not known are left out, and their guests are not started.
+fn attachments(text: &str) -> BTreeMap<String, Attachment> {
+    let named: BTreeMap<String, String> = serde_json::from_str(text).unwrap_or_default();
+    let known = |(plugin, name): (String, String)| Some((plugin, Attachment::from_name(&name)?));
+    named.into_iter().filter_map(known).collect()
 }
 
 struct Entry {

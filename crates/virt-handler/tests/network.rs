@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use virt_handler::network::{Binding, Dns, Mac, NetworkNamespace, Port, Wanted, WantedNic, inside, prepare};
+use virt_handler::network::{
+    Binding, Dns, Error, Mac, NetworkNamespace, PluginTap, Port, Wanted, WantedNic, inside, prepare,
+};
 
 const POD_MAC: &str = "0a:58:0a:58:00:07";
 const POD_IP: &str = "10.88.0.7";
@@ -154,6 +156,7 @@ impl Site {
     async fn prepare(&self, nic: &WantedNic) -> ferrovirt_protocol::launcher::Nic {
         let wanted = Wanted {
             nics: vec![nic.clone()],
+            plugin_taps: vec![],
             hostname: "vm".into(),
             owner: 107,
             dns: Dns {
@@ -227,6 +230,7 @@ async fn a_second_network_has_a_bridge_of_its_own() {
     for _ in 0..2 {
         let wanted = Wanted {
             nics: nics.clone(),
+            plugin_taps: vec![],
             hostname: "vm".into(),
             owner: 107,
             dns: Dns::default(),
@@ -246,6 +250,52 @@ async fn a_second_network_has_a_bridge_of_its_own() {
         bridged.contains("tap0123456789a") && bridged.contains(device),
         "{bridged}"
     );
+}
+
+/// Shows `spec.domain.devices.interfaces[].binding.name`.
+#[tokio::test]
+async fn the_taps_of_plugins_are_found_and_left_alone() {
+    let site = Site::new();
+    let (first, second) = ("pod0123456789a", "podfedcba98765");
+    let own = "0a:58:0a:63:00:07";
+    site.pod.ip("tuntap add tap0 mode tap");
+    site.pod.ip("link set tap0 mtu 1300");
+    site.pod.ip("tuntap add tap0123456789a mode tap");
+    // The pod's interface is itself what the guest attaches to.
+    site.pod.ip(&format!("tuntap add {second} mode tap"));
+    site.pod.ip(&format!("link set {second} address {own}"));
+    let mac = Mac([2, 0, 0, 0, 0, 9]);
+    let tap = |name: &str, pod_interface: Option<&str>| PluginTap {
+        name: name.into(),
+        pod_interface: pod_interface.map(str::to_owned),
+        mac,
+        chosen_mac: None,
+    };
+    let wanted = |plugin_taps| Wanted {
+        nics: vec![],
+        plugin_taps,
+        hostname: "vm".into(),
+        owner: 107,
+        dns: Dns::default(),
+    };
+    let taps = vec![tap("a", None), tap("b", Some(first)), tap("c", Some(second))];
+    let before = site.pod.ip("-o link");
+    let found = prepare(&site.pod.open(), wanted(taps), site.record()).await.unwrap();
+    let found: Vec<_> = found
+        .iter()
+        .map(|nic| (nic.network.as_str(), nic.tap.as_str(), nic.mac.clone(), nic.mtu))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("a", "tap0", mac.to_string(), 1300),
+            ("b", "tap0123456789a", mac.to_string(), 1500),
+            ("c", second, own.to_owned(), 1500),
+        ]
+    );
+    assert_eq!(site.pod.ip("-o link"), before);
+    let error = prepare(&site.pod.open(), wanted(vec![tap("d", Some("pod1"))]), site.record()).await;
+    assert!(matches!(error, Err(Error::NoPluginTap { .. })), "{error:?}");
 }
 
 /// Shows `spec.domain.devices.networkInterfaceMultiqueue`.
@@ -422,6 +472,7 @@ async fn a_pod_without_an_interface_is_named() {
     let state = tempfile::tempdir().unwrap();
     let wanted = Wanted {
         nics: vec![nic(Binding::Masquerade, &[])],
+        plugin_taps: vec![],
         hostname: "vm".into(),
         owner: 107,
         dns: Dns::default(),

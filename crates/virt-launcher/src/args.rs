@@ -21,6 +21,9 @@ pub struct Args {
     /// Seconds the guest has to shut down when the pod is stopped before the guest's own grace period is known
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub grace_period_seconds: u64,
+    /// Hook sidecars of the pod; default: as many as the VirtualMachineInstance's annotation lists
+    #[arg(long, value_name = "COUNT")]
+    pub hook_sidecars: Option<usize>,
     /// Directory that stands for the pod's root; for use outside a pod
     #[arg(long, default_value = "/", value_name = "DIR")]
     pub root: PathBuf,

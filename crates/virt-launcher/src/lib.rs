@@ -136,6 +136,7 @@ async fn launch(args: &Args, layout: Layout) -> anyhow::Result<ExitCode> {
         events,
         agent: agent::Agent::start()?,
         default_grace: Duration::from_secs(args.grace_period_seconds),
+        hook_sidecars: args.hook_sidecars,
     };
     let (driver, inputs, published) = Driver::new(parts);
     tokio::spawn(forward_signals(inputs.clone()));

@@ -50,7 +50,10 @@ struct Report {
 /// There is one, or a file cannot be read.
 pub(crate) fn run(arguments: &cli::Validate) -> anyhow::Result<()> {
     // Beside those that are on by themselves.
-    let mut config = ClusterConfig::default();
+    let mut config = ClusterConfig {
+        any_binding_plugin: true,
+        ..ClusterConfig::default()
+    };
     config.feature_gates.extend(arguments.feature_gates.iter().cloned());
     let mut count = 0;
     for file in &arguments.files {

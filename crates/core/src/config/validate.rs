@@ -5,7 +5,7 @@ use ferrovirt_api::v1::{
     PermittedHostDevices,
 };
 
-use super::{ClusterConfig, devices};
+use super::{BindingPlugin, ClusterConfig, devices};
 use crate::cause::{Cause, Causes, FieldPath};
 use crate::machine::Architecture;
 use crate::parse::EVICTION_STRATEGIES;
@@ -181,6 +181,9 @@ fn of_networks(causes: &mut Causes, network: &NetworkConfiguration, path: &Field
             &path.child("permitSlirpInterface"),
             "slirp was discontinued; use masquerade",
         );
+    }
+    for (name, plugin) in &network.binding {
+        BindingPlugin::read(plugin, &path.child("binding").key(name), causes);
     }
 }
 

@@ -138,6 +138,8 @@ pub struct HookSidecar {
     pub args: Vec<String>,
     /// A script in a ConfigMap.
     pub script: Option<HookScript>,
+    /// It is told which devices are behind the machine's networks.
+    pub device_info: bool,
     /// A claim.
     pub claim: Option<HookClaim>,
 }

@@ -173,6 +173,7 @@ fn sidecar(wire: WireSidecar, path: &FieldPath, causes: &mut Causes) -> HookSide
         command,
         args,
         script,
+        device_info: false,
         claim,
     }
 }

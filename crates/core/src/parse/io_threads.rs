@@ -41,7 +41,8 @@ impl Cx<'_> {
                     self.causes
                         .invalid(&field, format!("{count} is not between 1 and {MAX_POOL}"));
                 }
-                Some(Pool::All(u32::try_from(count).unwrap_or(1)))
+                // Threads are listed disk by disk, also of a spec that is refused: there must not be billions.
+                Some(Pool::All(u32::try_from(count.clamp(1, MAX_POOL)).unwrap_or(1)))
             }
             (Some(_) | None, Some(_)) => {
                 self.causes

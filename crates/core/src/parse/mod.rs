@@ -4,6 +4,7 @@
 //! decides about it.
 
 mod annotations;
+mod binding_plugins;
 mod claims;
 mod cpu;
 mod credentials;
@@ -34,6 +35,7 @@ use crate::names::firmware_uuid;
 use ferrovirt_api::v1::{DomainSpec, Machine as WireMachine, VirtualMachineInstance, VirtualMachineInstanceSpec};
 
 pub(crate) use annotations::annotations;
+pub(crate) use binding_plugins::is_definition;
 pub(crate) use hyperv::REQUIREMENTS as HYPERV_REQUIREMENTS;
 pub(crate) use pod::EVICTION_STRATEGIES;
 pub(crate) use text::{is_dns_label, is_dns_subdomain, pci_address};
@@ -68,6 +70,9 @@ impl Machine {
                 claims::sizes(&mut machine, vmi);
                 machine.ignition = asked.ignition;
                 machine.hook_sidecars = asked.sidecars;
+                machine
+                    .hook_sidecars
+                    .extend(binding_plugins::sidecars(&machine, config));
                 Ok(machine)
             }
             parsed => {

@@ -7,7 +7,7 @@ use ferrovirt_api::v1::{
 };
 
 use super::disks::boot_order;
-use super::{Cx, is_dns_label, is_dns_subdomain, text};
+use super::{Cx, is_definition, text};
 use crate::cause::FieldPath;
 use crate::config::GATE_PORT_RANGES;
 use crate::machine::{Binding, Interface, NicNetwork, Port, PortRange, TapBinding};
@@ -121,14 +121,10 @@ impl Cx<'_> {
             default: _,
             network_name,
         } = multus;
-        let (namespace, name) = match network_name.split_once('/') {
-            Some((namespace, name)) => (Some(namespace), name),
-            None => (None, network_name.as_str()),
-        };
         if network_name.is_empty() {
             self.causes
                 .required(field, "a multus network needs the name of its definition");
-        } else if !is_dns_subdomain(name) || !namespace.is_none_or(is_dns_label) {
+        } else if !is_definition(network_name) {
             self.causes.invalid(
                 field,
                 format!("\"{network_name}\" is not the name of a definition, with or without its namespace"),
@@ -169,7 +165,7 @@ impl Cx<'_> {
         let model = model.as_deref().filter(|m| !m.is_empty()).unwrap_or("virtio");
         self.causes.one_of(&path.child("model"), model, &MODELS);
         let mac = mac_address.as_deref().filter(|m| !m.is_empty());
-        let mac = mac.and_then(|mac| self.mac_address(mac, binding, &path.child("macAddress")));
+        let mac = mac.and_then(|mac| self.mac_address(mac, binding.as_ref(), &path.child("macAddress")));
         let pci_address = pci_address.as_deref().filter(|a| !a.is_empty());
         let pci_address = pci_address.and_then(|a| self.pci_address(a, &path.child("pciAddress")));
         let acpi_index = acpi_index.and_then(|index| match u32::try_from(index) {
@@ -222,10 +218,7 @@ impl Cx<'_> {
     }
 
     fn binding(&mut self, interface: &WireInterface, on_pod_network: bool, path: &FieldPath) -> Option<Binding> {
-        let later = [
-            ("binding", interface.binding.is_some()),
-            ("passtBinding", interface.passt_binding.is_some()),
-        ];
+        let later = [("passtBinding", interface.passt_binding.is_some())];
         let gone = [
             ("macvtap", interface.macvtap.is_some()),
             ("passt", interface.passt.is_some()),
@@ -235,6 +228,7 @@ impl Cx<'_> {
             interface.bridge.is_some(),
             interface.masquerade.is_some(),
             interface.sriov.is_some(),
+            interface.binding.is_some(),
         ];
         let count = later
             .iter()
@@ -244,9 +238,10 @@ impl Cx<'_> {
             .filter(|set| *set)
             .count();
         match count {
-            0 => self
-                .causes
-                .required(path, "an interface needs a binding: masquerade, bridge or sriov"),
+            0 => self.causes.required(
+                path,
+                "an interface needs a binding: masquerade, bridge, sriov or a plugin's",
+            ),
             1 => {}
             _ => self.causes.invalid(path, "an interface has one binding"),
         }
@@ -269,15 +264,18 @@ impl Cx<'_> {
             self.causes
                 .invalid(&path.child("sriov"), "sriov works on a multus network only");
         }
+        let plugin = interface.binding.as_ref();
+        let plugin = plugin.and_then(|binding| self.plugin(binding, &path.child("binding")));
         match built {
-            [true, false, false] => Some(Binding::Tap(TapBinding::Bridge)),
-            [false, true, false] => Some(Binding::Tap(TapBinding::Masquerade)),
-            [false, false, true] => Some(Binding::Sriov),
+            [true, false, false, false] => Some(Binding::Tap(TapBinding::Bridge)),
+            [false, true, false, false] => Some(Binding::Tap(TapBinding::Masquerade)),
+            [false, false, true, false] => Some(Binding::Sriov),
+            [false, false, false, true] => plugin.map(Binding::Plugin),
             _ => None,
         }
     }
 
-    fn mac_address(&mut self, mac: &str, binding: Option<Binding>, field: &FieldPath) -> Option<String> {
+    fn mac_address(&mut self, mac: &str, binding: Option<&Binding>, field: &FieldPath) -> Option<String> {
         let Some(mac) = text::mac_address(mac) else {
             self.causes.invalid(
                 field,
@@ -285,7 +283,7 @@ impl Cx<'_> {
             );
             return None;
         };
-        if binding == Some(Binding::Tap(TapBinding::Masquerade)) && mac == RESERVED_MAC {
+        if binding == Some(&Binding::Tap(TapBinding::Masquerade)) && mac == RESERVED_MAC {
             self.causes
                 .invalid(field, format!("{mac} is reserved for masquerade's gateway"));
         }

@@ -4,6 +4,7 @@ use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec, Volu
 
 use super::conditions::LIVE_MIGRATABLE;
 use crate::conditions::Desired;
+use crate::config::ClusterConfig;
 
 /// Annotation of a VMI: its bridge on the pod network may migrate (the addresses change).
 pub const ALLOW_BRIDGE_ANNOTATION: &str = "kubevirt.io/allow-pod-bridge-network-live-migration";
@@ -28,32 +29,40 @@ impl MigrationMethod {
     }
 }
 
-/// What `LiveMigratable` should say, and how disks would move. The first obstacle in KubeVirt's order is named.
+/// How disks would move.
 #[must_use]
-pub fn live_migratable(vmi: &VirtualMachineInstance) -> (Desired, MigrationMethod) {
-    let spec = &vmi.spec;
-    let method = if spec.volumes.iter().any(is_local) {
+pub fn migration_method(spec: &VirtualMachineInstanceSpec) -> MigrationMethod {
+    if spec.volumes.iter().any(is_local) {
         MigrationMethod::BlockMigration
     } else {
         MigrationMethod::LiveMigration
-    };
+    }
+}
+
+/// What `LiveMigratable` should say. The first obstacle in KubeVirt's order is named.
+#[must_use]
+pub fn live_migratable(vmi: &VirtualMachineInstance, config: &ClusterConfig) -> Desired {
+    let spec = &vmi.spec;
     let bridge_allowed = vmi
         .metadata
         .annotations
         .iter()
         .any(|a| a.contains_key(ALLOW_BRIDGE_ANNOTATION));
-    let obstacle = interface_obstacle(spec, bridge_allowed)
+    let obstacle = interface_obstacle(spec, bridge_allowed, config)
         .or_else(|| device_obstacle(spec))
         .or_else(|| disk_obstacle(vmi))
         .or_else(|| reservation_obstacle(spec));
-    let desired = match obstacle {
+    match obstacle {
         None => Desired::new(LIVE_MIGRATABLE, true, "", ""),
         Some((reason, message)) => Desired::new(LIVE_MIGRATABLE, false, reason, message),
-    };
-    (desired, method)
+    }
 }
 
-fn interface_obstacle(spec: &VirtualMachineInstanceSpec, bridge_allowed: bool) -> Option<(&'static str, String)> {
+fn interface_obstacle(
+    spec: &VirtualMachineInstanceSpec,
+    bridge_allowed: bool,
+    config: &ClusterConfig,
+) -> Option<(&'static str, String)> {
     let reason = "InterfaceNotLiveMigratable";
     for interface in &spec.domain.devices.interfaces {
         let network = spec.networks.iter().find(|n| n.name == interface.name);
@@ -63,6 +72,15 @@ fn interface_obstacle(spec: &VirtualMachineInstanceSpec, bridge_allowed: bool) -
                 "cannot migrate VMI which does not use masquerade to connect to the pod network \
                  or bridge with {ALLOW_BRIDGE_ANNOTATION} VM annotation"
             );
+            return Some((reason, message));
+        }
+        let migrates = |name: &String| {
+            let registered = config.binding_plugins.get(name).and_then(|plugin| plugin.as_ref().ok());
+            registered.is_some_and(|plugin| plugin.migratable)
+        };
+        let plugin = interface.binding.as_ref().map(|binding| &binding.name);
+        if let Some(name) = plugin.filter(|name| !migrates(name)) {
+            let message = format!("cannot migrate VMI: network binding plugin {name} has no migration method");
             return Some((reason, message));
         }
     }
@@ -159,10 +177,13 @@ mod tests {
     fn shared_directories_are_no_obstacle() {
         let claim = json!([{"name": "root", "persistentVolumeClaim": {"claimName": "c"}}]);
         let mut vmi = vmi(claim, json!({"name": "default", "masquerade": {}}), false);
-        assert_eq!(live_migratable(&vmi).0.reason, "DisksNotLiveMigratable");
+        assert_eq!(
+            live_migratable(&vmi, &ClusterConfig::default()).reason,
+            "DisksNotLiveMigratable"
+        );
         let filesystems = json!([{"name": "root", "virtiofs": {}}]);
         vmi.spec.domain.devices.filesystems = serde_json::from_value(filesystems).unwrap();
-        assert!(live_migratable(&vmi).0.status);
+        assert!(live_migratable(&vmi, &ClusterConfig::default()).status);
     }
 
     #[test]
@@ -171,7 +192,7 @@ mod tests {
         for (reservation, expected) in [(false, ""), (true, "PersistentReservationNotLiveMigratable")] {
             let disks = json!([{"name": "a", "lun": {"bus": "scsi", "reservation": reservation}}]);
             vmi.spec.domain.devices.disks = serde_json::from_value(disks).unwrap();
-            assert_eq!(live_migratable(&vmi).0.reason, expected);
+            assert_eq!(live_migratable(&vmi, &ClusterConfig::default()).reason, expected);
         }
     }
 
@@ -183,7 +204,23 @@ mod tests {
             (json!({"snp": {}}), "SEVNotLiveMigratable"),
         ] {
             vmi.spec.domain.launch_security = serde_json::from_value(security).unwrap();
-            assert_eq!(live_migratable(&vmi).0.reason, expected);
+            assert_eq!(live_migratable(&vmi, &ClusterConfig::default()).reason, expected);
+        }
+    }
+
+    #[test]
+    fn plugins_say_whether_they_migrate() {
+        let config = json!({"network": {"binding": {"moves": {"migration": {}}, "stays": {}, "bad": {"migration": {}, "downwardAPI": "x"}}}});
+        let config = ClusterConfig::from_kubevirt(&serde_json::from_value(config).unwrap());
+        for (plugin, status) in [("moves", true), ("stays", false), ("bad", false), ("unknown", false)] {
+            let vmi = vmi(
+                json!([]),
+                json!({"name": "default", "binding": {"name": plugin}}),
+                false,
+            );
+            let desired = live_migratable(&vmi, &config);
+            let reason = if status { "" } else { "InterfaceNotLiveMigratable" };
+            assert_eq!((desired.status, desired.reason.as_str()), (status, reason), "{plugin}");
         }
     }
 
@@ -221,10 +258,11 @@ mod tests {
             ),
             (shared, &masquerade, false, None, MigrationMethod::BlockMigration),
         ] {
-            let (desired, got) = live_migratable(&vmi(volumes, interface.clone(), annotated));
+            let vmi = vmi(volumes, interface.clone(), annotated);
+            let desired = live_migratable(&vmi, &ClusterConfig::default());
             assert_eq!(desired.status, expected.is_none());
             assert_eq!(desired.reason, expected.unwrap_or_default());
-            assert_eq!(got, method);
+            assert_eq!(migration_method(&vmi.spec), method);
         }
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ferrovirt_core::machine::{
-    Architecture, Binding, Boot, Filesystem, HostDevice, HostDeviceSource, Machine, PciAddress, Source,
+    Architecture, Attachment, Binding, Boot, Filesystem, HostDevice, HostDeviceSource, Interface, Machine, PciAddress,
+    Source,
 };
 use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, NicFact};
 
@@ -94,7 +95,12 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
 }
 
 fn nics(machine: &Machine) -> BTreeMap<String, NicFact> {
-    let nics = machine.interfaces.iter().enumerate().map(|(i, interface)| {
+    let tap = |interface: &&Interface| match &interface.binding {
+        Binding::Tap(_) => true,
+        Binding::Sriov => false,
+        Binding::Plugin(plugin) => plugin.attachment != Attachment::Sidecar,
+    };
+    let nics = machine.interfaces.iter().filter(tap).enumerate().map(|(i, interface)| {
         let nic = NicFact {
             tap: format!("tap{i}"),
             mac: "02:00:00:00:00:07".to_owned(),

@@ -4,6 +4,7 @@
 
 pub mod claims;
 pub mod devices;
+mod network_info;
 mod networks;
 pub mod plan;
 pub mod pod;
@@ -143,6 +144,7 @@ async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Resul
             patch_vmi(context, vmi, &Patch::Merge(change)).await
         }
         Effect::OpenGate { name, open } => open_gate(context, namespace, name, *open).await,
+        Effect::TellNetworks { name, info } => tell_networks(context, namespace, name, info).await,
         Effect::SetFinalizers { old, new } => {
             let path = "/metadata/finalizers";
             let operations = vec![
@@ -282,6 +284,20 @@ async fn open_gate(context: &Context, namespace: &str, name: &str, open: bool) -
         }
         Err(error) if gone(&error) => Ok(()),
         Err(error) => Err(Trouble::call("setting the pod's readiness gate", error)),
+    }
+}
+
+async fn tell_networks(context: &Context, namespace: &str, name: &str, info: &str) -> Result<(), Trouble> {
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let annotations = json!({ferrovirt_core::names::NETWORK_INFO_ANNOTATION: info});
+    let change = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+    match pods.patch(name, &PatchParams::default(), &change).await {
+        Ok(pod) => {
+            context.pods.observe(pod, Timestamp::now());
+            Ok(())
+        }
+        Err(error) if gone(&error) => Ok(()),
+        Err(error) => Err(Trouble::call("telling the pod of its networks", error)),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Networks of a VMI that devices of nodes are set aside for: those of its virtual functions (`sriov`).
+//! Networks of a VMI that devices of nodes are set aside for: those of its virtual functions (`sriov`), and those of
+//! network bindings (`binding`), if their definitions name a resource.
 
 use std::collections::BTreeMap;
 
@@ -18,21 +19,24 @@ pub fn qualified<'a>(definition: &'a str, namespace: &'a str) -> (&'a str, &'a s
     definition.split_once('/').unwrap_or((namespace, definition))
 }
 
-/// Namespace and name of the NetworkAttachmentDefinition of each virtual function.
+/// Namespace and name of the NetworkAttachmentDefinition of each interface that may be a device.
 fn definitions(vmi: &VirtualMachineInstance) -> Vec<(String, String)> {
     let namespace = vmi.namespace().unwrap_or_default();
     let interfaces = &vmi.spec.domain.devices.interfaces;
-    let sriov = interfaces.iter().filter(|interface| interface.sriov.is_some());
+    // What the plugin of a binding makes its interfaces of, is not known; a definition without a resource needs none.
+    let of_devices = interfaces
+        .iter()
+        .filter(|interface| interface.sriov.is_some() || interface.binding.is_some());
     let definition = |name: &str| {
         let network = vmi.spec.networks.iter().find(|network| network.name == name)?;
         let (namespace, name) = qualified(&network.multus.as_ref()?.network_name, &namespace);
         Some((namespace.to_owned(), name.to_owned()))
     };
-    sriov.filter_map(|interface| definition(&interface.name)).collect()
+    of_devices.filter_map(|interface| definition(&interface.name)).collect()
 }
 
-/// How many devices of which resource of nodes the VMI's networks need. Asks for definitions only if there is a virtual
-/// function.
+/// How many devices of which resource of nodes the VMI's networks need. Asks for definitions only if such an
+/// interface is there.
 ///
 /// # Errors
 /// A definition is missing or cannot be read.
@@ -85,23 +89,29 @@ mod tests {
 
     /// Shows `spec.domain.devices.interfaces[].sriov`.
     #[test]
-    fn virtual_functions_have_definitions_and_others_have_not() {
+    fn virtual_functions_and_plugins_have_definitions_and_others_have_not() {
         let vmi: VirtualMachineInstance = serde_json::from_value(json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "x", "namespace": "n"},
             "spec": {
                 "networks": [
                     {"name": "a", "multus": {"networkName": "net"}}, {"name": "b", "multus": {"networkName": "other/net"}},
                     {"name": "c", "multus": {"networkName": "plain"}}, {"name": "d", "pod": {}},
+                    {"name": "e", "multus": {"networkName": "macvtap"}},
                 ],
                 "domain": {"devices": {"interfaces": [
                     {"name": "a", "sriov": {}}, {"name": "b", "sriov": {}}, {"name": "c", "bridge": {}},
-                    {"name": "d", "masquerade": {}},
+                    {"name": "d", "masquerade": {}}, {"name": "e", "binding": {"name": "macvtap"}},
                 ]}},
             },
         }))
         .unwrap();
-        let definition = |namespace: &str| (namespace.to_owned(), "net".to_owned());
-        assert_eq!(definitions(&vmi), [definition("n"), definition("other")]);
+        let definition = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        let expected = [
+            definition("n", "net"),
+            definition("other", "net"),
+            definition("n", "macvtap"),
+        ];
+        assert_eq!(definitions(&vmi), expected);
     }
 
     #[test]

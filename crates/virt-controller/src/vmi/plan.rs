@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{ContainerState, Pod};
 
 use super::claims::Claims;
 use super::devices::{self, Devices};
-use super::{pod, status};
+use super::{network_info, pod, status};
 use crate::cache::Entry;
 use crate::image_volumes::ContainerDisks;
 use crate::node::NODE_UNRESPONSIVE;
@@ -84,6 +84,13 @@ pub enum Effect {
         /// The guest is not paused.
         open: bool,
     },
+    /// Tell the sidecars of a pod which devices are behind the VMI's networks.
+    TellNetworks {
+        /// Name of the pod.
+        name: String,
+        /// Value of the annotation.
+        info: String,
+    },
     /// Let go of a VMI that is done.
     SetFinalizers {
         /// What was there.
@@ -150,6 +157,10 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     if let Some(pod) = pod {
         label(observed, pod, &mut plan);
         gate(observed, pod, phase, &mut plan);
+        if let Some(info) = network_info::news(&observed.vmi, &observed.config, pod) {
+            let name = pod.metadata.name.clone().unwrap_or_default();
+            plan.effects.push(Effect::TellNetworks { name, info });
+        }
     }
     // Nobody reads the status of what is let go.
     let released = plan.effects.iter().any(|e| matches!(e, Effect::SetFinalizers { .. }));

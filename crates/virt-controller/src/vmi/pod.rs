@@ -8,8 +8,8 @@ use ferrovirt_api::v1::{Probe, VirtualMachineInstance, VirtualMachineInstanceSpe
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::cause::{self, Cause, CauseReason};
 use ferrovirt_core::machine::{
-    ClaimSource, CpuModel, Disk, DiskDevice, Filesystem, FilesystemSource, HostDeviceSource, Machine, NicNetwork,
-    ResourceClaim, Source,
+    ClaimSource, CpuModel, Disk, DiskDevice, Filesystem, FilesystemSource, HostDeviceSource, Interface, Machine,
+    NicNetwork, ResourceClaim, Source,
 };
 use ferrovirt_core::names;
 use ferrovirt_core::overhead::{PodResources, pod_resources};
@@ -52,9 +52,12 @@ const SUFFIX_ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
 /// What Kubernetes leaves of a `generateName`.
 const MAX_NAME_BASE: usize = 58;
 /// Annotations of a VMI that its pod does not get.
-const PRIVATE_ANNOTATIONS: [&str; 4] = [
+const PRIVATE_ANNOTATIONS: [&str; 6] = [
     // What CNI plugins write, and the launcher believes.
     names::NETWORK_STATUS_ANNOTATION,
+    // What we write, and sidecars and virt-handler believe.
+    names::NETWORK_INFO_ANNOTATION,
+    names::ATTACHMENTS_ANNOTATION,
     "kubectl.kubernetes.io",
     names::LATEST_API_VERSION_ANNOTATION,
     names::STORAGE_API_VERSION_ANNOTATION,
@@ -246,6 +249,7 @@ fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodReso
             String::new(),
         ),
     ]);
+    annotations.extend(attachments(machine));
     annotations.extend(networks(machine, meta.namespace.as_deref().unwrap_or_default()));
     ObjectMeta {
         annotations: Some(annotations),
@@ -288,10 +292,23 @@ fn networks(machine: &Machine, namespace: &str) -> Vec<(String, String)> {
         }
         more.push(entry);
     }
+    let plugins = machine.interfaces.iter().filter_map(|nic| Some((nic, nic.plugin()?)));
+    more.extend(plugins.filter_map(|(interface, plugin)| {
+        let (namespace, name) = qualified(plugin.definition.as_deref()?, namespace);
+        let args = json!({"logicNetworkName": interface.name});
+        Some(json!({"name": name, "namespace": namespace, "cni-args": args}))
+    }));
     if !more.is_empty() {
         annotations.push((names::NETWORKS_ANNOTATION.to_owned(), Value::Array(more).to_string()));
     }
     annotations
+}
+
+/// What virt-handler does for network binding plugins: what it is now, and stays for the pod's life.
+fn attachments(machine: &Machine) -> Option<(String, String)> {
+    let plugins = machine.interfaces.iter().filter_map(Interface::plugin);
+    let named: BTreeMap<&str, &str> = plugins.map(|p| (p.name.as_str(), p.attachment.name())).collect();
+    (!named.is_empty()).then(|| (names::ATTACHMENTS_ANNOTATION.to_owned(), json!(named).to_string()))
 }
 
 /// A name as the value of a label: what is too long is cut and made unique again.
@@ -314,7 +331,7 @@ fn compute(
 ) -> Container {
     let meta = &vmi.metadata;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let command = [
+    let mut command = vec![
         "/usr/bin/virt-launcher".to_owned(),
         "--name".to_owned(),
         text(&meta.name),
@@ -325,6 +342,10 @@ fn compute(
         "--grace-period-seconds".to_owned(),
         grace_seconds(&vmi.spec).to_string(),
     ];
+    let sidecars = machine.hook_sidecars.len();
+    if sidecars > 0 {
+        command.extend(["--hook-sidecars".to_owned(), sidecars.to_string()]);
+    }
     let (mut requests, mut limits) = (wire(&resources.requests), wire(&resources.limits));
     let mut devices = wire(&resources.devices);
     if options.home == Home::Standalone {
@@ -334,7 +355,7 @@ fn compute(
     requests.extend(devices.clone());
     limits.extend(devices);
     Container {
-        command: Some(command.to_vec()),
+        command: Some(command),
         env: Some(environment(vmi, config)),
         image: Some(options.launcher_image.clone()),
         image_pull_policy: Some(config.image_pull_policy.clone()),

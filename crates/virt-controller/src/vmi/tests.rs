@@ -99,6 +99,7 @@ fn effects(plan: &Plan) -> String {
         Effect::DeletePod { grace_seconds, .. } => format!("delete({grace_seconds})"),
         Effect::LabelNode(node) => format!("label({node})"),
         Effect::OpenGate { open, .. } => format!("gate({open})"),
+        Effect::TellNetworks { info, .. } => format!("tell({info})"),
         Effect::SetFinalizers { new, .. } => format!("finalizers({})", new.join(",")),
     });
     names.collect::<Vec<_>>().join(" ")

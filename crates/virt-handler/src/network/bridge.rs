@@ -113,6 +113,7 @@ mod tests {
         };
         let wanted = Wanted {
             nics: vec![],
+            plugin_taps: vec![],
             hostname: "vm".into(),
             owner: 107,
             dns: Dns {

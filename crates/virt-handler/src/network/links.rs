@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use futures::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressScope};
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteProtocol};
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, RouteMessageBuilder};
 
@@ -27,6 +27,8 @@ pub(super) struct Link {
     pub up: bool,
     /// Index of the bridge it is on.
     pub controller: Option<u32>,
+    /// QEMU can attach to it.
+    pub tap: bool,
 }
 
 impl From<LinkMessage> for Link {
@@ -38,6 +40,7 @@ impl From<LinkMessage> for Link {
             mtu: 1500,
             up: message.header.flags.contains(LinkFlags::Up),
             controller: None,
+            tap: false,
         };
         for attribute in message.attributes {
             match attribute {
@@ -45,6 +48,12 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::Address(bytes) => link.mac = Mac(bytes.try_into().unwrap_or([0; 6])),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
                 LinkAttribute::Controller(index) => link.controller = Some(index).filter(|index| *index != 0),
+                LinkAttribute::LinkInfo(infos) => {
+                    let kinds = [InfoKind::Tun, InfoKind::MacVtap];
+                    link.tap = infos
+                        .iter()
+                        .any(|info| matches!(info, LinkInfo::Kind(kind) if kinds.contains(kind)));
+                }
                 _ => {}
             }
         }

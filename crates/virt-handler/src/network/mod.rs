@@ -9,6 +9,7 @@ mod links;
 mod masquerade;
 mod netns;
 mod nft;
+mod plugin;
 mod record;
 mod wanted;
 
@@ -20,7 +21,7 @@ use ferrovirt_protocol::launcher::Nic;
 
 pub use ferrovirt_core::machine::TapBinding as Binding;
 pub use netns::{NetworkNamespace, inside};
-pub use wanted::{Mac, Port, Wanted, WantedNic};
+pub use wanted::{Mac, PluginTap, Port, Wanted, WantedNic};
 
 use facts::PodInterface;
 use links::Links;
@@ -112,6 +113,19 @@ pub enum Error {
     /// Two NICs on the pod network.
     #[error("spec.domain.devices.interfaces: only one interface can use the pod network, found {0}")]
     TooMany(usize),
+    /// A network binding's CNI plugin left no tap.
+    #[error(
+        "the pod has no tap device {tap} for network {network}, and {pod} is none either: did the CNI plugin of its \
+         network binding run?"
+    )]
+    NoPluginTap {
+        /// The VMI's network.
+        network: String,
+        /// What it should be called.
+        tap: String,
+        /// The pod's interface behind it.
+        pod: String,
+    },
     /// A bad `vmNetworkCIDR`.
     #[error("spec.networks[].pod.vmNetworkCIDR: {0} is not an IPv4 network with room for a gateway and a guest")]
     Cidr(String),
@@ -156,7 +170,7 @@ impl Devices {
 /// # Errors
 /// See [`Error`]. What was done so far stays and is completed by the next call.
 pub async fn prepare(namespace: &NetworkNamespace, wanted: Wanted, record: PathBuf) -> Result<Vec<Nic>, Error> {
-    if wanted.nics.is_empty() {
+    if wanted.nics.is_empty() && wanted.plugin_taps.is_empty() {
         return Ok(Vec::new());
     }
     let primary = wanted.nics.iter().filter(|nic| nic.pod_interface.is_none()).count();
@@ -175,16 +189,29 @@ pub async fn prepare(namespace: &NetworkNamespace, wanted: Wanted, record: PathB
 /// As [`prepare`], on a thread that is in the namespace.
 async fn prepare_here(wanted: &Wanted, path: &Path, namespace: &str) -> Result<Vec<Nic>, Error> {
     let links = Links::connect()?;
+    let mut nics = if wanted.nics.is_empty() {
+        Vec::new()
+    } else {
+        bind(&links, wanted, path, namespace).await?
+    };
+    for tap in &wanted.plugin_taps {
+        nics.push(plugin::find(&links, tap).await?);
+    }
+    Ok(nics)
+}
+
+/// Makes what is behind the taps that are ours.
+async fn bind(links: &Links, wanted: &Wanted, path: &Path, namespace: &str) -> Result<Vec<Nic>, Error> {
     let mut record = match Record::load(path)?.filter(|record| record.namespace == namespace) {
         Some(record) => record,
         None => {
             let mut others = Vec::new();
             for name in wanted.nics.iter().filter_map(|nic| nic.pod_interface.as_ref()) {
-                others.push(facts::named(&links, name).await?);
+                others.push(facts::named(links, name).await?);
             }
             let record = Record {
                 namespace: namespace.to_owned(),
-                interface: facts::discover(&links).await?,
+                interface: facts::discover(links).await?,
                 others,
                 done: false,
             };
@@ -196,10 +223,10 @@ async fn prepare_here(wanted: &Wanted, path: &Path, namespace: &str) -> Result<V
     let (mut rules, mut nics) = (String::new(), Vec::new());
     for nic in &wanted.nics {
         let (pod, devices) = record.behind(nic)?;
-        if !(record.done && is_prepared(&links, &devices).await?) {
+        if !(record.done && is_prepared(links, &devices).await?) {
             match nic.binding {
-                Binding::Masquerade => rules += &masquerade::apply(&links, pod, &devices, nic, wanted).await?,
-                Binding::Bridge => bridge::apply(&links, pod, &devices, nic, wanted).await?,
+                Binding::Masquerade => rules += &masquerade::apply(links, pod, &devices, nic, wanted).await?,
+                Binding::Bridge => bridge::apply(links, pod, &devices, nic, wanted).await?,
             }
         }
         nics.push(describe(pod, &devices, nic, wanted)?);

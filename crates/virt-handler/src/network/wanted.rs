@@ -1,10 +1,12 @@
 //! What a VMI asks of the network.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
-use ferrovirt_core::machine::{self, Machine};
+use ferrovirt_core::config::BindingPlugin;
+use ferrovirt_core::machine::{self, Attachment, Interface, Machine};
 use ferrovirt_core::{Cause, ClusterConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -93,11 +95,26 @@ pub struct WantedNic {
     pub seed: String,
 }
 
+/// One NIC on a tap device that is not ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PluginTap {
+    /// Name of interface and network.
+    pub name: String,
+    /// The pod's interface behind it; `None`: the one that all pods have.
+    pub pod_interface: Option<String>,
+    /// As in [`WantedNic`].
+    pub mac: Mac,
+    /// The VMI's choice.
+    pub chosen_mac: Option<Mac>,
+}
+
 /// A guest's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// NICs.
     pub nics: Vec<WantedNic>,
+    /// NICs whose taps the CNI plugins of network bindings make.
+    pub plugin_taps: Vec<PluginTap>,
     /// Host name that DHCP announces.
     pub hostname: String,
     /// User and group that may attach to the taps.
@@ -107,25 +124,27 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// Reads a VMI.
+    /// Reads a VMI. `attachments`: what the plugins of its pod leave to us, by their names.
     ///
     /// # Errors
     /// What admission should have refused.
-    pub fn of(vmi: &VirtualMachineInstance, owner: u32, dns: Dns) -> Result<Self, Vec<Cause>> {
-        let machine = Machine::parse(vmi, &ClusterConfig::permissive())?;
+    pub fn of(
+        vmi: &VirtualMachineInstance,
+        attachments: &BTreeMap<String, Attachment>,
+        owner: u32,
+        dns: Dns,
+    ) -> Result<Self, Vec<Cause>> {
+        let machine = Machine::parse(vmi, &config(attachments))?;
         let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
         let name = vmi.metadata.name.as_deref().unwrap_or_default();
-        // A virtual function needs nothing in the pod's network.
+        let seed = |interface: &Interface| format!("{namespace}/{name}/{}", interface.name);
+        let chosen = |interface: &Interface| interface.mac.as_ref().and_then(|mac| mac.parse().ok());
         let taps = machine
             .interfaces
             .iter()
-            .filter_map(|interface| match interface.binding {
-                machine::Binding::Tap(binding) => Some((interface, binding)),
-                machine::Binding::Sriov => None,
-            });
+            .filter_map(|interface| Some((interface, own_tap(interface)?)));
         let nics = taps.zip(0..=u8::MAX).map(|((interface, binding), place)| {
-            let seed = format!("{namespace}/{name}/{}", interface.name);
-            let chosen_mac = interface.mac.as_ref().and_then(|mac| mac.parse().ok());
+            let (seed, chosen_mac) = (seed(interface), chosen(interface));
             WantedNic {
                 mac: chosen_mac.unwrap_or_else(|| Mac::derive_guest(&seed)),
                 chosen_mac,
@@ -153,8 +172,20 @@ impl Wanted {
                 seed,
             }
         });
+        let of_plugin = |interface: &&Interface| {
+            let plugin = interface.plugin();
+            plugin.is_some_and(|plugin| plugin.attachment == Attachment::Tap)
+        };
+        let plugin_taps = machine.interfaces.iter().filter(of_plugin).map(|interface| PluginTap {
+            name: interface.name.clone(),
+            pod_interface: interface.pod_interface(),
+            mac: chosen(interface).unwrap_or_else(|| Mac::derive_guest(&seed(interface))),
+            chosen_mac: chosen(interface),
+        });
+        let plugin_taps = plugin_taps.collect();
         Ok(Self {
             nics: nics.collect(),
+            plugin_taps,
             hostname: machine.hostname,
             owner,
             dns,
@@ -169,6 +200,31 @@ impl Wanted {
             .filter(|server| server.is_ipv4())
             .map(ToString::to_string)
             .collect()
+    }
+}
+
+/// Nothing is forbidden, but plugins are what the pod was made with.
+fn config(attachments: &BTreeMap<String, Attachment>) -> ClusterConfig {
+    let plugin = |(name, attachment): (&String, &Attachment)| {
+        let plugin = BindingPlugin {
+            attachment: *attachment,
+            ..BindingPlugin::default()
+        };
+        (name.clone(), Ok(plugin))
+    };
+    ClusterConfig {
+        binding_plugins: attachments.iter().map(plugin).collect(),
+        any_binding_plugin: false,
+        ..ClusterConfig::permissive()
+    }
+}
+
+/// What is behind the tap of a NIC whose tap is ours. A virtual function needs nothing in the pod's network.
+fn own_tap(interface: &Interface) -> Option<Binding> {
+    match &interface.binding {
+        machine::Binding::Tap(binding) => Some(*binding),
+        machine::Binding::Plugin(plugin) if plugin.attachment == Attachment::ManagedTap => Some(Binding::Bridge),
+        machine::Binding::Plugin(_) | machine::Binding::Sriov => None,
     }
 }
 
@@ -211,7 +267,7 @@ mod tests {
             },
         }))
         .unwrap();
-        let wanted = Wanted::of(&vmi, 107, Dns::default()).unwrap();
+        let wanted = Wanted::of(&vmi, &BTreeMap::new(), 107, Dns::default()).unwrap();
         assert_eq!(wanted.hostname, "web");
         assert_eq!(wanted.nics.len(), 1);
         let nic = &wanted.nics[0];
@@ -223,5 +279,43 @@ mod tests {
         let ports = [port(80, 80, false), port(53, 53, true), port(6000, 6009, true)];
         assert_eq!(nic.ports, ports);
         assert!(nic.mac.to_string().starts_with("52:54:00:"));
+    }
+
+    /// Shows `spec.domain.devices.interfaces[].binding`.
+    #[test]
+    fn plugins_have_what_the_pod_was_made_with() {
+        let vmi: VirtualMachineInstance = serde_json::from_value(serde_json::json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "x", "namespace": "ns"},
+            "spec": {
+                "networks": [
+                    {"name": "a", "pod": {}}, {"name": "b", "multus": {"networkName": "b"}},
+                    {"name": "c", "multus": {"networkName": "c"}},
+                ],
+                "domain": {"memory": {"guest": "64Mi"}, "devices": {"interfaces": [
+                    {"name": "a", "binding": {"name": "managed"}},
+                    {"name": "b", "binding": {"name": "tap"}, "macAddress": "02:00:00:00:00:07"},
+                    {"name": "c", "binding": {"name": "sidecar"}},
+                ]}},
+            },
+        }))
+        .unwrap();
+        let mut attachments = BTreeMap::from([
+            ("managed".to_owned(), Attachment::ManagedTap),
+            ("tap".to_owned(), Attachment::Tap),
+            ("sidecar".to_owned(), Attachment::Sidecar),
+        ]);
+        let wanted = Wanted::of(&vmi, &attachments, 107, Dns::default()).unwrap();
+        let [nic] = wanted.nics.as_slice() else {
+            panic!("{:?}", wanted.nics)
+        };
+        assert_eq!((nic.name.as_str(), nic.binding), ("a", Binding::Bridge));
+        let [tap] = wanted.plugin_taps.as_slice() else {
+            panic!("{:?}", wanted.plugin_taps)
+        };
+        assert_eq!(tap.name, "b");
+        assert_eq!(tap.mac.to_string(), "02:00:00:00:00:07");
+        assert!(tap.pod_interface.as_ref().is_some_and(|name| name.starts_with("pod")));
+        attachments.remove("tap");
+        assert!(Wanted::of(&vmi, &attachments, 107, Dns::default()).is_err());
     }
 }

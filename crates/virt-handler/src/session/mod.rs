@@ -279,7 +279,9 @@ impl Session {
         };
         // A VMI that is deleted before its guest was wanted loses nothing with its launcher.
         let gone = gone.map(|gone| if unused { Gone::Clean } else { gone });
+        let config = Arc::clone(&self.context.options.config.borrow());
         let view = View {
+            config: Some(&config),
             guest: link.guest.as_ref(),
             gone,
             nics: self.nics.as_deref(),
@@ -354,7 +356,10 @@ impl Session {
         if dns.servers.is_empty() {
             dns = options.dns.clone();
         }
-        let wanted = Wanted::of(vmi, options.launcher_user, dns).map_err(|causes| {
+        let pod = self.inputs.borrow().pod.clone();
+        let pod = pod.filter(|pod| self.linked_pod.as_ref() == Some(&pod.uid));
+        let attachments = pod.map(|pod| pod.attachments).unwrap_or_default();
+        let wanted = Wanted::of(vmi, &attachments, options.launcher_user, dns).map_err(|causes| {
             StepError::Invalid(causes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
         })?;
         let record = options.network_record(self.linked_pod.as_deref().unwrap_or_default());

@@ -7,9 +7,10 @@ use ferrovirt_api::v1::{
     VirtualMachineInstanceNetworkInterface, VirtualMachineInstancePhaseTransitionTimestamp,
     VirtualMachineInstanceStatus, VolumeStatus,
 };
+use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::conditions::{self, Desired, wire_time};
 use ferrovirt_core::vmi::conditions::{AGENT_CONNECTED, CONTROLLER_REASONS, PAUSED, SYNCHRONIZED};
-use ferrovirt_core::vmi::migratable::live_migratable;
+use ferrovirt_core::vmi::migratable::{live_migratable, migration_method};
 use ferrovirt_core::vmi::phase::{GuestView, REASON_DESTROYED, Seen, next_phase};
 use ferrovirt_core::vmi::{Phase, phase::Owner};
 use ferrovirt_protocol::launcher::{AccessCredentials, GuestState, Lifecycle, Nic};
@@ -43,6 +44,8 @@ pub(crate) struct View<'a> {
     pub(crate) trouble: Option<&'a str>,
     /// What went wrong for good.
     pub(crate) hopeless: Option<&'a str>,
+    /// The cluster's configuration, if it is not the default one.
+    pub(crate) config: Option<&'a ClusterConfig>,
 }
 
 /// How a launcher ended.
@@ -223,7 +226,11 @@ fn set_conditions(
             let desired = Desired::new(SOFTWARE_EMULATION, true, NO_KVM, message);
             put(SOFTWARE_EMULATION, emulated(view.guest).then_some(desired));
         }
-        put("LiveMigratable", Some(live_migratable(vmi).0));
+        let desired = match view.config {
+            Some(config) => live_migratable(vmi, config),
+            None => live_migratable(vmi, &ClusterConfig::default()),
+        };
+        put("LiveMigratable", Some(desired));
     }
     let wrong = view
         .hopeless
@@ -298,7 +305,7 @@ fn describe_guest(
             r#type: Some(guest.machine_type.clone()),
         });
     }
-    status.migration_method = Some(live_migratable(vmi).1.as_str().to_owned());
+    status.migration_method = Some(migration_method(&vmi.spec).as_str().to_owned());
     for volume in report::volumes(guest)
         .into_iter()
         .filter(|volume| vmi.spec.volumes.iter().any(|v| v.name == volume.name))
@@ -364,18 +371,23 @@ fn interfaces(
         interface.interface_name.as_deref() != Some("lo") && !nics.iter().any(|nic| same(nic, interface.mac.as_deref()))
     });
     let mut own: Vec<_> = own.map(Interface::to_status).collect();
-    let functions = vmi.spec.domain.devices.interfaces.iter();
+    let interfaces = vmi.spec.domain.devices.interfaces.iter();
+    // Of what the sidecar of a plugin attaches, the node knows as little as of virtual functions.
+    let foreign = |interface: &&WireInterface| {
+        let attached = interface.sriov.is_some() || interface.binding.is_some();
+        attached && !nics.iter().any(|nic| nic.network == interface.name)
+    };
     list.extend(
-        functions
-            .filter(|interface| interface.sriov.is_some())
-            .map(|interface| virtual_function(interface, &mut own)),
+        interfaces
+            .filter(foreign)
+            .map(|interface| seen_by_guest(interface, &mut own)),
     );
     list.extend(own);
     list
 }
 
-/// A virtual function: only the guest sees it, and it is found there by the MAC address that the spec chooses.
-fn virtual_function(
+/// A NIC that only the guest sees: it is found there by the MAC address that the spec chooses.
+fn seen_by_guest(
     interface: &WireInterface,
     own: &mut Vec<VirtualMachineInstanceNetworkInterface>,
 ) -> VirtualMachineInstanceNetworkInterface {

@@ -176,6 +176,8 @@ pub struct Parts {
     pub agent: Agent,
     /// Grace of a shutdown before the VMI is known.
     pub default_grace: Duration,
+    /// How many hook sidecars the pod has, if it was said.
+    pub hook_sidecars: Option<usize>,
 }
 
 /// The driver.
@@ -380,6 +382,7 @@ impl Driver {
         };
         self.publisher.lifecycle(Lifecycle::Preparing, "", "");
         let context = start::Context {
+            hook_sidecars: self.parts.hook_sidecars,
             layout: self.parts.layout.clone(),
             children: self.parts.children.clone(),
             hypervisor: self.parts.hypervisor.clone(),

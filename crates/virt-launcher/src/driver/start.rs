@@ -70,6 +70,8 @@ pub struct Context {
     pub children: Children,
     /// libvirt.
     pub hypervisor: Hypervisor,
+    /// How many hook sidecars the pod has, if it was said.
+    pub hook_sidecars: Option<usize>,
 }
 
 /// Goes all the way. Where others are waited for, `abort` ends it.
@@ -80,7 +82,10 @@ pub async fn start(
     abort: CancellationToken,
 ) -> Result<Started, StartFailure> {
     let parsed = Parsed::new(context, &vmi, node)?;
-    let (directory, sidecars) = (parsed.context.layout.hooks(), parsed.machine.hook_sidecars.len());
+    let directory = parsed.context.layout.hooks();
+    // The sidecars of network bindings are known to who made the pod only.
+    let listed = parsed.machine.hook_sidecars.len();
+    let sidecars = parsed.context.hook_sidecars.unwrap_or(listed);
     let met = Hooks::meet(&directory, sidecars, &vmi, Patience::default(), abort.clone());
     let hooks = met.await;
     let hooks = hooks.map_err(|error| StartFailure::new("HookSidecarFailed", &error))?;

@@ -2,6 +2,7 @@
 //! Ferrovirt is installed on, there. One home is shared; each test has a namespace of its own. What kills parts of the
 //! home comes last, one test at a time.
 
+mod agent;
 mod claims;
 mod cluster;
 mod debian;
@@ -126,6 +127,7 @@ fn main() -> Result<()> {
     home.import(&debian, "test/debian:12")?;
     let shared = Arc::new(Shared { home, runtime });
     let mut trials = debian::trials(&shared);
+    trials.extend(agent::trials(&shared));
     trials.extend(filesystems::trials(&shared));
     trials.extend(lifecycle::trials(&shared));
     trials.extend(network::trials(&shared));

@@ -5,7 +5,10 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use ferrovirt_api::v1::KubeVirt;
 use ferrovirt_e2e::{Home, eventually};
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
 use libtest_mimic::Trial;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +22,7 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         trial(shared, "masquerade", masquerade),
         trial(shared, "masquerade-ports", masquerade_ports),
         trial(shared, "bridge", bridge),
+        trial(shared, "binding-plugin", binding_plugin),
         trial(shared, "vnc", vnc),
     ]
 }
@@ -142,6 +146,48 @@ async fn bridge(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let mut spec = spec();
     spec["domain"]["devices"]["interfaces"][0] = json!({"name": "default", "bridge": {}});
     home.apply(ns, &vmi("a", spec))?;
+    let running = home.wait_phase(ns, "a", "Running", BOOT).await?;
+    let ip = running["status"]["interfaces"][0]["ipAddress"]
+        .as_str()
+        .context("the interface has an address")?
+        .to_owned();
+    // The guest itself has the pod's address.
+    home.wait_serial(ns, "a", &format!("is ready at {ip}"), BOOT).await?;
+    let answer = http(home, ns, "vmi/a", "index.html").await?;
+    ensure!(answer.contains("hello from tiny"), "{answer}");
+    Ok(())
+}
+
+/// A plugin that an administrator registers, and which leaves bridge and tap to us.
+async fn binding_plugin(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    let mut spec = spec();
+    spec["domain"]["devices"]["interfaces"][0] = json!({"name": "default", "binding": {"name": "e2e-managed"}});
+    let refused = home.apply(ns, &vmi("a", spec.clone()));
+    let refused = refused.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(
+        refused.contains("no network binding plugin \"e2e-managed\" is registered"),
+        "{refused}"
+    );
+    let api = Api::<KubeVirt>::all(home.client());
+    let kubevirt = api.list(&ListParams::default()).await?.items.pop();
+    let kubevirt = kubevirt.context("there is a KubeVirt object")?;
+    let api = Api::<KubeVirt>::namespaced(home.client(), &kubevirt.namespace().unwrap_or_default());
+    let register = async |plugin: serde_json::Value| {
+        let binding = json!({"e2e-managed": plugin});
+        let change = json!({"spec": {"configuration": {"network": {"binding": binding}}}});
+        let parameters = PatchParams::default();
+        api.patch(&kubevirt.name_any(), &parameters, &Patch::Merge(change))
+            .await
+    };
+    let wrong = register(json!({"domainAttachmentType": "cable"})).await;
+    let wrong = wrong.err().map(|error| error.to_string()).unwrap_or_default();
+    ensure!(wrong.contains("\"cable\" is not one of tap, managedTap"), "{wrong}");
+    register(json!({"domainAttachmentType": "managedTap", "migration": {}})).await?;
+    eventually("the plugin is known", SOON, || async {
+        home.apply(ns, &vmi("a", spec.clone())).map_err(|e| format!("{e:#}"))
+    })
+    .await?;
     let running = home.wait_phase(ns, "a", "Running", BOOT).await?;
     let ip = running["status"]["interfaces"][0]["ipAddress"]
         .as_str()

@@ -1,14 +1,15 @@
-//! Hook sidecars: containers of the user's images that the launcher asks before it defines the guest. They start before
+//! Hook sidecars: containers of the user's images, and of the administrator's plugins for network bindings, that the launcher asks before it defines the guest. They start before
 //! the guest's container and end with it, and have nothing of the pod but the directory of their own socket.
 
 use ferrovirt_core::machine::{HookScript, HookSidecar, Machine};
+use ferrovirt_core::names;
 use ferrovirt_protocol::paths;
 use k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, Container, EnvVar, PersistentVolumeClaimVolumeSource, ResourceRequirements, Volume,
     VolumeMount,
 };
 
-use super::storage::{Storage, empty_dir, mount};
+use super::storage::{Storage, annotation, empty_dir, mount};
 use super::{quantities, security};
 
 /// Readable and executable for all.
@@ -33,6 +34,13 @@ pub(super) fn add_volumes(machine: &Machine, storage: &mut Storage) {
     }
     storage.volumes.push(empty_dir(paths::HOOKS_VOLUME));
     storage.mounts.push(mount(paths::HOOKS_VOLUME, paths::HOOKS_DIR));
+    if machine.hook_sidecars.iter().any(|sidecar| sidecar.device_info) {
+        storage.volumes.push(annotation(
+            paths::NETWORK_INFO_VOLUME,
+            names::NETWORK_INFO_ANNOTATION,
+            paths::NETWORK_INFO,
+        ));
+    }
     for (i, sidecar) in machine.hook_sidecars.iter().enumerate() {
         if let Some(script) = &sidecar.script {
             storage.volumes.push(Volume {
@@ -74,6 +82,7 @@ fn container(index: usize, sidecar: &HookSidecar, dedicated: bool) -> Container 
         command,
         args,
         script,
+        device_info,
         claim,
     } = sidecar;
     let name = container_name(index);
@@ -93,6 +102,10 @@ fn container(index: usize, sidecar: &HookSidecar, dedicated: bool) -> Container 
         },
     ));
     mounts.extend(claim.as_ref().map(|claim| mount(&claim_volume(index), &claim.path)));
+    mounts.extend(device_info.then(|| VolumeMount {
+        read_only: Some(true),
+        ..mount(paths::NETWORK_INFO_VOLUME, paths::POD_INFO_DIR)
+    }));
     Container {
         args: (!args.is_empty()).then(|| args.clone()),
         command: (!command.is_empty()).then(|| command.clone()),

@@ -172,7 +172,12 @@ impl Storage {
 
     fn add_network_status(&mut self, machine: &Machine) {
         if machine.interfaces.iter().any(|nic| nic.binding == Binding::Sriov) {
-            self.add(network_status(), paths::POD_INFO_DIR.to_owned(), true);
+            let status = annotation(
+                paths::POD_INFO_VOLUME,
+                names::NETWORK_STATUS_ANNOTATION,
+                paths::NETWORK_STATUS,
+            );
+            self.add(status, paths::POD_INFO_DIR.to_owned(), true);
         }
     }
 
@@ -429,15 +434,14 @@ fn account_mount() -> VolumeMount {
     }
 }
 
-/// What a cluster's admission adds to pods.
-/// Which device is behind which of the pod's interfaces, as its CNI plugins tell.
-fn network_status() -> Volume {
+/// An annotation of the pod as a file.
+pub(super) fn annotation(name: &str, annotation: &str, file: &str) -> Volume {
     let item = DownwardAPIVolumeFile {
         field_ref: Some(ObjectFieldSelector {
             api_version: None,
-            field_path: format!("metadata.annotations['{}']", names::NETWORK_STATUS_ANNOTATION),
+            field_path: format!("metadata.annotations['{annotation}']"),
         }),
-        path: paths::NETWORK_STATUS.to_owned(),
+        path: file.to_owned(),
         ..DownwardAPIVolumeFile::default()
     };
     Volume {
@@ -445,10 +449,11 @@ fn network_status() -> Volume {
             default_mode: None,
             items: Some(vec![item]),
         }),
-        ..volume(paths::POD_INFO_VOLUME)
+        ..volume(name)
     }
 }
 
+/// What a cluster's admission adds to pods.
 fn account_token() -> Volume {
     let token = VolumeProjection {
         service_account_token: Some(ServiceAccountTokenProjection {

@@ -178,14 +178,14 @@ fn one_write_makes_it_running_and_the_next_look_finds_nothing_to_do() {
     );
 }
 
-/// Shows `spec.domain.devices.interfaces[].sriov`.
+/// Shows `spec.domain.devices.interfaces[].sriov`, `spec.domain.devices.interfaces[].binding.name`.
 #[test]
-fn virtual_functions_are_found_by_their_address() {
+fn nics_that_only_the_guest_sees_are_found_by_their_address() {
     let mut vmi = vmi("Running");
     vmi.spec.domain.devices.interfaces = serde_json::from_value(json!([
-        {"name": "default", "masquerade": {}},
+        {"name": "default", "binding": {"name": "managed"}},
         {"name": "red", "sriov": {}, "macAddress": "02-00-00-00-00-0A"},
-        {"name": "blue", "sriov": {}},
+        {"name": "blue", "binding": {"name": "sidecar"}, "macAddress": "02:00:00:00:00:0b"},
     ]))
     .unwrap();
     let nics = [nic()];
@@ -194,6 +194,7 @@ fn virtual_functions_are_found_by_their_address() {
     guest.guest_info = serde_json::to_vec(&json!({"interfaces": [
         {"interfaceName": "eth9", "mac": "02:00:00:00:00:09", "ipAddresses": ["10.0.0.9"]},
         {"interfaceName": "eth1", "mac": "02:00:00:00:00:0a", "ipAddresses": ["10.1.0.5"]},
+        {"interfaceName": "eth2", "mac": "02:00:00:00:00:0b", "ipAddresses": ["10.1.0.6"]},
     ]}))
     .unwrap();
     let view = View {
@@ -211,7 +212,7 @@ fn virtual_functions_are_found_by_their_address() {
     assert_eq!(told(0), (Some("default"), None, "domain"));
     assert_eq!(told(1), (Some("red"), Some("eth1"), "domain, guest-agent"));
     assert_eq!(interfaces[1].ip_address.as_deref(), Some("10.1.0.5"));
-    assert_eq!(told(2), (Some("blue"), None, "domain"));
+    assert_eq!(told(2), (Some("blue"), Some("eth2"), "domain, guest-agent"));
     assert_eq!(told(3), (None, Some("eth9"), "guest-agent"));
 }
 

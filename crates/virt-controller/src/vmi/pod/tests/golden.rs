@@ -41,7 +41,7 @@ goldens! {
     labels => "metadata: {labels: {app: web, tier: back}}"
     node_name_label_is_not_copied => "metadata: {labels: {kubevirt.io/nodeName: elsewhere}}"
     annotations => "metadata: {annotations: {example.org/note: kept}}"
-    private_annotations_are_not_copied => "metadata: {annotations: {kubectl.kubernetes.io/last-applied-configuration: '{}', kubevirt.io/storage-observed-api-version: v1}}"
+    private_annotations_are_not_copied => "metadata: {annotations: {kubectl.kubernetes.io/last-applied-configuration: '{}', kubevirt.io/storage-observed-api-version: v1, kubevirt.io/network-info: '{}', kubevirt.io/network-binding-attachments: '{}'}}"
     hostname => "spec: {hostname: web}"
     subdomain => "spec: {hostname: web, subdomain: backend}"
     log_verbosity => "metadata: {labels: {logVerbosity: '5'}}"
@@ -75,6 +75,13 @@ goldens! {
     readiness_agent => "spec: {readinessProbe: {guestAgentPing: {}, failureThreshold: 9}}"
     liveness_http => "spec: {livenessProbe: {httpGet: {path: /live, port: web, scheme: HTTPS}}}"
     liveness_exec => "spec: {livenessProbe: {exec: {command: [systemctl, is-active, app]}}}"
+    // Plugins of network bindings
+    plugin_managed_tap_standalone => "{standalone: true, config: {network: {binding: {p: {domainAttachmentType: managedTap}}}}, spec: {domain: {devices: {interfaces: [{name: default, binding: {name: p}}]}}}}"
+    plugin_tap => "{config: {network: {binding: {p: {domainAttachmentType: tap, networkAttachmentDefinition: p-net}}}}, spec: {domain: {devices: {interfaces: [{name: default, binding: {name: p}}]}}}}"
+    plugin_definitions_follow_networks => "{config: {network: {binding: {p: {sidecarImage: 'r/p:1', networkAttachmentDefinition: kube-system/p-net}, q: {domainAttachmentType: tap}}}}, spec: {networks: [{name: default, pod: {}}, {name: red, multus: {networkName: red-net}}, {name: blue, multus: {networkName: blue-net}}], domain: {devices: {interfaces: [{name: default, binding: {name: p}}, {name: red, binding: {name: p}, macAddress: '02:00:00:00:00:05'}, {name: blue, binding: {name: q}}]}}}}"
+    plugin_sidecar_after_others => "{metadata: {annotations: {hooks.kubevirt.io/hookSidecars: '[{\"image\": \"r/hook\"}]'}}, config: {developerConfiguration: {featureGates: [Sidecar]}, network: {binding: {p: {sidecarImage: 'r/p:1', downwardAPI: device-info}}}}, spec: {domain: {devices: {interfaces: [{name: default, binding: {name: p}}]}}}}"
+    plugin_overhead => "{config: {network: {binding: {p: {domainAttachmentType: managedTap, computeResourceOverhead: {requests: {memory: 250Mi, cpu: 20m}, limits: {memory: 300Mi, cpu: 50m}}}}}}, spec: {networks: [{name: default, pod: {}}, {name: red, multus: {networkName: red-net}}], domain: {resources: {limits: {cpu: '2', memory: 1Gi}}, devices: {interfaces: [{name: default, binding: {name: p}}, {name: red, binding: {name: p}}]}}}}"
+    plugin_overhead_makes_no_limit => "{config: {network: {binding: {p: {domainAttachmentType: managedTap, computeResourceOverhead: {requests: {memory: 250Mi}, limits: {memory: 300Mi, cpu: 50m}}}}}}, spec: {domain: {devices: {interfaces: [{name: default, binding: {name: p}}]}}}}"
     // Ports
     port_tcp => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, ports: [{name: http, port: 80}]}]}}}"
     port_udp => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}, ports: [{port: 53, protocol: UDP}]}]}}}"
