@@ -3,6 +3,7 @@
 //! ```text
 //!  GET /v1/namespaces/NS/virtualmachineinstances/NAME/console        Upgrade: ferrovirt-stream ──► 101, raw bytes
 //!  GET                                             …/vnc[?preserveSession=true] | usbredir      the same
+//!  GET                                             …/vsock?port=N[&tls=true]      the same
 //!  PUT                                             …/pause | unpause | softreboot | reset | unfreeze ──► 200
 //!  PUT                                             …/freeze[?thawSeconds=N] ──► 200
 //!  GET                                             …/vnc/screenshot[?moveCursor=true] ──► 200, PNG
@@ -92,6 +93,10 @@ impl Call {
             }) => ("GET", "vnc"),
             Self::Stream(Stream::Vnc { preserve_session: true }) => ("GET", "vnc?preserveSession=true"),
             Self::Stream(Stream::UsbRedir) => ("GET", "usbredir"),
+            Self::Stream(Stream::Vsock { port, tls }) => {
+                let tls = if tls { "&tls=true" } else { "" };
+                return Some(("GET", path(&format!("vsock?port={port}{tls}"))));
+            }
             Self::GuestInfo => ("GET", "guestosinfo"),
             Self::SevPlatform => ("GET", "sev/fetchcertchain"),
             Self::SevMeasurement => ("GET", "sev/querylaunchmeasurement"),
@@ -116,6 +121,13 @@ impl Call {
             ("GET", "console") => Self::Stream(Stream::Console),
             ("GET", "vnc") => Self::Stream(Stream::Vnc { preserve_session }),
             ("GET", "usbredir") => Self::Stream(Stream::UsbRedir),
+            ("GET", "vsock") => {
+                let port = query?.split('&').find_map(|pair| pair.strip_prefix("port="))?;
+                Self::Stream(Stream::Vsock {
+                    port: port.parse().ok()?,
+                    tls: asked("tls=true"),
+                })
+            }
             ("GET", "vnc/screenshot") => Self::Screenshot {
                 move_cursor: asked("moveCursor=true"),
             },
@@ -208,6 +220,8 @@ mod tests {
         let calls = [
             Call::Stream(Stream::Console),
             Call::Stream(Stream::UsbRedir),
+            Call::Stream(Stream::Vsock { port: 1, tls: false }),
+            Call::Stream(Stream::Vsock { port: 1024, tls: true }),
             vnc(false),
             vnc(true),
             Call::Freeze { thaw_seconds: 0 },
@@ -233,6 +247,7 @@ mod tests {
             ("PUT", format!("{base}/console")),
             ("GET", format!("{base}/pause")),
             ("PUT", format!("{base}/kill")),
+            ("GET", format!("{base}/vsock")),
             ("PUT", format!("{base}/vnc/screenshot")),
             ("GET", format!("{base}/freeze")),
             ("PUT", format!("{base}/sev/fetchcertchain")),

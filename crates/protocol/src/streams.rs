@@ -1,4 +1,4 @@
-//! Byte streams into a guest: console, VNC, USB redirection.
+//! Byte streams into a guest: console, VNC, USB redirection, virtual sockets.
 
 use std::time::Duration;
 
@@ -22,6 +22,13 @@ pub enum Stream {
     },
     /// A free port of USB redirection.
     UsbRedir,
+    /// A program in the guest that listens on its virtual socket device (vsock(7)).
+    Vsock {
+        /// On this port.
+        port: u32,
+        /// It speaks TLS, and wants to see virt-handler's certificate.
+        tls: bool,
+    },
 }
 
 /// Why there is no stream.

@@ -399,9 +399,8 @@ async fn the_group_describes_itself() {
         assert!(names.contains(&name), "{names:?}");
     }
     assert!(names.contains(&"expand-vm-spec"), "{names:?}");
-    for name in ["virtualmachineinstances/addvolume", "virtualmachineinstances/vsock"] {
-        assert!(!names.contains(&name), "{names:?}");
-    }
+    assert!(names.contains(&"virtualmachineinstances/vsock"), "{names:?}");
+    assert!(!names.contains(&"virtualmachineinstances/addvolume"), "{names:?}");
 }
 
 type Socket = WebSocketStream<TcpStream>;
@@ -479,6 +478,28 @@ async fn consoles() {
     let (code, body) = home.ask("GET", &format!("{VMI}/a/console"), "").await;
     assert_eq!(code, 400);
     assert!(message(&body).contains("upgrade to websocket"), "{body}");
+}
+
+#[tokio::test]
+async fn virtual_sockets() {
+    let home = Home::open().await;
+    home.create_vmi_with_sockets("a").await;
+    for (query, expected) in [
+        ("port=1024", "vsock 1024 true"),
+        ("port=1025&tls=true", "vsock 1025 true"),
+        ("port=1026&tls=false", "vsock 1026 false"),
+    ] {
+        let mut socket = connect(&home, &format!("a/vsock?{query}")).await.unwrap();
+        expect(&mut socket, format!("hello from default/a/{expected}\r\n").as_bytes()).await;
+        socket.send(Message::binary(b"to the guest".to_vec())).await.unwrap();
+        expect(&mut socket, b"to the guest").await;
+    }
+    for query in ["", "?port=0", "?port=many", "?port=1024&tls=perhaps"] {
+        let (code, why) = connect(&home, &format!("a/vsock{query}")).await.unwrap_err();
+        assert_eq!(code, 400, "{query}: {why}");
+    }
+    home.create_vmi("b", "Running", &[]).await;
+    assert_eq!(connect(&home, "b/vsock?port=1024").await.unwrap_err().0, 400);
 }
 
 #[tokio::test]

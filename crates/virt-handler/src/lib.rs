@@ -17,6 +17,7 @@ mod session;
 mod sockets;
 mod streams;
 mod syscall;
+mod vsock;
 
 use std::io;
 use std::path::PathBuf;

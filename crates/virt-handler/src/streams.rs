@@ -18,6 +18,7 @@ use ferrovirt_protocol::launcher::{
 use ferrovirt_protocol::paths;
 use ferrovirt_protocol::streams::{Duplex, NodeAgent, Stream, StreamError};
 use nix::sys::socket::{Shutdown, shutdown};
+use rustls::ClientConfig;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
@@ -26,6 +27,7 @@ use tonic::transport::Channel;
 
 use crate::session::launcher::Launcher;
 use crate::sockets;
+use crate::vsock::{self, Credentials};
 
 /// Longest wait for an action; a reset of a busy guest may take a while.
 const ACT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -44,6 +46,8 @@ struct Guest {
     vnc: Arc<Slot>,
     /// One per port of USB redirection.
     usb: [Arc<Slot>; USB_PORTS],
+    /// Context ID of its virtual sockets.
+    cid: Option<u32>,
 }
 
 /// The guests of this node; sessions publish them.
@@ -66,6 +70,7 @@ impl Guests {
             console: Arc::default(),
             vnc: Arc::default(),
             usb: Default::default(),
+            cid: None,
         });
         if guest.vmi_uid != uid || guest.pod_uid != pod_uid {
             (guest.console, guest.vnc) = (Arc::default(), Arc::default());
@@ -73,6 +78,7 @@ impl Guests {
         }
         guest.vmi_uid = uid;
         guest.pod_uid = pod_uid.to_owned();
+        guest.cid = vsock::context_id(vmi.status.as_ref().and_then(|status| status.vsockcid));
         guest.client = launcher.map(|launcher| launcher.client.clone());
     }
 
@@ -172,6 +178,7 @@ pub struct Agent {
     pub(crate) guests: Guests,
     pods_dir: PathBuf,
     ready: watch::Sender<bool>,
+    credentials: Credentials,
 }
 
 impl Agent {
@@ -182,6 +189,7 @@ impl Agent {
             guests: Guests::default(),
             pods_dir,
             ready: watch::channel(false).0,
+            credentials: Credentials::default(),
         }
     }
 
@@ -189,6 +197,11 @@ impl Agent {
     pub async fn ready(&self) {
         // The sender lives as long as this.
         let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+    }
+
+    /// Shows this to programs in guests that want TLS on their virtual sockets.
+    pub(crate) fn set_credentials(&self, config: Arc<ClientConfig>) {
+        self.credentials.set(config);
     }
 
     pub(crate) fn set_ready(&self) {
@@ -226,6 +239,10 @@ impl NodeAgent for Agent {
             Stream::Vnc { preserve_session } => (paths::VNC_SOCKET, &guest.vnc, preserve_session, "VNC"),
             // Nobody's device is taken out.
             Stream::UsbRedir => (usb_socket.as_str(), &guest.usb[usb], true, "every USB port"),
+            Stream::Vsock { port, tls } => {
+                let who = format!("{namespace}/{vmi}");
+                return vsock::connect(&who, guest.cid, port, tls, &self.credentials).await;
+            }
         };
         let busy = || StreamError::Busy(format!("{what} of VirtualMachineInstance {namespace}/{vmi}"));
         // QEMU serves one client at a time, so the other must not even connect.

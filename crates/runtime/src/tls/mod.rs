@@ -177,12 +177,28 @@ pub fn client(identity: Option<&Identity>, trust: Trust, protocols: &[&str]) -> 
         .with_safe_default_protocol_versions()
         .map_err(unavailable)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ServerVerifier(trust)));
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier(Some(trust))));
     let mut config = match identity {
         Some(identity) => builder.with_client_cert_resolver(Arc::new(identity.clone())),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// A client that shows `identity` to servers whose certificates nobody can judge: it is for them to know who calls, and
+/// the line between the two is otherwise secured. Like a guest's on its own node, which only the node's kernel carries.
+///
+/// # Errors
+/// The cryptography is not available.
+pub fn client_of_strangers(identity: &Identity) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(unavailable)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ServerVerifier(None)))
+        .with_client_cert_resolver(Arc::new(identity.clone()));
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }

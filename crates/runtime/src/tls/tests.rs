@@ -129,6 +129,16 @@ async fn both_ends_are_known_by_name() {
 }
 
 #[tokio::test]
+async fn strangers_learn_who_calls() {
+    let (ours, foreign) = (Authority::new("ours"), Authority::new("foreign"));
+    let trust = Clients::Required(ours.trust(&[CLIENT]));
+    let address = start(server(&foreign.identity("a guest"), trust, &["http/1.1"]).unwrap()).await;
+    let caller = |identity: Identity| client_of_strangers(&identity).unwrap();
+    assert_eq!(once(address, caller(ours.identity(CLIENT))).await.unwrap(), CLIENT);
+    assert!(once(address, caller(foreign.identity(CLIENT))).await.is_err());
+}
+
+#[tokio::test]
 async fn an_optional_certificate_counts_only_when_it_is_trusted() {
     let ours = Authority::new("ours");
     let foreign = Authority::new("foreign");

@@ -155,7 +155,7 @@ impl Subresources {
             Verb::EvacuateCancel => self.cancel_evacuation(&target, body::read(request).await?).await,
             Verb::ExpandSpec => self.expand_spec(&target).await,
             Verb::UsbRedir => self.usbredir(&target, request).await,
-            Verb::Vsock => self.vsock(&target, request.uri().query().unwrap_or_default()).await,
+            Verb::Vsock => self.vsock(&target, request).await,
             Verb::SevCertificates => self.sev_platform(&target).await,
             Verb::SevSession => self.sev_session(&target, request).await,
             Verb::SevMeasurement => self.sev_measurement(&target).await,

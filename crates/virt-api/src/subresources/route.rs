@@ -130,17 +130,6 @@ const fn built(name: &'static str, method: &'static Method, on: &'static [Kind],
     }
 }
 
-/// Refused as KubeVirt refuses it for machines that have no such device; no machine here has one yet.
-const fn refused(name: &'static str, method: &'static Method, verb: Verb) -> Subresource {
-    Subresource {
-        name,
-        method,
-        on: VMI,
-        verb: Some(verb),
-        listed: false,
-    }
-}
-
 const fn later(name: &'static str, method: &'static Method, on: &'static [Kind]) -> Subresource {
     Subresource {
         name,
@@ -178,7 +167,7 @@ const SUBRESOURCES: &[Subresource] = &[
     built("freeze", &Method::PUT, VMI, Verb::Freeze),
     built("unfreeze", &Method::PUT, VMI, Verb::Unfreeze),
     built("usbredir", &Method::GET, VMI, Verb::UsbRedir),
-    refused("vsock", &Method::GET, Verb::Vsock),
+    built("vsock", &Method::GET, VMI, Verb::Vsock),
     later("backup", &Method::PUT, VMI),
     later("redefine-checkpoint", &Method::PUT, VMI),
     built("sev/fetchcertchain", &Method::GET, VMI, Verb::SevCertificates),

@@ -22,6 +22,7 @@ pub(crate) struct Sessions {
     pub(super) displays: Counted,
     pub(super) devices: Counted,
     pub(super) ports: Counted,
+    pub(super) sockets: Counted,
 }
 
 /// The streams of one kind.
@@ -52,6 +53,11 @@ impl Sessions {
                 "kubevirt_portforward_active_tunnels",
                 "Open forwarded ports",
                 &self.ports,
+            ),
+            (
+                "ferrovirt_vsock_active_connections",
+                "Open virtual sockets",
+                &self.sockets,
             ),
         ] {
             registry.register(name, help, open.0.clone());

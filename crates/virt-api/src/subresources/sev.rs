@@ -1,5 +1,4 @@
-//! `vsock`, which no machine here has for clients yet, and `sev/*`: a guest in AMD SEV's encrypted memory, whose owner
-//! looks at it before it lets it run.
+//! `sev/*`: a guest in AMD SEV's encrypted memory, whose owner looks at it before it lets it run.
 
 use axum::body::Body;
 use ferrovirt_api::v1::{SEVSecretOptions, SEVSessionOptions, VirtualMachineInstance};
@@ -13,22 +12,12 @@ use http::{Request, Response, StatusCode};
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 
-use super::stream::{flag, node_error, value};
+use super::stream::node_error;
 use super::vm::{ATTEMPTS, json_patch, outdated};
 use super::{Subresources, Target, body};
 use crate::status::{self, Refusal};
 
 impl Subresources {
-    pub(super) async fn vsock(&self, target: &Target, query: &str) -> Result<Response<Body>, Refusal> {
-        self.admitted(target, VmiAction::Vsock).await?;
-        let port = value(query, "port").unwrap_or_default();
-        if port.parse::<u32>().is_err() {
-            return Err(status::bad_request(format!("port: {port:?} is no port of a VSOCK")));
-        }
-        flag(query, "tls")?;
-        Err(status::not_supported_yet("virtualmachineinstances/vsock"))
-    }
-
     pub(super) async fn sev_platform(&self, target: &Target) -> Result<Response<Body>, Refusal> {
         self.sev_gate().await?;
         let vmi = self.admitted(target, VmiAction::SevCertificates).await?;

@@ -1,4 +1,4 @@
-//! `console`, `vnc` and `usbredir`: the client's websocket joined with a stream of the guest's node.
+//! `console`, `vnc`, `usbredir` and `vsock`: the client's websocket joined with a stream of the guest's node.
 
 use axum::body::Body;
 use ferrovirt_api::v1::VirtualMachineInstance;
@@ -40,6 +40,20 @@ impl Subresources {
         Ok(handshake.join(what, far, self.sessions.devices.begin(target)))
     }
 
+    pub(super) async fn vsock(&self, target: &Target, mut request: Request<Body>) -> Result<Response<Body>, Refusal> {
+        let query = request.uri().query().unwrap_or_default();
+        let port = port(query)?;
+        let tls = value(query, "tls").is_none() || flag(query, "tls")?;
+        let vmi = self.admitted(target, VmiAction::Vsock).await?;
+        let handshake = websocket::handshake(&mut request)?;
+        let far = self.open(target, &vmi, Stream::Vsock { port, tls }).await?;
+        let what = format!(
+            "port {port} of the virtual sockets of {}/{}",
+            target.namespace, target.name
+        );
+        Ok(handshake.join(what, far, self.sessions.sockets.begin(target)))
+    }
+
     async fn open(
         &self,
         target: &Target,
@@ -75,6 +89,18 @@ pub(super) fn value<'a>(query: &'a str, name: &str) -> Option<&'a str> {
         .find_map(|(key, value)| (key == name).then_some(value))
 }
 
+/// The port of a virtual socket: any number but 0 and the one that stands for any (vsock(7)).
+fn port(query: &str) -> Result<u32, Refusal> {
+    let given = value(query, "port").unwrap_or_default();
+    match given.parse() {
+        Ok(port) if port > 0 && port < u32::MAX => Ok(port),
+        _ => Err(status::bad_request(format!(
+            "port: {given:?} is not a number from 1 to {}",
+            u32::MAX - 1
+        ))),
+    }
+}
+
 /// A boolean of the query string; absent is false, and without a value it is true.
 pub(super) fn flag(query: &str, name: &str) -> Result<bool, Refusal> {
     let Some(value) = value(query, name) else {
@@ -92,6 +118,21 @@ pub(super) fn flag(query: &str, name: &str) -> Result<bool, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[test]
+    fn ports_of_virtual_sockets() {
+        for (query, expected) in [
+            ("port=1", Some(1)),
+            ("tls=false&port=4294967294", Some(u32::MAX - 1)),
+            ("port=4294967295", None),
+            ("port=0", None),
+            ("port=x", None),
+            ("port", None),
+            ("", None),
+        ] {
+            assert_eq!(port(query).ok(), expected, "{query}");
+        }
+    }
+
     #[test]
     fn flags() {
         for (query, expected) in [

@@ -59,6 +59,9 @@ pub struct Args {
     /// Directory of tls.crt and tls.key; empty: neither virt-api nor health and metrics are served
     #[arg(long, value_name = "DIR", default_value = "/etc/virt-handler/servercertificates")]
     cert_dir: PathBuf,
+    /// Directory of tls.crt and tls.key that programs in guests are shown; empty: none
+    #[arg(long, value_name = "DIR", default_value = "/etc/virt-handler/clientcertificates")]
+    client_cert_dir: PathBuf,
     /// Authorities that virt-api's certificate is judged by
     #[arg(long, value_name = "FILE", default_value = "/etc/kubevirt-ca/ca-bundle")]
     ca_bundle: PathBuf,
@@ -122,6 +125,9 @@ async fn follow_verbosity(node: String, logs: LogArgs, mut config: watch::Receiv
 async fn listen(args: &Args, metrics: &Metrics, agent: &Agent, parts: &mut Supervisor) -> anyhow::Result<()> {
     let mut files = Files::default();
     let identity = files.identity(&args.cert_dir)?;
+    if !args.client_cert_dir.as_os_str().is_empty() {
+        agent.set_credentials(tls::client_of_strangers(&files.identity(&args.client_cert_dir)?)?);
+    }
     let trust = Trust::new(files.authorities(&args.ca_bundle)?, [API_CLIENT_NAME]);
     let listening = async |port| {
         let listener = http::listen(port).await;
