@@ -150,8 +150,8 @@ pub async fn serve(
         app = assemble(args, client, metrics, &readiness, &mut parts) => app?,
         () = &mut shutdown => return Ok(()),
     };
-    tracing::info!(port = args.port, version = VERSION, "virt-api serves");
-    parts.critical("the server", http::serve(listener, app.tls, app.router, parts.token()));
+    tracing::info!(port = args.port, version = VERSION, "virt-api starts to serve");
+    parts.critical("the server", listen(listener, app, parts.token()));
     let goodbye = async {
         shutdown.await;
         let _closed: Gate = readiness.wait_for("the end");
@@ -161,8 +161,18 @@ pub async fn serve(
     Ok(())
 }
 
+/// Serves when it is known who the front proxy is; until then connections wait in the kernel's queue.
+async fn listen(listener: TcpListener, app: App, stop: CancellationToken) -> std::io::Result<()> {
+    tokio::select! {
+        () = app.proxy.known() => {}
+        () = stop.cancelled() => return Ok(()),
+    }
+    http::serve(listener, app.tls, app.router, stop).await
+}
+
 /// What is served.
 struct App {
+    proxy: FrontProxy,
     tls: tls::ServerTls,
     router: Router,
 }
@@ -218,9 +228,9 @@ async fn assemble(
     metrics.register(|registry| subresources.register_metrics(registry));
     let router = http::operations(metrics, readiness)
         .merge(webhooks::router(admission, client.clone(), config))
-        .merge(aggregated::router(client, proxy, subresources));
+        .merge(aggregated::router(client, proxy.clone(), subresources));
     let router = http::hand_over(router, readiness);
-    Ok(App { tls, router })
+    Ok(App { proxy, tls, router })
 }
 
 /// What the `KubeVirt` object says, as soon as the API server answers.

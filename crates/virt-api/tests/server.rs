@@ -82,26 +82,20 @@ fn identity((certificate, key): (String, String)) -> Identity {
 
 impl Cluster {
     async fn open() -> Self {
+        let cluster = Self::start().await;
+        cluster.tell_front_proxy().await;
+        cluster.ready().await;
+        cluster
+    }
+
+    /// virt-api cannot know yet who the front proxy is.
+    async fn start() -> Self {
         let home = Home::open().await;
         let (ours, front) = (Authority::new("kubevirt"), Authority::new("front-proxy-ca"));
         let files = tempfile::tempdir().unwrap();
         write_pair(&files.path().join("server"), ours.sign("virt-api.kubevirt.svc"));
         write_pair(&files.path().join("client"), ours.sign(node::API_CLIENT_NAME));
         std::fs::write(files.path().join("ca-bundle"), &ours.pem).unwrap();
-        let configuration: ConfigMap = serde_json::from_value(json!({
-            "metadata": {"name": "extension-apiserver-authentication"},
-            "data": {
-                "requestheader-client-ca-file": front.pem,
-                "requestheader-allowed-names": "[\"front-proxy-client\"]",
-                "requestheader-username-headers": "[\"X-Remote-User\"]",
-                "requestheader-group-headers": "[\"X-Remote-Group\"]",
-                "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
-            },
-        }))
-        .unwrap();
-        let maps: Api<ConfigMap> = Api::namespaced(home.client.clone(), "kube-system");
-        maps.create(&PostParams::default(), &configuration).await.unwrap();
-
         let handled = Arc::new(ScriptedNode::default());
         let handler = serve_handler(&ours, handled.clone()).await;
         let text = |name: &str| files.path().join(name).display().to_string();
@@ -121,7 +115,7 @@ impl Cluster {
             tokio::spawn(
                 async move { server::serve(&args, client, &Metrics::new("1"), listener, ended.cancelled()).await },
             );
-        let cluster = Self {
+        Self {
             home,
             address,
             ours,
@@ -131,9 +125,24 @@ impl Cluster {
             stop,
             served,
             _files: files,
-        };
-        cluster.ready().await;
-        cluster
+        }
+    }
+
+    /// As the API server does when it starts.
+    async fn tell_front_proxy(&self) {
+        let configuration: ConfigMap = serde_json::from_value(json!({
+            "metadata": {"name": "extension-apiserver-authentication"},
+            "data": {
+                "requestheader-client-ca-file": self.front.pem,
+                "requestheader-allowed-names": "[\"front-proxy-client\"]",
+                "requestheader-username-headers": "[\"X-Remote-User\"]",
+                "requestheader-group-headers": "[\"X-Remote-Group\"]",
+                "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
+            },
+        }))
+        .unwrap();
+        let maps: Api<ConfigMap> = Api::namespaced(self.home.client.clone(), "kube-system");
+        maps.create(&PostParams::default(), &configuration).await.unwrap();
     }
 
     async fn ready(&self) {
@@ -628,6 +637,20 @@ async fn users_are_believed_only_from_the_front_proxy() {
     }
     assert_eq!(cluster.ask("PUT", &format!("{VMI}/a/nothing")).await.0, 404);
     assert_eq!(cluster.ask("GET", "/apis/subresources.kubevirt.io/v3").await.0, 404);
+}
+
+/// A connection that began too early would be nobody's for as long as it lasts.
+#[tokio::test]
+async fn who_comes_early_waits() {
+    let cluster = Cluster::start().await;
+    let path = format!("{VMI}/none/pause");
+    let mut early = Box::pin(cluster.ask("PUT", &path));
+    let answered = tokio::time::timeout(Duration::from_millis(300), &mut early).await;
+    assert!(answered.is_err(), "{answered:?}");
+    cluster.tell_front_proxy().await;
+    let (code, answer) = early.await;
+    assert_eq!(code, 404, "{answer}");
+    cluster.stop.cancel();
 }
 
 #[tokio::test]

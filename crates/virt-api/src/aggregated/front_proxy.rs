@@ -14,6 +14,7 @@ use http::HeaderMap;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::runtime::watcher::{self, Event, watcher};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::status;
@@ -60,6 +61,7 @@ impl Default for Headers {
 pub(crate) struct FrontProxy {
     trust: Trust,
     headers: Arc<RwLock<Headers>>,
+    known: watch::Sender<bool>,
 }
 
 impl Default for FrontProxy {
@@ -67,6 +69,7 @@ impl Default for FrontProxy {
         Self {
             trust: Trust::new(Authorities::default(), Vec::<String>::new()),
             headers: Arc::default(),
+            known: watch::Sender::new(false),
         }
     }
 }
@@ -75,6 +78,13 @@ impl FrontProxy {
     /// Whose certificates are those of a front proxy.
     pub(crate) fn trust(&self) -> Trust {
         self.trust.clone()
+    }
+
+    /// Waits until it is known for the first time. A connection is judged when it begins: one that begins earlier would be
+    /// nobody's for as long as it lasts, and the API server's lasts.
+    pub(crate) async fn known(&self) {
+        // The sender lives as long as this.
+        let _ = self.known.subscribe().wait_for(|known| *known).await;
     }
 
     /// Takes over what the ConfigMap says.
@@ -108,6 +118,7 @@ impl FrontProxy {
             extra_prefixes: headers("requestheader-extra-headers-prefix", default.extra_prefixes),
         };
         *self.headers.write().unwrap_or_else(PoisonError::into_inner) = headers;
+        self.known.send_replace(true);
         Ok(())
     }
 
