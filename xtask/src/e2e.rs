@@ -74,20 +74,20 @@ pub struct Installed {
     pub manifests: tempfile::TempDir,
 }
 
-/// Does `work` with Ferrovirt installed on a cluster.
+/// Does `work` with Ferrovirt installed on a cluster: the one that somebody runs, or a new one, which ends with it
+/// unless `keep`. What an interrupted run has left behind is not used: objects that it has made would be taken for ours.
 pub fn with_cluster(bin: Option<&Path>, keep: bool, work: impl FnOnce(&Installed) -> Result<()>) -> Result<()> {
-    let there = output(&mut xtask(&["cluster", "kubeconfig"])).is_ok();
-    let outcome = install(bin).and_then(|installed| work(&installed));
-    if keep || there {
-        println!("e2e: the cluster goes on; cargo xtask cluster down ends it");
-        return outcome;
-    }
-    let down = step("the cluster ends", &mut xtask(&["cluster", "down"]));
+    let outcome = install(bin, keep).and_then(|installed| work(&installed));
+    let down = step("the cluster ends", &mut xtask(&["cluster", "down", "--one-use"]));
     outcome.and(down)
 }
 
-fn install(bin: Option<&Path>) -> Result<Installed> {
-    step("a cluster of two nodes", &mut xtask(&["cluster", "up", "--nodes", "2"]))?;
+fn install(bin: Option<&Path>, keep: bool) -> Result<Installed> {
+    let mut up = xtask(&["cluster", "up", "--nodes", "2"]);
+    if !keep {
+        up.arg("--one-use");
+    }
+    step("a cluster of two nodes", &mut up)?;
     let kubeconfig = output(&mut xtask(&["cluster", "kubeconfig"]))?;
     let tag = new_tag();
     let mut images = xtask(&["images", "--push", REGISTRY, "--plain-http", "--tag", &tag]);

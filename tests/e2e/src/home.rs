@@ -236,11 +236,13 @@ impl Home {
         run(&mut self.ferrovirt(&["image", "import", archive, "--name", name])).map(drop)
     }
 
-    /// Makes a namespace for one test.
+    /// Makes a namespace for one test. One that an interrupted run has left behind goes first.
     ///
     /// # Errors
     /// kubectl fails.
     pub fn namespace(&self, name: &str) -> Result<()> {
+        let left = ["delete", "namespace", name, "--ignore-not-found", "--timeout=120s"];
+        run(&mut self.kubectl(&left))?;
         run(&mut self.kubectl(&["create", "namespace", name])).map(drop)
     }
 

@@ -97,6 +97,11 @@ impl Layout {
         self.dir.join("without-image-volumes")
     }
 
+    /// Its presence says that the cluster is for one use: whoever began it ends it.
+    pub fn one_use(&self) -> PathBuf {
+        self.dir.join("one-use")
+    }
+
     /// The directory of a node.
     pub fn node(&self, node: Node) -> PathBuf {
         self.dir.join(node.name())

@@ -56,11 +56,19 @@ enum Action {
         /// Have an API server that knows no image volumes, as those before Kubernetes 1.35
         #[arg(long)]
         without_image_volumes: bool,
+        /// Have a cluster for one use: one that is there already and was left over (of one use, too, or nothing of it
+        /// runs) is ended first; one that somebody else runs is used, and stays theirs
+        #[arg(long)]
+        one_use: bool,
     },
     /// Build and download only
     Fetch,
     /// End the cluster and remove everything of it
-    Down,
+    Down {
+        /// Only if it is for one use
+        #[arg(long)]
+        one_use: bool,
+    },
     /// What runs, and what is wrong
     Status,
     /// Print the path of the administrator's kubeconfig
@@ -86,9 +94,10 @@ impl Cluster {
             Action::Up {
                 nodes,
                 without_image_volumes,
-            } => up::up(&layout, nodes, without_image_volumes),
+                one_use,
+            } => up::up(&layout, nodes, without_image_volumes, one_use),
             Action::Fetch => fetch::all(&layout.cache).map(drop),
-            Action::Down => up::down(&layout),
+            Action::Down { one_use } => up::down(&layout, one_use),
             Action::Status => {
                 let nodes = layout.nodes()?;
                 if nodes.is_empty() {

@@ -18,14 +18,23 @@ use super::{cgroup, control, images, net, node, pki, status};
 const MARKER: &str = "/run/ferrovirt-cluster";
 const OBJECTS: &str = include_str!("../../cluster/cluster.yaml");
 
-/// Makes and starts what is missing.
+/// Makes and starts what is missing. `one_use`: not with what an interrupted use has left behind.
 ///
 /// # Errors
 /// Not root; another cluster runs; something does not become ready: then with the end of its log.
-pub fn up(layout: &Layout, wanted: Option<u8>, without_image_volumes: bool) -> Result<()> {
+pub fn up(layout: &Layout, wanted: Option<u8>, without_image_volumes: bool, one_use: bool) -> Result<()> {
     let start = Instant::now();
     let _lock = lock()?;
-    let there = layout.nodes()?;
+    let mut there = layout.nodes()?;
+    if one_use && !there.is_empty() && (layout.one_use().exists() || !cgroup::any_process()?) {
+        println!(
+            "cluster: the one in {} was left over; it is ended first",
+            layout.dir.display()
+        );
+        remove(&layout.dir)?;
+        there = Vec::new();
+    }
+    let one_use = one_use && there.is_empty();
     let nodes = Node::first(wanted.unwrap_or(0).max(u8::try_from(there.len())?).max(1));
     if let Some(wanted) = wanted
         && usize::from(wanted) < there.len()
@@ -40,9 +49,11 @@ pub fn up(layout: &Layout, wanted: Option<u8>, without_image_volumes: bool) -> R
     }
     if nodes == there && status::look(layout, &nodes).iter().all(|line| line.problem.is_none()) {
         println!("cluster: runs already, {} nodes are ready", nodes.len());
+        keep(layout, true)?;
         return done(layout);
     }
     claim(layout, &there)?;
+    keep(layout, !one_use)?;
     let programs = fetch::all(&layout.cache)?;
     layout.set_nodes(nodes.len())?;
     if without_image_volumes {
@@ -143,17 +154,41 @@ fn done(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Ends all processes of the cluster and removes all that it has made, whatever state it is in.
+/// Says whether the cluster is one for one use, or is kept until somebody ends it.
+fn keep(layout: &Layout, keep: bool) -> Result<()> {
+    let mark = layout.one_use();
+    if !keep {
+        return write(&mark, "");
+    }
+    match fs::remove_file(&mark) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", mark.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Ends all processes of the cluster and removes all that it has made, whatever state it is in. `one_use`: unless it is
+/// kept.
 ///
 /// # Errors
 /// Not root; something cannot be removed.
-pub fn down(layout: &Layout) -> Result<()> {
+pub fn down(layout: &Layout, one_use: bool) -> Result<()> {
     let _lock = lock()?;
+    if one_use && !layout.one_use().exists() {
+        println!("cluster: it goes on; cargo xtask cluster down ends it");
+        return Ok(());
+    }
     let marked = marked();
     let dir = marked.as_deref().map_or(layout.dir.as_path(), Path::new);
     if dir != layout.dir {
         println!("cluster: the one that runs has its state in {}", dir.display());
     }
+    remove(dir)?;
+    fs::remove_file(MARKER).with_context(|| format!("cannot remove {MARKER}"))
+}
+
+fn remove(dir: &Path) -> Result<()> {
     step("ending all processes", cgroup::destroy)?;
     step("removing the network", net::destroy)?;
     step("removing the state", || {
@@ -161,8 +196,7 @@ pub fn down(layout: &Layout) -> Result<()> {
             fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         }
         Ok(())
-    })?;
-    fs::remove_file(MARKER).with_context(|| format!("cannot remove {MARKER}"))
+    })
 }
 
 /// The directory becomes that of the machine's cluster.

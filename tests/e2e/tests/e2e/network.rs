@@ -159,31 +159,61 @@ async fn bridge(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
 }
 
 /// A plugin that an administrator registers, and which leaves bridge and tap to us.
+/// The one test's part of the KubeVirt object.
+struct Plugin {
+    api: Api<KubeVirt>,
+    kubevirt: String,
+}
+
+impl Plugin {
+    async fn new(home: &Home) -> Result<Self> {
+        let kubevirt = Api::<KubeVirt>::all(home.client()).list(&ListParams::default()).await?;
+        let kubevirt = kubevirt.items.first().context("there is a KubeVirt object")?;
+        Ok(Self {
+            api: Api::namespaced(home.client(), &kubevirt.namespace().unwrap_or_default()),
+            kubevirt: kubevirt.name_any(),
+        })
+    }
+
+    /// Registers it; null takes it away.
+    async fn register(&self, plugin: serde_json::Value) -> kube::Result<()> {
+        let binding = json!({"e2e-managed": plugin});
+        let change = json!({"spec": {"configuration": {"network": {"binding": binding}}}});
+        let patch = Patch::Merge(change);
+        self.api
+            .patch(&self.kubevirt, &PatchParams::default(), &patch)
+            .await
+            .map(drop)
+    }
+}
+
 async fn binding_plugin(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
-    let home = &shared.home;
+    let plugin = Plugin::new(&shared.home).await?;
+    // An interrupted run may have left it.
+    plugin.register(serde_json::Value::Null).await?;
+    let outcome = guest_with_plugin(&shared.home, ns, &plugin).await;
+    let gone = plugin.register(serde_json::Value::Null).await;
+    outcome.and(gone.context("the plugin stays registered"))
+}
+
+async fn guest_with_plugin(home: &Home, ns: &str, plugin: &Plugin) -> Result<()> {
     let mut spec = spec();
     spec["domain"]["devices"]["interfaces"][0] = json!({"name": "default", "binding": {"name": "e2e-managed"}});
     let refused = home.apply(ns, &vmi("a", spec.clone()));
     let refused = refused.err().map(|error| format!("{error:#}")).unwrap_or_default();
     ensure!(
         refused.contains("no network binding plugin \"e2e-managed\" is registered"),
-        "{refused}"
+        "a VMI with a plugin that is not registered is not refused with the reason: {refused:?}"
     );
-    let api = Api::<KubeVirt>::all(home.client());
-    let kubevirt = api.list(&ListParams::default()).await?.items.pop();
-    let kubevirt = kubevirt.context("there is a KubeVirt object")?;
-    let api = Api::<KubeVirt>::namespaced(home.client(), &kubevirt.namespace().unwrap_or_default());
-    let register = async |plugin: serde_json::Value| {
-        let binding = json!({"e2e-managed": plugin});
-        let change = json!({"spec": {"configuration": {"network": {"binding": binding}}}});
-        let parameters = PatchParams::default();
-        api.patch(&kubevirt.name_any(), &parameters, &Patch::Merge(change))
-            .await
-    };
-    let wrong = register(json!({"domainAttachmentType": "cable"})).await;
+    let wrong = plugin.register(json!({"domainAttachmentType": "cable"})).await;
     let wrong = wrong.err().map(|error| error.to_string()).unwrap_or_default();
-    ensure!(wrong.contains("\"cable\" is not one of tap, managedTap"), "{wrong}");
-    register(json!({"domainAttachmentType": "managedTap", "migration": {}})).await?;
+    ensure!(
+        wrong.contains("\"cable\" is not one of tap, managedTap"),
+        "a plugin with a type that does not exist is not refused with the reason: {wrong:?}"
+    );
+    plugin
+        .register(json!({"domainAttachmentType": "managedTap", "migration": {}}))
+        .await?;
     eventually("the plugin is known", SOON, || async {
         home.apply(ns, &vmi("a", spec.clone())).map_err(|e| format!("{e:#}"))
     })
