@@ -36,6 +36,9 @@ pub const GATE_GPUS_WITH_DRA: &str = "GPUsWithDRA";
 /// Gate of `devices.hostDevices` by resource claims; on unless it is disabled.
 pub const GATE_HOST_DEVICES_WITH_DRA: &str = "HostDevicesWithDRA";
 
+/// Gate of networks by resource claims.
+pub const GATE_NETWORK_DEVICES_WITH_DRA: &str = "NetworkDevicesWithDRA";
+
 /// Gate of guests whose memory AMD's processors encrypt; on unless it is disabled.
 pub const GATE_SEV: &str = "WorkloadEncryptionSEV";
 
@@ -61,7 +64,7 @@ pub const GATE_SIDECAR: &str = "Sidecar";
 pub const GATE_VSOCK: &str = "VSOCK";
 
 /// What readers of admitted objects do not ask for again.
-const ALL_GATES: [&str; 14] = [
+const ALL_GATES: [&str; 15] = [
     GATE_CONTAINER_PATH,
     GATE_DOWNWARD_METRICS,
     GATE_GPUS_WITH_DRA,
@@ -70,6 +73,7 @@ const ALL_GATES: [&str; 14] = [
     GATE_HOST_DEVICES_WITH_DRA,
     GATE_IGNITION,
     GATE_MEMLOCK,
+    GATE_NETWORK_DEVICES_WITH_DRA,
     GATE_PORT_RANGES,
     GATE_SEV,
     GATE_SIDECAR,

@@ -621,12 +621,12 @@ impl Interface {
         }
     }
 
-    /// The pod's interface behind it; `None`: the one that all pods have.
+    /// The pod's interface behind it; `None`: the one that all pods have, or, of a device by a resource claim, none.
     #[must_use]
     pub fn pod_interface(&self) -> Option<String> {
         match self.network {
             NicNetwork::Multus { default: false, .. } => Some(crate::names::pod_interface(&self.name)),
-            NicNetwork::Pod | NicNetwork::Multus { default: true, .. } => None,
+            NicNetwork::Pod | NicNetwork::Multus { default: true, .. } | NicNetwork::Claim { .. } => None,
         }
     }
 }

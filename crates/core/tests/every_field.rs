@@ -149,6 +149,10 @@ const CONTEXT: &[(&str, &str)] = &[
         "domain.devices.hostDevices[0].requestName",
         "{resourceClaims: [{name: y, resourceClaimName: b}], domain: {devices: {hostDevices: [{name: y, claimName: y, requestName: r}]}}}",
     ),
+    (
+        "networks[0].resourceClaim",
+        "{resourceClaims: [{name: x, resourceClaimName: a}, {name: y, resourceClaimName: b}], networks: [{name: n, resourceClaim: {claimName: y, requestName: r}}], domain: {devices: {interfaces: [{name: n, sriov: {}}]}}}",
+    ),
     ("resourceClaims", "{resourceClaims: [{name: y, resourceClaimName: b}]}"),
     (
         "domain.devices.gpus",

@@ -350,6 +350,40 @@ fn devices_by_resource_claims_are_for_clusters_and_behind_gates() {
     }
 }
 
+/// Networks by resource claims are younger than other devices: their gate is off until an administrator enables it.
+#[test]
+fn networks_by_resource_claims_are_behind_their_gate() {
+    let judge = |configuration: Value| {
+        let mut vmi: VirtualMachineInstance = serde_json::from_value(serde_json::json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
+            "spec": {
+                "resourceClaims": [{"name": "c", "resourceClaimName": "a"}],
+                "networks": [{"name": "n", "resourceClaim": {"claimName": "c", "requestName": "r"}}],
+                "domain": {"devices": {"interfaces": [{"name": "n", "sriov": {}}]}, "memory": {"guest": "64Mi"}},
+            },
+        }))
+        .unwrap();
+        let config = ClusterConfig {
+            architecture: Architecture::Amd64,
+            ..ClusterConfig::default().with(&serde_json::from_value(configuration).unwrap())
+        };
+        let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+        default_vmi(&mut vmi, &config, &now, Uuid::nil());
+        let causes = validate_vmi_create(&vmi, &config, false);
+        causes.into_iter().map(|cause| cause.field).collect::<Vec<_>>()
+    };
+    let field = "spec.networks[0].resourceClaim.claimName";
+    assert_eq!(judge(serde_json::json!({})), [field]);
+    let (network, others) = ("NetworkDevicesWithDRA", ["GPUsWithDRA", "HostDevicesWithDRA"]);
+    for gates in [
+        serde_json::json!({"featureGates": [network]}),
+        serde_json::json!({"featureGates": [network], "disabledFeatureGates": others}),
+    ] {
+        let configuration = serde_json::json!({"developerConfiguration": gates});
+        assert_eq!(judge(configuration), [""; 0]);
+    }
+}
+
 /// An administrator's gates, which are on where the user owns the machine.
 #[test]
 fn shared_claims_and_container_paths_are_behind_gates() {

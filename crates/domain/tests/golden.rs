@@ -44,6 +44,7 @@ goldens! {
     plugin_of_a_sidecar => "{config: {network: {binding: {p: {sidecarImage: r/p}}}}, spec: {networks: [{name: n, pod: {}}], domain: {devices: {interfaces: [{name: n, binding: {name: p}}]}}}}"
     sriov => "spec: {networks: [{name: default, pod: {}}, {name: n, multus: {networkName: net}}], domain: {devices: {interfaces: [{name: default, masquerade: {}}, {name: n, sriov: {}}]}}}"
     sriov_place => "spec: {networks: [{name: default, pod: {}}, {name: n, multus: {networkName: net}}], domain: {devices: {interfaces: [{name: default, masquerade: {}}, {name: n, sriov: {}, bootOrder: 1, acpiIndex: 7, pciAddress: '0000:0b:00.0'}]}}}"
+    sriov_by_claims => "{config: {developerConfiguration: {featureGates: [NetworkDevicesWithDRA]}}, spec: {resourceClaims: [{name: c, resourceClaimTemplateName: two}], networks: [{name: default, pod: {}}, {name: n, resourceClaim: {claimName: c, requestName: r}}, {name: m, resourceClaim: {claimName: c, requestName: s}}], domain: {devices: {interfaces: [{name: default, masquerade: {}}, {name: n, sriov: {}}, {name: m, sriov: {}, bootOrder: 1}]}}}}"
     sriov_alone => "spec: {networks: [{name: a, multus: {networkName: net, default: true}}, {name: b, multus: {networkName: net}}], domain: {devices: {networkInterfaceMultiqueue: true, interfaces: [{name: a, sriov: {}}, {name: b, sriov: {}}]}}}"
     // Processor
     cpu_topology => "spec: {domain: {cpu: {sockets: 2, cores: 3, threads: 2, maxSockets: 2}}}"

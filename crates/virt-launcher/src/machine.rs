@@ -13,7 +13,7 @@ use ferrovirt_protocol::launcher::NodeFacts;
 
 use crate::disks::{KernelFiles, Prepared};
 use crate::layout::Layout;
-use crate::{cpus, host_devices};
+use crate::{cpus, host_devices, virtual_functions};
 
 /// Debian's OVMF.
 const OVMF: &str = "/usr/share/OVMF";
@@ -50,7 +50,9 @@ impl Given {
             host_devices: devices
                 .map(|devices| host_devices::by_claims(&machine.host_devices, devices))
                 .unwrap_or_default(),
-            virtual_functions: BTreeMap::new(),
+            virtual_functions: devices
+                .map(|devices| virtual_functions::by_claims(&machine.interfaces, devices))
+                .unwrap_or_default(),
         }
     }
 }

@@ -1,4 +1,6 @@
-//! Virtual functions of the node's network cards that CNI plugins gave to this pod.
+//! Virtual functions of the node's network cards that CNI plugins or resource claims gave to this pod.
+//!
+//! Of a resource claim, the VMI's status tells the address of the device; for the others:
 //!
 //! Multus writes an annotation of the pod, `k8s.v1.cni.cncf.io/network-status`: a list with one entry for each of the
 //! pod's interfaces (Kubernetes Network Custom Resource Definition De-facto Standard, version 1.3), and with it the PCI
@@ -10,6 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ferrovirt_api::v1::DeviceStatus;
 use ferrovirt_core::machine::{Binding, Interface, Machine, NicNetwork, PciAddress};
 use serde::Deserialize;
 
@@ -57,13 +60,30 @@ struct Pci {
     address: String,
 }
 
-/// The virtual function of each interface that is one, by the interface's name. Waits for the annotation.
+/// Those of resource claims, by the interface's name, as the VMI's status says. One that it does not tell of, or not
+/// in a way that can be read, is left out.
+pub fn by_claims(interfaces: &[Interface], status: &DeviceStatus) -> BTreeMap<String, PciAddress> {
+    let address = |nic: &Interface| {
+        let info = status.host_device_statuses.iter().find(|info| info.name == nic.name)?;
+        let given = info.device_resource_claim_status.as_ref()?.attributes.as_ref()?;
+        PciAddress::parse(given.pci_address.as_deref()?)
+    };
+    let claimed = interfaces
+        .iter()
+        .filter(|nic| matches!(nic.network, NicNetwork::Claim { .. }));
+    claimed
+        .filter_map(|nic| Some((nic.name.clone(), address(nic)?)))
+        .collect()
+}
+
+/// The virtual function of each interface on a Multus network that is one, by the interface's name. Waits for the
+/// annotation.
 ///
 /// # Errors
 /// The annotation does not come, or has no address for one of them.
 pub async fn given(machine: &Machine, file: &Path) -> Result<BTreeMap<String, PciAddress>, Error> {
-    let sriov = machine.interfaces.iter().filter(|nic| nic.binding == Binding::Sriov);
-    let wanted: Vec<&Interface> = sriov.collect();
+    let told = |nic: &&Interface| nic.binding == Binding::Sriov && matches!(nic.network, NicNetwork::Multus { .. });
+    let wanted: Vec<&Interface> = machine.interfaces.iter().filter(told).collect();
     if wanted.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -177,6 +197,42 @@ mod tests {
                 "{status}"
             );
         }
+    }
+
+    /// Shows `spec.networks[].resourceClaim.claimName`.
+    #[tokio::test]
+    async fn the_status_tells_the_device_of_a_claim() {
+        let names = ["red", "odd", "part", "new"];
+        let networks =
+            names.map(|name| json!({"name": name, "resourceClaim": {"claimName": "c", "requestName": name}}));
+        let interfaces = names.map(|name| json!({"name": name, "sriov": {}}));
+        let info =
+            |name: &str, attributes| json!({"name": name, "deviceResourceClaimStatus": {"attributes": attributes}});
+        let vmi: VirtualMachineInstance = serde_json::from_value(json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "x", "namespace": "n"},
+            "spec": {
+                "resourceClaims": [{"name": "c", "resourceClaimName": "big"}],
+                "networks": networks,
+                "domain": {"memory": {"guest": "64Mi"}, "devices": {"interfaces": interfaces}},
+            },
+            "status": {"deviceStatus": {"hostDeviceStatuses": [
+                info("red", json!({"pciAddress": "0000:3b:02.2"})), info("odd", json!({"pciAddress": "../3b"})),
+                info("part", json!({"mDevUUID": "fa11c0de-0000-0000-0000-000000000001"})),
+            ]}},
+        }))
+        .unwrap();
+        let parsed = machine::parse(&vmi).unwrap();
+        let red = PciAddress {
+            domain: 0,
+            bus: 0x3b,
+            slot: 2,
+            function: 2,
+        };
+        let expected = BTreeMap::from([("red".to_owned(), red)]);
+        assert_eq!(machine::Given::new(&vmi, &parsed).virtual_functions, expected);
+        // No annotation tells of them, so none is waited for.
+        let nowhere = Path::new("/nonexistent/network-status");
+        assert_eq!(given(&parsed, nowhere).await.unwrap(), BTreeMap::new());
     }
 
     #[tokio::test]

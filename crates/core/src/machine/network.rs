@@ -12,6 +12,13 @@ pub enum NicNetwork {
         /// It takes the pod network's place.
         default: bool,
     },
+    /// Where the device is that a request of a resource claim was given.
+    Claim {
+        /// Name of the claim in the machine's [`ResourceClaim`](super::ResourceClaim)s.
+        claim: String,
+        /// Name of the request in the claim.
+        request: String,
+    },
 }
 
 /// A plugin of the cluster's administrator that binds NICs.

@@ -1,13 +1,13 @@
-//! `spec.domain.devices.gpus` and `hostDevices`, and the `spec.resourceClaims` that they refer to.
+//! `spec.domain.devices.gpus` and `hostDevices`, and the `spec.resourceClaims` that they and `spec.networks` refer to.
 
 use ferrovirt_api::v1::{
-    Devices, FeatureState, GPU, HostDevice as WireHostDevice, VGPUDisplayOptions, VGPUOptions,
+    ClaimRequest, Devices, FeatureState, GPU, HostDevice as WireHostDevice, Network, VGPUDisplayOptions, VGPUOptions,
     VirtualMachineInstanceResourceClaim,
 };
 
 use super::{Cx, is_dns_label, text};
 use crate::cause::FieldPath;
-use crate::config::{GATE_GPUS_WITH_DRA, GATE_HOST_DEVICES, GATE_HOST_DEVICES_WITH_DRA};
+use crate::config::{GATE_GPUS_WITH_DRA, GATE_HOST_DEVICES, GATE_HOST_DEVICES_WITH_DRA, GATE_NETWORK_DEVICES_WITH_DRA};
 use crate::machine::{ClaimSource, Display, HostDevice, HostDeviceList, HostDeviceSource, ResourceClaim};
 
 /// What both lists say of a device; what is empty says nothing.
@@ -83,9 +83,13 @@ impl Cx<'_> {
                 "one machine has no drivers for resource claims; a cluster may have some",
             );
         }
-        let gates = [GATE_GPUS_WITH_DRA, GATE_HOST_DEVICES_WITH_DRA];
+        let gates = [
+            GATE_GPUS_WITH_DRA,
+            GATE_HOST_DEVICES_WITH_DRA,
+            GATE_NETWORK_DEVICES_WITH_DRA,
+        ];
         if !claims.is_empty() && !gates.iter().any(|gate| self.config.gate(gate)) {
-            let message = format!("neither of the feature gates {} is enabled", gates.join(" and "));
+            let message = format!("none of the feature gates {} is enabled", gates.join(", "));
             self.causes.not_supported(&path, message);
         }
         let mut parsed: Vec<ResourceClaim> = Vec::new();
@@ -232,9 +236,34 @@ impl Cx<'_> {
             HostDeviceList::Gpu => GATE_GPUS_WITH_DRA,
             HostDeviceList::HostDevice => GATE_HOST_DEVICES_WITH_DRA,
         };
+        self.request(gate, wanted.claim, wanted.request, claims, path);
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        let source = HostDeviceSource::Claim {
+            claim: text(wanted.claim),
+            request: text(wanted.request),
+        };
+        let complete = wanted.claim.is_some() && wanted.request.is_some();
+        if complete && others.iter().any(|other| other.source == source) {
+            self.causes.duplicate(
+                &path.child("requestName"),
+                "another device is of the same request of the same resource claim",
+            );
+        }
+        source
+    }
+
+    /// A request of a resource claim, at `path`.
+    fn request(
+        &mut self,
+        gate: &str,
+        claim: Option<&str>,
+        request: Option<&str>,
+        claims: &[VirtualMachineInstanceResourceClaim],
+        path: &FieldPath,
+    ) {
         let (claim_field, request_field) = (path.child("claimName"), path.child("requestName"));
         self.gate(gate, &claim_field);
-        match wanted.claim {
+        match claim {
             None => self.causes.required(
                 &claim_field,
                 "requestName is of a resource claim, which claimName names",
@@ -245,26 +274,74 @@ impl Cx<'_> {
             ),
             Some(_) => {}
         }
-        match wanted.request {
+        match request {
             None => self.causes.required(
                 &request_field,
                 "a claim has requests; a device is what one of them is given",
             ),
             Some(name) => self.label_name(name, &request_field),
         }
-        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
-        let source = HostDeviceSource::Claim {
-            claim: text(wanted.claim),
-            request: text(wanted.request),
-        };
-        let complete = wanted.claim.is_some() && wanted.request.is_some();
-        if complete && others.iter().any(|other| other.source == source) {
-            self.causes.duplicate(
-                &request_field,
-                "another device is of the same request of the same resource claim",
-            );
+    }
+
+    /// `resourceClaim` of a network.
+    pub(super) fn claimed_network(
+        &mut self,
+        request: &ClaimRequest,
+        claims: &[VirtualMachineInstanceResourceClaim],
+        path: &FieldPath,
+    ) {
+        let ClaimRequest {
+            claim_name,
+            request_name,
+        } = request;
+        self.request(
+            GATE_NETWORK_DEVICES_WITH_DRA,
+            set(claim_name),
+            set(request_name),
+            claims,
+            path,
+        );
+    }
+
+    /// A device of a resource claim is one thing in the guest; and `status.deviceStatus` tells of networks among
+    /// `hostDevices`, so they share their names.
+    pub(super) fn claimed_once(&mut self, devices: &[HostDevice], networks: &[Network], path: &FieldPath) {
+        let path = path.child("networks");
+        let mut taken: Vec<HostDeviceSource> = devices.iter().map(|device| device.source.clone()).collect();
+        for (i, network) in networks.iter().enumerate() {
+            let Some(ClaimRequest {
+                claim_name: Some(claim),
+                request_name: Some(request),
+            }) = &network.resource_claim
+            else {
+                continue;
+            };
+            let path = path.index(i);
+            let same_name = |device: &HostDevice| {
+                let listed = device.list == HostDeviceList::HostDevice && device.resource().is_none();
+                listed && device.name == network.name
+            };
+            if devices.iter().any(same_name) {
+                self.causes.duplicate(
+                    &path.child("name"),
+                    format!(
+                        "a host device of a resource claim has the name \"{}\", too",
+                        network.name
+                    ),
+                );
+            }
+            let source = HostDeviceSource::Claim {
+                claim: claim.clone(),
+                request: request.clone(),
+            };
+            if taken.contains(&source) {
+                self.causes.duplicate(
+                    &path.child("resourceClaim.requestName"),
+                    "another device is of the same request of the same resource claim",
+                );
+            }
+            taken.push(source);
         }
-        source
     }
 
     fn label_name(&mut self, name: &str, field: &FieldPath) {

@@ -163,7 +163,8 @@ impl Cx<'_> {
             &mut machine,
             &path.child("domain"),
         );
-        machine.interfaces = self.interfaces(&domain.devices.interfaces, networks, path);
+        machine.interfaces = self.interfaces(&domain.devices.interfaces, networks, resource_claims, path);
+        self.claimed_once(&machine.host_devices, networks, path);
         self.boot_orders(&domain.devices, path);
         if machine.launch_security.is_some() {
             self.protected_interfaces(&machine.interfaces, path);

@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ferrovirt_api::v1::{
     Interface as WireInterface, MultusNetwork, Network, PodNetwork, Port as WirePort, PortRange as WirePortRange,
+    VirtualMachineInstanceResourceClaim,
 };
 
 use super::disks::boot_order;
@@ -17,14 +18,35 @@ const MODELS: [&str; 7] = ["e1000", "e1000e", "igb", "ne2k_pci", "pcnet", "rtl81
 const RESERVED_MAC: &str = "02:00:00:00:00:00";
 const MAX_PORT_RANGES: usize = 10;
 
+fn place(network: &Network) -> NicNetwork {
+    let Network {
+        multus,
+        name: _,
+        pod: _,
+        resource_claim,
+    } = network;
+    match (multus, resource_claim) {
+        (Some(multus), _) => NicNetwork::Multus {
+            definition: multus.network_name.clone(),
+            default: multus.default == Some(true),
+        },
+        (None, Some(request)) => NicNetwork::Claim {
+            claim: request.claim_name.clone().unwrap_or_default(),
+            request: request.request_name.clone().unwrap_or_default(),
+        },
+        (None, None) => NicNetwork::Pod,
+    }
+}
+
 impl Cx<'_> {
     pub(super) fn interfaces(
         &mut self,
         interfaces: &[WireInterface],
         networks: &[Network],
+        claims: &[VirtualMachineInstanceResourceClaim],
         path: &FieldPath,
     ) -> Vec<Interface> {
-        self.networks(networks, interfaces, path);
+        self.networks(networks, interfaces, claims, path);
         let path = path.child("domain.devices.interfaces");
         let mut parsed = Vec::new();
         for (i, interface) in interfaces.iter().enumerate() {
@@ -56,7 +78,13 @@ impl Cx<'_> {
         parsed
     }
 
-    fn networks(&mut self, networks: &[Network], interfaces: &[WireInterface], path: &FieldPath) {
+    fn networks(
+        &mut self,
+        networks: &[Network],
+        interfaces: &[WireInterface],
+        claims: &[VirtualMachineInstanceResourceClaim],
+        path: &FieldPath,
+    ) {
         let path = path.child("networks");
         for (i, network) in networks.iter().enumerate() {
             let path = path.index(i);
@@ -82,8 +110,9 @@ impl Cx<'_> {
                 1 => {}
                 _ => self.causes.invalid(&path, "a network has one type"),
             }
-            self.causes
-                .none_of(&path, &[("resourceClaim", resource_claim.is_some())]);
+            if let Some(request) = resource_claim {
+                self.claimed_network(request, claims, &path.child("resourceClaim"));
+            }
             if multus.is_some() && !self.config.secondary_networks {
                 self.causes.not_supported(
                     &path.child("multus"),
@@ -161,7 +190,7 @@ impl Cx<'_> {
         } = interface;
         self.tag(tag.as_deref(), &path.child("tag"));
         let pod = network.and_then(|n| n.pod.as_ref());
-        let binding = self.binding(interface, pod.is_some(), path);
+        let binding = self.binding(interface, network, path);
         let model = model.as_deref().filter(|m| !m.is_empty()).unwrap_or("virtio");
         self.causes.one_of(&path.child("model"), model, &MODELS);
         let mac = mac_address.as_deref().filter(|m| !m.is_empty());
@@ -188,19 +217,12 @@ impl Cx<'_> {
             &path.child("portRanges"),
         );
         let set = |value: &Option<String>| value.clone().filter(|v| !v.is_empty());
-        let place = match network.and_then(|n| n.multus.as_ref()) {
-            Some(multus) => NicNetwork::Multus {
-                definition: multus.network_name.clone(),
-                default: multus.default == Some(true),
-            },
-            None => NicNetwork::Pod,
-        };
         if absent {
             return None;
         }
         Some(Interface {
             name: name.clone(),
-            network: place,
+            network: network.map_or(NicNetwork::Pod, place),
             binding: binding?,
             model: model.to_owned(),
             mac,
@@ -217,7 +239,8 @@ impl Cx<'_> {
         })
     }
 
-    fn binding(&mut self, interface: &WireInterface, on_pod_network: bool, path: &FieldPath) -> Option<Binding> {
+    fn binding(&mut self, interface: &WireInterface, network: Option<&Network>, path: &FieldPath) -> Option<Binding> {
+        let on_pod_network = network.is_some_and(|network| network.pod.is_some());
         let later = [("passtBinding", interface.passt_binding.is_some())];
         let gone = [
             ("macvtap", interface.macvtap.is_some()),
@@ -261,8 +284,16 @@ impl Cx<'_> {
             );
         }
         if interface.sriov.is_some() && on_pod_network {
-            self.causes
-                .invalid(&path.child("sriov"), "sriov works on a multus network only");
+            self.causes.invalid(
+                &path.child("sriov"),
+                "sriov works on multus networks and on those of resource claims",
+            );
+        }
+        if interface.sriov.is_none() && network.is_some_and(|network| network.resource_claim.is_some()) {
+            self.causes.invalid(
+                path,
+                "the network is a device of a resource claim, which sriov alone gives to the guest",
+            );
         }
         let plugin = interface.binding.as_ref();
         let plugin = plugin.and_then(|binding| self.plugin(binding, &path.child("binding")));

@@ -129,16 +129,26 @@ fn claimed<'a>(name: &'a str, claim: Option<&'a str>, request: Option<&'a str>) 
     })
 }
 
-/// Those of `gpus`, and those of `hostDevices`.
+/// Those of `gpus`, and those of `hostDevices` with those of networks, which `status.deviceStatus` has no list of its
+/// own for.
 fn of(spec: &VirtualMachineInstanceSpec) -> [Vec<Claimed<'_>>; 2] {
     let devices = &spec.domain.devices;
     let gpus = devices.gpus.iter();
     let host_devices = devices.host_devices.iter();
+    let networks = spec.networks.iter();
     [
         gpus.filter_map(|d| claimed(&d.name, d.claim_name.as_deref(), d.request_name.as_deref()))
             .collect(),
         host_devices
             .filter_map(|d| claimed(&d.name, d.claim_name.as_deref(), d.request_name.as_deref()))
+            .chain(networks.filter_map(|network| {
+                let request = network.resource_claim.as_ref()?;
+                claimed(
+                    &network.name,
+                    request.claim_name.as_deref(),
+                    request.request_name.as_deref(),
+                )
+            }))
             .collect(),
     ]
 }
@@ -335,6 +345,29 @@ mod tests {
         let info = status.gpu_statuses.into_iter().next().unwrap();
         let given = info.device_resource_claim_status.unwrap().attributes.unwrap();
         Ok((given.pci_address, given.m_dev_uuid))
+    }
+
+    /// Shows `spec.networks[].resourceClaim.requestName`.
+    #[test]
+    fn networks_are_told_of_among_host_devices() {
+        let spec: VirtualMachineInstanceSpec = serde_json::from_value(json!({
+            "resourceClaims": [{"name": "own", "resourceClaimName": "big"}],
+            "networks": [{"name": "default", "pod": {}}, {"name": "red", "resourceClaim": {"claimName": "own", "requestName": "nic"}}],
+            "domain": {"devices": {}},
+        }))
+        .unwrap();
+        assert!(any(&spec));
+        let claims = BTreeMap::from([("own".to_owned(), claim("big", json!([result("nic", "vf-1")])))]);
+        let slices = [slice(
+            "gpu.ex.com",
+            1,
+            json!([device("vf-1", &[(PCI_ADDRESS, "0000:3b:02.1")])]),
+        )];
+        assert_eq!(
+            serde_json::to_value(status(&spec, &claims, &slices).unwrap()).unwrap(),
+            json!({"hostDeviceStatuses": [{"name": "red", "deviceResourceClaimStatus": {
+                "name": "vf-1", "resourceClaimName": "big", "attributes": {"pciAddress": "0000:3b:02.1"}}}]})
+        );
     }
 
     /// Shows `spec.domain.devices.gpus[].requestName`, `spec.domain.devices.hostDevices[].requestName`.

@@ -389,14 +389,19 @@ fn resource_claim(claim: &ResourceClaim) -> PodResourceClaim {
 
 /// The requests of resource claims that are the guest's devices.
 fn requested(machine: &Machine) -> Option<Vec<RequestedClaim>> {
-    let devices = machine.host_devices.iter();
+    let devices = machine.host_devices.iter().filter_map(|device| match &device.source {
+        HostDeviceSource::Resource(_) => None,
+        HostDeviceSource::Claim { claim, request } => Some((claim, request)),
+    });
+    let networks = machine.interfaces.iter().filter_map(|nic| match &nic.network {
+        NicNetwork::Pod | NicNetwork::Multus { .. } => None,
+        NicNetwork::Claim { claim, request } => Some((claim, request)),
+    });
     let requests: Vec<RequestedClaim> = devices
-        .filter_map(|device| match &device.source {
-            HostDeviceSource::Resource(_) => None,
-            HostDeviceSource::Claim { claim, request } => Some(RequestedClaim {
-                name: claim.clone(),
-                request: Some(request.clone()),
-            }),
+        .chain(networks)
+        .map(|(claim, request)| RequestedClaim {
+            name: claim.clone(),
+            request: Some(request.clone()),
         })
         .collect();
     (!requests.is_empty()).then_some(requests)

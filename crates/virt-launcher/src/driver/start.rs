@@ -126,7 +126,8 @@ impl Parsed {
     async fn find_virtual_functions(mut self) -> Result<Self, StartFailure> {
         let file = self.context.layout.network_status();
         let given = virtual_functions::given(&self.machine, &file).await;
-        self.given.virtual_functions = given.map_err(|error| StartFailure::new("NetworkNotReady", &error))?;
+        let given = given.map_err(|error| StartFailure::new("NetworkNotReady", &error))?;
+        self.given.virtual_functions.extend(given);
         Ok(self)
     }
 

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use ferrovirt_api::v1::{KernelBootContainer, VirtualMachineInstance};
 use ferrovirt_core::machine::{
-    Binding, Claim, CloudInitData, Disk, FilesOrigin, Filesystem, FilesystemSource, Machine, ObjectRef, Source,
+    Binding, Claim, CloudInitData, Disk, FilesOrigin, Filesystem, FilesystemSource, Interface, Machine, NicNetwork,
+    ObjectRef, Source,
 };
 use ferrovirt_core::names;
 use ferrovirt_protocol::paths;
@@ -171,7 +172,8 @@ impl Storage {
     }
 
     fn add_network_status(&mut self, machine: &Machine) {
-        if machine.interfaces.iter().any(|nic| nic.binding == Binding::Sriov) {
+        let told = |nic: &Interface| nic.binding == Binding::Sriov && matches!(nic.network, NicNetwork::Multus { .. });
+        if machine.interfaces.iter().any(told) {
             let status = annotation(
                 paths::POD_INFO_VOLUME,
                 names::NETWORK_STATUS_ANNOTATION,

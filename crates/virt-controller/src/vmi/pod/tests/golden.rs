@@ -105,6 +105,7 @@ goldens! {
     // Resource claims
     claim_of_a_gpu => "spec: {resourceClaims: [{name: c, resourceClaimName: big}], domain: {devices: {gpus: [{name: g, claimName: c, requestName: r}]}}}"
     claims_of_devices => "spec: {resourceClaims: [{name: c, resourceClaimTemplateName: two}, {name: d, resourceClaimName: one}, {name: e, resourceClaimName: unused}], domain: {devices: {hostDevices: [{name: h, claimName: c, requestName: r}, {name: i, claimName: c, requestName: s}, {name: j, claimName: d, requestName: r}]}}}"
+    claims_of_networks => "{config: {developerConfiguration: {featureGates: [NetworkDevicesWithDRA]}}, spec: {resourceClaims: [{name: c, resourceClaimTemplateName: two}], networks: [{name: default, pod: {}}, {name: n, resourceClaim: {claimName: c, requestName: r}}], domain: {devices: {hostDevices: [{name: h, claimName: c, requestName: s}], interfaces: [{name: default, masquerade: {}}, {name: n, sriov: {}}]}}}}"
     claim_beside_a_resource => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {pciHostDevices: [{pciVendorSelector: '10de:1eb8', resourceName: ex.com/pci}]}}, spec: {resourceClaims: [{name: c, resourceClaimName: one}], domain: {devices: {hostDevices: [{name: h, claimName: c, requestName: r}, {name: i, deviceName: ex.com/pci}]}}}}"
     // Helpers
     serial_console_off => "spec: {domain: {devices: {autoattachSerialConsole: false}}}"
