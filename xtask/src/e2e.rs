@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Where the cluster's registry is, for this machine and for its nodes.
 const REGISTRY: &str = "registry.local:5000/ferrovirt";
@@ -103,9 +103,10 @@ fn install(bin: Option<&Path>, keep: bool) -> Result<Installed> {
         let mut apply = kubectl(&kubeconfig, &["apply", "-f"]);
         step("installation", apply.arg(manifests.path().join(file)))?;
     }
-    // These machines have no KVM to lend; hostDisk is behind a gate on clusters.
-    let configuration =
-        r#"{"spec":{"configuration":{"developerConfiguration":{"useEmulation":true,"featureGates":["HostDisk"]}}}}"#;
+    // These machines have no KVM to lend; and on clusters some volumes are behind gates.
+    let gates = ["ContainerPathVolumes", "EnableVirtioFsStorageVolumes", "HostDisk"];
+    let developer = json!({"useEmulation": true, "featureGates": gates});
+    let configuration = json!({"spec": {"configuration": {"developerConfiguration": developer}}}).to_string();
     let patch = [
         "patch",
         "kv/kubevirt",
@@ -113,7 +114,7 @@ fn install(bin: Option<&Path>, keep: bool) -> Result<Installed> {
         "kubevirt",
         "--type=merge",
         "-p",
-        configuration,
+        &configuration,
     ];
     step("configuration", &mut kubectl(&kubeconfig, &patch))?;
     let wait = [

@@ -32,6 +32,7 @@ mod machine;
 mod rpc;
 mod screen;
 mod state;
+mod swtpm;
 mod user;
 mod virtual_functions;
 

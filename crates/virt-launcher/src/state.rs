@@ -1,4 +1,4 @@
-//! What of a guest's firmware and TPM outlives its pod: directories in the claim for it.
+//! What firmware and TPM need before the guest starts; for what outlives its pod, directories in the claim for it.
 
 use std::fs;
 use std::io;
@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use ferrovirt_core::machine::{Boot, Machine};
 
 use crate::layout::Layout;
+use crate::swtpm;
 
 /// A place that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot keep the state of firmware and TPM in {}", path.display())]
+#[error("cannot prepare {} for firmware and TPM", path.display())]
 pub struct Error {
     path: PathBuf,
     #[source]
@@ -27,6 +28,9 @@ pub fn prepare(layout: &Layout, machine: &Machine) -> Result<(), Error> {
             path: path.to_owned(),
             source,
         })?;
+    }
+    if machine.tpm.is_some() {
+        swtpm::configure(&layout.private()).map_err(|(path, source)| Error { path, source })?;
     }
     Ok(())
 }

@@ -236,6 +236,23 @@ impl Home {
         run(&mut self.ferrovirt(&["image", "import", archive, "--name", name])).map(drop)
     }
 
+    /// The directory of a claim's volume.
+    ///
+    /// # Errors
+    /// The claim has none.
+    pub async fn volume(&self, namespace: &str, claim: &str) -> Result<PathBuf> {
+        let claim = self.get("PersistentVolumeClaim", namespace, claim).await?;
+        let name = claim.unwrap_or_default()["spec"]["volumeName"]
+            .as_str()
+            .context("the claim has no volume")?
+            .to_owned();
+        if !self.is_cluster() {
+            return Ok(self.data_dir()?.join("volumes").join(name));
+        }
+        let path = run(&mut self.kubectl(&["get", "pv", &name, "-o", "jsonpath={.spec.local.path}"]))?;
+        Ok(PathBuf::from(path))
+    }
+
     /// Makes a namespace for one test. One that an interrupted run has left behind goes first.
     ///
     /// # Errors

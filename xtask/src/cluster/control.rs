@@ -14,7 +14,7 @@ use super::process::{Component, Place};
 /// Their components, in the order in which they start.
 pub const STORE: [&str; 3] = ["etcd", "kube-apiserver", "registry"];
 /// What takes an API server.
-pub const CONTROLLERS: [&str; 3] = ["kube-controller-manager", "kube-scheduler", "coredns"];
+pub const CONTROLLERS: [&str; 4] = ["kube-controller-manager", "kube-scheduler", "coredns", "volumes"];
 
 /// A component of the control plane by its name in [`STORE`] or [`CONTROLLERS`].
 ///
@@ -39,6 +39,7 @@ pub fn component(layout: &Layout, programs: &Programs, name: &str) -> Result<Com
                 ],
             )
         }
+        "volumes" => volumes(layout, programs),
         _ => coredns(layout, programs)?,
     };
     Ok(Component {
@@ -156,6 +157,14 @@ fn coredns(layout: &Layout, programs: &Programs) -> Result<Command> {
     let mut command = Command::new(&programs.coredns);
     command.arg("-conf").arg(path);
     Ok(command)
+}
+
+fn volumes(layout: &Layout, programs: &Programs) -> Command {
+    let mut command = Command::new(&programs.volumes);
+    command
+        .arg(flag("kubeconfig", &layout.kubeconfig("volumes")))
+        .arg(flag("directory", &layout.dir.join("volumes")));
+    command
 }
 
 fn registry(layout: &Layout) -> Result<Command> {

@@ -45,6 +45,8 @@ pub struct Programs {
     pub pause: PathBuf,
     /// Enforces NetworkPolicies on a node.
     pub network_policy: PathBuf,
+    /// Makes volumes for claims.
+    pub volumes: PathBuf,
     /// etcd 3.5.
     pub etcd: PathBuf,
     /// The directory of containerd 2.1 and its shim.
@@ -67,6 +69,7 @@ pub fn all(cache: &Path) -> Result<Programs> {
         pause: go(cache, "pause", None)?,
         coredns: go(cache, "coredns", Some("github.com/coredns/coredns"))?,
         network_policy: go(cache, "network-policy", Some("k8s.io/client-go"))?,
+        volumes: go(cache, "volumes", Some("k8s.io/client-go"))?,
         kubernetes: go(cache, "kubernetes", Some("k8s.io/kubernetes"))?,
     })
 }

@@ -5,7 +5,7 @@
 //! so it also repairs; `down` removes all of it and needs no state to do so.
 //!
 //! ```text
-//!   host ── fv-cluster0 (10.100.0.1) ─┬─ fv-cluster        10.100.0.2   etcd, API server, …, CoreDNS, registry
+//!   host ── fv-cluster0 (10.100.0.1) ─┬─ fv-cluster        10.100.0.2   etcd, API server, …, CoreDNS, registry, volumes
 //!                                     ├─ fv-cluster-node1  10.100.0.11  containerd, kubelet, kube-proxy; 10.244.1.0/24
 //!                                     └─ fv-cluster-node2  10.100.0.12  …                                10.244.2.0/24
 //! ```

@@ -65,6 +65,7 @@ fn users(nodes: &[Node]) -> Vec<(String, String)> {
         "proxy",
         "coredns",
         "network-policy",
+        "volumes",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -92,6 +93,7 @@ fn leaves(nodes: &[Node]) -> Vec<Leaf<'static>> {
         client("proxy", "system:kube-proxy", None),
         client("coredns", "system:coredns", None),
         client("network-policy", "system:network-policy", None),
+        client("volumes", "system:cluster-volumes", None),
         Leaf {
             authority: "front-proxy-ca",
             ..client("front-proxy-client", "front-proxy-client", None)

@@ -72,6 +72,11 @@ const VIRTUALIZATION: DebianLayer = DebianLayer {
             package: "dash",
             keep: &["usr/bin/dash", "usr/bin/sh"],
         },
+        // swtpm_localca makes keys and certificates by it.
+        Files {
+            package: "gnutls-bin",
+            keep: &["usr/bin/certtool"],
+        },
         Files {
             package: "genisoimage",
             keep: &["usr/bin/genisoimage"],
@@ -160,7 +165,13 @@ const VIRTUALIZATION: DebianLayer = DebianLayer {
         },
         Files {
             package: "swtpm-tools",
-            keep: &["usr/bin/swtpm_cert", "usr/bin/swtpm_localca", "usr/bin/swtpm_setup"],
+            // libvirt wants all three executables before it believes in any TPM.
+            keep: &[
+                "usr/bin/swtpm_cert",
+                "usr/bin/swtpm_ioctl",
+                "usr/bin/swtpm_localca",
+                "usr/bin/swtpm_setup",
+            ],
         },
         // QEMU's clock for `clock.timezone`.
         Files {

@@ -14,7 +14,7 @@ use crate::hooks::{Hooks, Patience};
 use crate::hypervisor::{Description, Hypervisor};
 use crate::layout::Layout;
 use crate::machine::{self, Given};
-use crate::{dhcp, downward_metrics, filesystems, ignition, state, virtual_functions};
+use crate::{dhcp, downward_metrics, filesystems, ignition, state, swtpm, virtual_functions};
 
 /// Why the guest could not be started.
 #[derive(Debug)]
@@ -228,7 +228,14 @@ impl DomainDefined {
     async fn start(self) -> Result<Started, StartFailure> {
         let paused = self.machine.starts_still();
         let started = self.context.hypervisor.start_domain(paused).await;
-        let mut description = started.map_err(|error| StartFailure::new("GuestNotStarted", &error))?;
+        let mut description = started.map_err(|error| {
+            let logs = self.context.layout.private().join("libvirt/qemu/log");
+            let mut failure = StartFailure::new("GuestNotStarted", &error);
+            if let Some(why) = swtpm::why(&failure.message, &logs) {
+                failure.message = format!("{}; it ends with: {why}", failure.message);
+            }
+            failure
+        })?;
         for disk in &mut description.disks {
             disk.size = self
                 .disks

@@ -89,8 +89,7 @@ async fn claim_disk(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let kept = home.get("PersistentVolumeClaim", ns, "data").await?;
     let kept = kept.unwrap_or_default();
     ensure!(kept["metadata"]["deletionTimestamp"].is_string(), "{kept}");
-    let volume = kept["spec"]["volumeName"].as_str().unwrap_or_default();
-    let directory = home.data_dir()?.join("volumes").join(volume);
+    let directory = home.volume(ns, "data").await?;
     ensure!(
         directory.join("disk.img").exists(),
         "no disk in {}",

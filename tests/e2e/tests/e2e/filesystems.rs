@@ -12,11 +12,10 @@ use super::manifest::{add_script, spec, vm};
 use super::{BOOT, SOON, Shared, trial};
 
 pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
-    let mut trials = vec![trial(shared, "shared-files", shared_files)];
-    if !shared.home.is_cluster() {
-        trials.push(trial(shared, "shared-claim", shared_claim));
-    }
-    trials
+    vec![
+        trial(shared, "shared-files", shared_files),
+        trial(shared, "shared-claim", shared_claim),
+    ]
 }
 
 /// Makes `volume` a directory of the guest.
@@ -135,9 +134,7 @@ async fn shared_claim(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let log = home.wait_serial(ns, "a", "claim-2", BOOT).await?;
     ensure!(log.contains(&format!("path: {ns}")), "{log}");
 
-    let claim = home.get("PersistentVolumeClaim", ns, "data").await?.unwrap_or_default();
-    let volume = claim["spec"]["volumeName"].as_str().context("a volume of the claim")?;
-    let directory = home.data_dir()?.join("volumes").join(volume);
+    let directory = home.volume(ns, "data").await?;
     let note = directory.join("from/note");
     let said = std::fs::read_to_string(&note).with_context(|| format!("{} in {log}", note.display()))?;
     ensure!(said == "the guest\n", "{said:?}");

@@ -128,6 +128,7 @@ fn main() -> Result<()> {
     let shared = Arc::new(Shared { home, runtime });
     let mut trials = debian::trials(&shared);
     trials.extend(agent::trials(&shared));
+    trials.extend(claims::trials(&shared));
     trials.extend(filesystems::trials(&shared));
     trials.extend(lifecycle::trials(&shared));
     trials.extend(network::trials(&shared));
@@ -137,7 +138,6 @@ fn main() -> Result<()> {
     if shared.home.is_cluster() {
         trials.extend(cluster::trials(&shared));
     } else {
-        trials.extend(claims::trials(&shared));
         trials.extend(disks::trials(&shared));
         trials.extend(hardware::trials(&shared));
         trials.extend(registry::trials(&shared));

@@ -32,6 +32,9 @@ const ACCOUNT_VOLUME: &str = "kube-api-access";
 /// Volume with what of firmware and TPM outlives the pod.
 const STATE_VOLUME: &str = "vm-state";
 
+/// Volume for what swtpm_setup writes to /tmp, wherever TMPDIR points to.
+const TPM_VOLUME: &str = "swtpm-tmp";
+
 /// Volumes of the pod, and where its compute container finds them.
 pub(super) struct Storage {
     pub(super) volumes: Vec<Volume>,
@@ -147,6 +150,9 @@ impl Storage {
                 paths::STATE_DIR.to_owned(),
                 false,
             );
+        }
+        if machine.tpm.is_some() && home == Home::Cluster {
+            storage.add(empty_dir(TPM_VOLUME), "/tmp".to_owned(), false);
         }
         // On a cluster, admission adds the token to every pod that does not refuse it.
         if home == Home::Standalone && machine.service_account.as_ref().is_some_and(|account| account.token) {
