@@ -60,11 +60,14 @@ pub const GATE_DOWNWARD_METRICS: &str = "DownwardMetrics";
 /// Gate of the annotation with hook sidecars.
 pub const GATE_SIDECAR: &str = "Sidecar";
 
+/// Gate of user-space networking by passt; on unless it is disabled.
+pub const GATE_PASST: &str = "PasstBinding";
+
 /// Gate of sockets between guests and their nodes.
 pub const GATE_VSOCK: &str = "VSOCK";
 
 /// What readers of admitted objects do not ask for again.
-const ALL_GATES: [&str; 15] = [
+const ALL_GATES: [&str; 16] = [
     GATE_CONTAINER_PATH,
     GATE_DOWNWARD_METRICS,
     GATE_GPUS_WITH_DRA,
@@ -74,6 +77,7 @@ const ALL_GATES: [&str; 15] = [
     GATE_IGNITION,
     GATE_MEMLOCK,
     GATE_NETWORK_DEVICES_WITH_DRA,
+    GATE_PASST,
     GATE_PORT_RANGES,
     GATE_SEV,
     GATE_SIDECAR,
@@ -252,7 +256,7 @@ impl Default for ClusterConfig {
             max_guest: None,
             live_update: true,
             eviction_strategy: "None".to_owned(),
-            feature_gates: [GATE_GPUS_WITH_DRA, GATE_HOST_DEVICES_WITH_DRA, GATE_SEV]
+            feature_gates: [GATE_GPUS_WITH_DRA, GATE_HOST_DEVICES_WITH_DRA, GATE_PASST, GATE_SEV]
                 .map(str::to_owned)
                 .into(),
             use_emulation: false,
@@ -299,6 +303,7 @@ impl ClusterConfig {
                 GATE_GPUS_WITH_DRA,
                 GATE_HOST_DEVICES_WITH_DRA,
                 GATE_HOST_DISK,
+                GATE_PASST,
                 GATE_SEV,
                 GATE_VIRTIOFS_STORAGE,
             ]

@@ -201,6 +201,14 @@ impl Machine {
         !self.host_devices.is_empty() || self.interfaces.iter().any(virtual_function)
     }
 
+    /// passt plays its network.
+    #[must_use]
+    pub fn has_passt(&self) -> bool {
+        self.interfaces
+            .iter()
+            .any(|interface| interface.binding == Binding::Passt)
+    }
+
     /// Names of the plugins that bind its NICs, each once, in the order of the NICs.
     #[must_use]
     pub fn binding_plugins(&self) -> Vec<&str> {
@@ -222,7 +230,9 @@ impl Machine {
     /// How many queues a NIC has, and therefore its tap: one per vCPU where that is wanted and the model can.
     #[must_use]
     pub fn network_queues(&self, interface: &Interface) -> u32 {
-        if self.network_multi_queue && interface.model == "virtio" && interface.binding != Binding::Sriov {
+        // passt has one pair, and virtual functions have what the card gives.
+        let own = !matches!(interface.binding, Binding::Sriov | Binding::Passt);
+        if self.network_multi_queue && interface.model == "virtio" && own {
             self.cpu.vcpus().clamp(1, MAX_QUEUES)
         } else {
             1
@@ -597,7 +607,7 @@ pub struct Interface {
     pub link_down: bool,
     /// 1 is first.
     pub boot_order: Option<u32>,
-    /// Ports that masquerade forwards; with no ranges either: all.
+    /// Ports that masquerade and passt forward; with no ranges either: all.
     pub ports: Vec<Port>,
     /// More ports that masquerade forwards.
     pub port_ranges: Vec<PortRange>,
@@ -617,7 +627,7 @@ impl Interface {
     pub fn plugin(&self) -> Option<&Plugin> {
         match &self.binding {
             Binding::Plugin(plugin) => Some(plugin),
-            Binding::Tap(_) | Binding::Sriov => None,
+            Binding::Tap(_) | Binding::Sriov | Binding::Passt => None,
         }
     }
 
@@ -638,6 +648,8 @@ pub enum Binding {
     Tap(TapBinding),
     /// The guest has a virtual function of the node's network card to itself.
     Sriov,
+    /// By passt, which plays the network for the guest and has no privileges for it.
+    Passt,
     /// By a plugin.
     Plugin(Plugin),
 }

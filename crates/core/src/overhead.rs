@@ -45,6 +45,8 @@ const TPM: u64 = 3 * MI;
 const VFIO: u64 = 1024 * MI;
 /// Buffers through which a guest with encrypted memory talks to its devices. KubeVirt's figure: not measured.
 const ENCRYPTED: u64 = 256 * MI;
+/// passt, and the kernel's memory for its sockets: one for each forwarded port. KubeVirt's figure.
+const PASST: u64 = 250 * MI;
 /// What QEMU and libvirtd need for moments, where nothing may be borrowed.
 const GUARANTEED: u64 = 100 * MI;
 /// Scratch files of every launcher.
@@ -65,6 +67,9 @@ pub fn memory_overhead(machine: &Machine, spec: &VirtualMachineInstanceSpec, con
     }
     if machine.launch_security.as_ref().is_some_and(LaunchSecurity::is_amd) {
         bytes += ENCRYPTED;
+    }
+    if machine.has_passt() {
+        bytes += PASST;
     }
     if machine.tpm.is_some() {
         bytes += TPM;
@@ -245,7 +250,7 @@ pub fn huge_page_resource(page: u64) -> String {
 /// Device plugins' resources of a machine.
 fn devices(machine: &Machine, config: &ClusterConfig) -> BTreeMap<String, Quantity> {
     // What a plugin's sidecar makes of a NIC is not known.
-    let taps = |interface: &Interface| interface.binding != Binding::Sriov;
+    let taps = |interface: &Interface| !matches!(interface.binding, Binding::Sriov | Binding::Passt);
     let mut devices = BTreeMap::new();
     let mut device = |name: &str| {
         devices.insert(format!("devices.kubevirt.io/{name}"), Quantity("1".to_owned()));

@@ -127,6 +127,8 @@ pub struct NicFact {
     pub mac: String,
     /// The guest's MTU.
     pub mtu: u32,
+    /// The pod's interface behind it, e.g. `eth0`.
+    pub pod_interface: String,
 }
 
 /// A device of the node that the kubelet gave to the pod.

@@ -1,4 +1,4 @@
-//! NICs: on tap devices that virt-handler or a plugin made, or virtual functions of the node's network cards.
+//! NICs: on tap devices that virt-handler or a plugin made, on passt, or virtual functions of the node's network cards.
 
 use ferrovirt_core::machine::{Binding, Interface, Machine, PciAddress};
 
@@ -23,8 +23,9 @@ fn attached(machine: &Machine, interface: &Interface, facts: &Facts) -> Result<O
             let address = facts.virtual_functions.get(&interface.name).ok_or_else(missing)?;
             Some(virtual_function(interface, *address))
         }
-        (Binding::Tap(_) | Binding::Plugin(_), Some(nic)) => Some(element(machine, interface, nic)),
-        (Binding::Tap(_), None) => return Err(MissingFact::Nic(interface.name.clone())),
+        (Binding::Tap(_) | Binding::Plugin(_), Some(nic)) => Some(tap(machine, interface, nic)),
+        (Binding::Passt, Some(nic)) => Some(passt(machine, interface, nic)),
+        (Binding::Tap(_) | Binding::Passt, None) => return Err(MissingFact::Nic(interface.name.clone())),
         (Binding::Plugin(_), None) => None,
     })
 }
@@ -52,7 +53,42 @@ fn queues(machine: &Machine, interface: &Interface) -> Option<u32> {
     (queues > 1).then_some(queues)
 }
 
-fn element(machine: &Machine, interface: &Interface, nic: &NicFact) -> Element {
+fn mac(interface: &Interface, nic: &NicFact) -> Element {
+    el("mac").attr("address", interface.mac.as_ref().unwrap_or(&nic.mac))
+}
+
+fn tap(machine: &Machine, interface: &Interface, nic: &NicFact) -> Element {
+    let outside = el("interface")
+        .attr("type", "ethernet")
+        .child(mac(interface, nic))
+        .child(el("target").attr("dev", &nic.tap).attr("managed", "no"));
+    element(machine, interface, nic, outside)
+}
+
+/// libvirt starts passt, as the launcher's user; it reaches the guest's memory, see [`crate::memory::backing`].
+fn passt(machine: &Machine, interface: &Interface, nic: &NicFact) -> Element {
+    let outside = el("interface")
+        .attr("type", "vhostuser")
+        .child(el("backend").attr("type", "passt"))
+        .child(mac(interface, nic))
+        .child(el("source").attr("dev", &nic.pod_interface))
+        .children([false, true].into_iter().filter_map(|udp| forwarded(interface, udp)));
+    element(machine, interface, nic, outside)
+}
+
+/// Ports of one protocol; all, if no port of any is listed.
+fn forwarded(interface: &Interface, udp: bool) -> Option<Element> {
+    let ports: Vec<_> = interface.ports.iter().filter(|port| port.udp == udp).collect();
+    let wanted = interface.ports.is_empty() || !ports.is_empty();
+    wanted.then(|| {
+        el("portForward")
+            .attr("proto", if udp { "udp" } else { "tcp" })
+            .children(ports.into_iter().map(|port| el("range").attr("start", port.port)))
+    })
+}
+
+/// A NIC of which `outside` says how it is attached.
+fn element(machine: &Machine, interface: &Interface, nic: &NicFact, outside: Element) -> Element {
     let model = match interface.model.as_str() {
         "virtio" => virtio(machine),
         other => other,
@@ -62,15 +98,14 @@ fn element(machine: &Machine, interface: &Interface, nic: &NicFact) -> Element {
         // An option ROM costs memory and boot time, and only network boot needs it.
         None => el("rom").attr("enabled", "no"),
     };
+    // Of a NIC without a tap libvirt could not set it; passt tells the guest by DHCP.
+    let mtu = (interface.binding != Binding::Passt).then(|| el("mtu").attr("size", nic.mtu));
     let queues = queues(machine, interface).map(|queues| el("driver").attr("queues", queues));
     let down = interface.link_down.then(|| el("link").attr("state", "down"));
-    el("interface")
-        .attr("type", "ethernet")
-        .child(el("mac").attr("address", interface.mac.as_ref().unwrap_or(&nic.mac)))
-        .child(el("target").attr("dev", &nic.tap).attr("managed", "no"))
+    outside
         .child(el("model").attr("type", model))
         .children(queues)
-        .child(el("mtu").attr("size", nic.mtu))
+        .children(mtu)
         .children(down)
         .child(boot)
         .children(acpi_index(interface))

@@ -24,17 +24,18 @@ pub(crate) fn memory(machine: &Machine) -> Vec<Element> {
 }
 
 /// What the guest's memory is made of. Huge pages come from a memory file: no mount, and the pod is charged for them; so
-/// does memory that those who serve shared directories read and write.
+/// does memory that those who serve shared directories read and write, or passt.
 pub(crate) fn backing(machine: &Machine) -> Option<Element> {
     let page = machine.memory.huge_page;
-    let shared = !machine.filesystems.is_empty();
+    let served = !machine.filesystems.is_empty();
+    let shared = served || machine.has_passt();
     if page.is_none() && !shared {
         return None;
     }
     let page = page.map(|page| el("page").attr("size", page >> 10).attr("unit", "KiB"));
     // A page is charged to the container that first touches it. Where none has more than it asked for, that must be the
     // guest's own.
-    let touched = shared && machine.cpu.pinning.is_some();
+    let touched = served && machine.cpu.pinning.is_some();
     Some(
         el("memoryBacking")
             .children(page.map(|page| el("hugepages").child(page)))

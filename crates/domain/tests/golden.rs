@@ -324,6 +324,10 @@ goldens! {
     interface_by_default => "spec: {domain: {devices: {autoattachPodInterface: true}}}"
     interface_on_a_second_network => "spec: {domain: {devices: {interfaces: [{name: default, masquerade: {}}, {name: red, bridge: {}}]}}, networks: [{name: default, pod: {}}, {name: red, multus: {networkName: nets/red}}]}"
     interface_on_another_default_network => "spec: {domain: {devices: {interfaces: [{name: red, bridge: {}}]}}, networks: [{name: red, multus: {networkName: red, default: true}}]}"
+    interface_passt => "spec: {domain: {devices: {interfaces: [{name: default, passtBinding: {}}]}}, networks: [{name: default, pod: {}}]}"
+    interface_passt_ports => "spec: {domain: {devices: {interfaces: [{name: default, passtBinding: {}, macAddress: '02:00:00:00:00:01', ports: [{port: 80}, {port: 443}, {port: 53, protocol: UDP}]}]}}, networks: [{name: default, pod: {}}]}"
+    interface_passt_ports_of_tcp => "spec: {domain: {devices: {interfaces: [{name: default, passtBinding: {}, ports: [{port: 80}]}]}}, networks: [{name: default, pod: {}}]}"
+    interface_passt_details => "spec: {domain: {cpu: {cores: 2}, memory: {hugepages: {pageSize: 2Mi}}, devices: {networkInterfaceMultiqueue: true, interfaces: [{name: default, passtBinding: {}, model: virtio, bootOrder: 1, acpiIndex: 101, state: down, pciAddress: '0000:02:00.0'}]}}, networks: [{name: default, pod: {}}]}"
     interface_absent => "spec: {domain: {devices: {interfaces: [{name: red, bridge: {}, state: absent}]}}, networks: [{name: red, multus: {networkName: red}}]}"
     // Consoles and other devices
     serial_off => "spec: {domain: {devices: {autoattachSerialConsole: false}}}"

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use virt_handler::network::{
-    Binding, Dns, Error, Mac, NetworkNamespace, PluginTap, Port, Wanted, WantedNic, inside, prepare,
+    Binding, Dns, Error, Mac, NetworkNamespace, PasstNic, PluginTap, Port, Wanted, WantedNic, inside, prepare,
 };
 
 const POD_MAC: &str = "0a:58:0a:58:00:07";
@@ -157,6 +157,7 @@ impl Site {
         let wanted = Wanted {
             nics: vec![nic.clone()],
             plugin_taps: vec![],
+            passt: None,
             hostname: "vm".into(),
             owner: 107,
             dns: Dns {
@@ -231,6 +232,7 @@ async fn a_second_network_has_a_bridge_of_its_own() {
         let wanted = Wanted {
             nics: nics.clone(),
             plugin_taps: vec![],
+            passt: None,
             hostname: "vm".into(),
             owner: 107,
             dns: Dns::default(),
@@ -250,6 +252,45 @@ async fn a_second_network_has_a_bridge_of_its_own() {
         bridged.contains("tap0123456789a") && bridged.contains(device),
         "{bridged}"
     );
+}
+
+/// Shows `spec.domain.devices.interfaces[].passtBinding`.
+#[tokio::test]
+async fn passt_may_listen_on_all_ports_and_nothing_is_made_for_it() {
+    let site = Site::new();
+    let mac = Mac([2, 0, 0, 0, 0, 9]);
+    let before = site.pod.ip("-o link");
+    for _ in 0..2 {
+        let wanted = Wanted {
+            nics: vec![],
+            plugin_taps: vec![],
+            passt: Some(PasstNic {
+                name: "default".into(),
+                mac,
+            }),
+            hostname: "vm".into(),
+            owner: 107,
+            dns: Dns::default(),
+        };
+        let prepared = prepare(&site.pod.open(), wanted, site.record()).await.unwrap();
+        let [nic] = prepared.as_slice() else {
+            panic!("{prepared:?}")
+        };
+        assert_eq!((nic.mac.as_str(), nic.mtu), ("02:00:00:00:00:09", 1400));
+        assert!(
+            nic.tap.is_empty() && nic.dhcp.is_none() && !nic.pod_ips.is_empty(),
+            "{nic:?}"
+        );
+    }
+    assert_eq!(site.pod.ip("-o link"), before);
+    let first = run(
+        "ip",
+        &format!(
+            "netns exec {} cat /proc/sys/net/ipv4/ip_unprivileged_port_start",
+            site.pod.0
+        ),
+    );
+    assert_eq!(first.trim(), "0");
 }
 
 /// Shows `spec.domain.devices.interfaces[].binding.name`.
@@ -274,6 +315,7 @@ async fn the_taps_of_plugins_are_found_and_left_alone() {
     let wanted = |plugin_taps| Wanted {
         nics: vec![],
         plugin_taps,
+        passt: None,
         hostname: "vm".into(),
         owner: 107,
         dns: Dns::default(),
@@ -473,6 +515,7 @@ async fn a_pod_without_an_interface_is_named() {
     let wanted = Wanted {
         nics: vec![nic(Binding::Masquerade, &[])],
         plugin_taps: vec![],
+        passt: None,
         hostname: "vm".into(),
         owner: 107,
         dns: Dns::default(),

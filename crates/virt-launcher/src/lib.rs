@@ -29,6 +29,7 @@ mod ignition;
 mod layout;
 mod libvirtd;
 mod machine;
+pub mod passt;
 mod rpc;
 mod screen;
 mod state;

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,6 +24,8 @@ use crate::layout::Layout;
 const LIBVIRTD: &str = "/usr/sbin/libvirtd";
 /// Hands the socket (its standard input) over as descriptor 3; only the new process knows its own pid.
 const TRAMPOLINE: &str = r#"LISTEN_PID=$$; export LISTEN_PID; exec "$@" 3<&0 </dev/null"#;
+/// Directory of programs that libvirtd finds before all others.
+const PROGRAMS: &str = "libvirt/bin";
 /// An end this soon after the start is the configuration's or the system's fault, not an accident.
 const QUICK: Duration = Duration::from_secs(2);
 /// So many of them in a row are enough.
@@ -75,6 +78,7 @@ impl Libvirtd {
             layout.libvirt_runtime(),
             layout.private().join("libvirt"),
             layout.private().join("libvirt/qemu/log"),
+            layout.private().join(PROGRAMS),
         ] {
             fs::create_dir_all(&dir).map_err(at(&dir))?;
         }
@@ -83,6 +87,10 @@ impl Libvirtd {
         fs::write(&config, format!("{LIBVIRTD_CONF}{logs}")).map_err(at(&config))?;
         let qemu = layout.private().join("libvirt/qemu.conf");
         fs::write(&qemu, QEMU_CONF).map_err(at(&qemu))?;
+        let passt = layout.private().join(PROGRAMS).join(crate::passt::NAME);
+        let _ = fs::remove_file(&passt);
+        let launcher = std::env::current_exe().map_err(at(&passt))?;
+        symlink(launcher, &passt).map_err(at(&passt))?;
         adopt_capabilities(layout);
 
         let path = layout.libvirt_socket();
@@ -101,6 +109,8 @@ impl Libvirtd {
     /// Starts it once.
     pub fn spawn(&self) -> Result<Child, Error> {
         let socket: OwnedFd = self.socket.try_clone().map_err(Error::Spawn)?.into();
+        let mut path = self.private.join(PROGRAMS).into_os_string();
+        path.push(":/usr/sbin:/usr/bin:/sbin:/bin");
         let mut command = Command::new("/bin/sh");
         command
             .args(["-c", TRAMPOLINE, "sh", LIBVIRTD, "--config"])
@@ -108,7 +118,7 @@ impl Libvirtd {
             .arg("--pid-file")
             .arg(&self.pid_file)
             .env_clear()
-            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("PATH", path)
             .env("HOME", &self.private)
             .env("XDG_RUNTIME_DIR", &self.runtime)
             .env("XDG_CACHE_HOME", &self.private)

@@ -87,6 +87,7 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
                 tap: nic.tap.clone(),
                 mac: nic.mac.clone(),
                 mtu: nic.mtu,
+                pod_interface: nic.pod_interface.clone(),
             },
         )
     };

@@ -247,7 +247,7 @@ pub const OWN_LAYERS: &[OwnLayer] = &[
 pub struct Image {
     pub name: &'static str,
     pub title: &'static str,
-    /// From the lowest to the highest, of [`DEBIAN_LAYERS`] and [`OWN_LAYERS`].
+    /// From the lowest to the highest, of [`DEBIAN_LAYERS`], [`OWN_LAYERS`] and [`super::passt::LAYER`].
     pub layers: &'static [&'static str],
     pub user: &'static str,
     pub entrypoint: &'static [&'static str],
@@ -275,6 +275,7 @@ pub const IMAGES: &[Image] = &[
         layers: &[
             "runtime",
             "virtualization",
+            "passt",
             "ferrovirt",
             "virt-launcher",
             "container-disk",

@@ -24,6 +24,7 @@ mod debian;
 mod elf;
 mod executables;
 mod oci;
+mod passt;
 mod sbom;
 mod select;
 mod tree;
@@ -37,7 +38,7 @@ use tree::{Layer, Tree, made};
 /// How many builds of the executables the cache keeps.
 const KEEP: usize = 6;
 /// Directories of the cache that have entries.
-const KINDS: [&str; 5] = ["base", "container-disk", "ferrovirt", "sbom", "virt-launcher"];
+const KINDS: [&str; 6] = ["base", "container-disk", "ferrovirt", "passt", "sbom", "virt-launcher"];
 /// How the directory of an entry begins that is not whole.
 const NEW: &str = "new-";
 
@@ -100,6 +101,9 @@ impl Images {
                 own.insert(layer.name, (packed, workspace.crates_of(layer.executable)?));
             }
         }
+        if wanted.iter().any(|image| image.layers.contains(&passt::LAYER)) {
+            own.insert(passt::LAYER, (passt::layer(&self.cache, &cache)?, BTreeSet::new()));
+        }
         for image in wanted {
             let mut layers = Vec::new();
             let mut crates = BTreeSet::new();
@@ -145,6 +149,8 @@ impl Images {
             .iter()
             .filter(|lower| image.layers.contains(&lower.layer.name.as_str()));
         let mut packages: Vec<_> = layers.flat_map(|lower| &lower.packages).collect();
+        let passt = passt::package()?;
+        packages.extend(image.layers.contains(&passt::LAYER).then_some(&passt));
         packages.sort_by(|a, b| a.name.cmp(&b.name));
         packages.dedup();
         let created = created.unwrap_or("1970-01-01T00:00:00Z");

@@ -9,6 +9,9 @@ use super::contents::SUITE;
 use super::debian::Package;
 use super::sha256_text;
 
+/// Where what is built here comes from.
+const SUITE_OF_SOURCES: &str = "trixie";
+
 /// A crate that is compiled into an executable.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Crate {
@@ -163,8 +166,13 @@ fn debian_element(package: &Package) -> Value {
         architecture,
         ..
     } = package;
+    let suite = if architecture == "source" {
+        SUITE_OF_SOURCES
+    } else {
+        SUITE
+    };
     let url = format!(
-        "pkg:deb/debian/{}@{}?arch={architecture}&distro={SUITE}",
+        "pkg:deb/debian/{}@{}?arch={architecture}&distro={suite}",
         percent(name),
         percent(version)
     );

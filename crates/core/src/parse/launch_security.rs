@@ -5,7 +5,7 @@ use ferrovirt_api::v1::{LaunchSecurity as WireLaunchSecurity, Probe, SEV, SEVPol
 use super::{Cx, on};
 use crate::cause::FieldPath;
 use crate::config::{GATE_SEV, GATE_TDX};
-use crate::machine::{Architecture, Boot, Filesystem, Interface, LaunchSecurity, Machine};
+use crate::machine::{Architecture, Binding, Boot, Filesystem, Interface, LaunchSecurity, Machine};
 use crate::vmi::attestation::check_blob;
 
 impl Cx<'_> {
@@ -108,16 +108,22 @@ impl Cx<'_> {
         }
     }
 
-    /// Option ROMs are nothing that was measured.
+    /// Option ROMs are nothing that was measured, and passt reads and writes the guest's memory.
     pub(super) fn protected_interfaces(&mut self, interfaces: &[Interface], path: &FieldPath) {
-        for (i, _) in interfaces
-            .iter()
-            .enumerate()
-            .filter(|(_, nic)| nic.boot_order.is_some())
-        {
-            let field = path.child("domain.devices.interfaces").index(i).child("bootOrder");
-            self.causes
-                .invalid(&field, "a machine with launchSecurity does not boot from the network");
+        let path = path.child("domain.devices.interfaces");
+        for (i, nic) in interfaces.iter().enumerate() {
+            if nic.boot_order.is_some() {
+                self.causes.invalid(
+                    &path.index(i).child("bootOrder"),
+                    "a machine with launchSecurity does not boot from the network",
+                );
+            }
+            if nic.binding == Binding::Passt {
+                self.causes.invalid(
+                    &path.index(i).child("passtBinding"),
+                    "a machine with launchSecurity has memory that passt cannot read",
+                );
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use ferrovirt_api::v1::{
 use super::disks::boot_order;
 use super::{Cx, is_definition, text};
 use crate::cause::FieldPath;
-use crate::config::GATE_PORT_RANGES;
+use crate::config::{GATE_PASST, GATE_PORT_RANGES};
 use crate::machine::{Binding, Interface, NicNetwork, Port, PortRange, TapBinding};
 
 const MODELS: [&str; 7] = ["e1000", "e1000e", "igb", "ne2k_pci", "pcnet", "rtl8139", "virtio"];
@@ -241,7 +241,6 @@ impl Cx<'_> {
 
     fn binding(&mut self, interface: &WireInterface, network: Option<&Network>, path: &FieldPath) -> Option<Binding> {
         let on_pod_network = network.is_some_and(|network| network.pod.is_some());
-        let later = [("passtBinding", interface.passt_binding.is_some())];
         let gone = [
             ("macvtap", interface.macvtap.is_some()),
             ("passt", interface.passt.is_some()),
@@ -252,23 +251,17 @@ impl Cx<'_> {
             interface.masquerade.is_some(),
             interface.sriov.is_some(),
             interface.binding.is_some(),
+            interface.passt_binding.is_some(),
         ];
-        let count = later
-            .iter()
-            .chain(&gone)
-            .map(|b| b.1)
-            .chain(built)
-            .filter(|set| *set)
-            .count();
+        let count = gone.iter().map(|b| b.1).chain(built).filter(|set| *set).count();
         match count {
             0 => self.causes.required(
                 path,
-                "an interface needs a binding: masquerade, bridge, sriov or a plugin's",
+                "an interface needs a binding: masquerade, bridge, passtBinding, sriov or a plugin's",
             ),
             1 => {}
             _ => self.causes.invalid(path, "an interface has one binding"),
         }
-        self.causes.none_of(path, &later);
         for (name, _) in gone.iter().filter(|(_, set)| *set) {
             self.causes
                 .not_supported(&path.child(name), format!("the {name} binding is discontinued"));
@@ -276,6 +269,9 @@ impl Cx<'_> {
         if interface.masquerade.is_some() && !on_pod_network {
             self.causes
                 .invalid(&path.child("masquerade"), "masquerade works on the pod network only");
+        }
+        if interface.passt_binding.is_some() {
+            self.passt(interface, on_pod_network, path);
         }
         if interface.bridge.is_some() && on_pod_network && !self.config.permit_bridge_on_pod_network {
             self.causes.not_supported(
@@ -298,11 +294,36 @@ impl Cx<'_> {
         let plugin = interface.binding.as_ref();
         let plugin = plugin.and_then(|binding| self.plugin(binding, &path.child("binding")));
         match built {
-            [true, false, false, false] => Some(Binding::Tap(TapBinding::Bridge)),
-            [false, true, false, false] => Some(Binding::Tap(TapBinding::Masquerade)),
-            [false, false, true, false] => Some(Binding::Sriov),
-            [false, false, false, true] => plugin.map(Binding::Plugin),
+            [true, false, false, false, false] => Some(Binding::Tap(TapBinding::Bridge)),
+            [false, true, false, false, false] => Some(Binding::Tap(TapBinding::Masquerade)),
+            [false, false, true, false, false] => Some(Binding::Sriov),
+            [false, false, false, true, false] => plugin.map(Binding::Plugin),
+            [false, false, false, false, true] => Some(Binding::Passt),
             _ => None,
+        }
+    }
+
+    /// What passt cannot do.
+    fn passt(&mut self, interface: &WireInterface, on_pod_network: bool, path: &FieldPath) {
+        let field = path.child("passtBinding");
+        self.gate(GATE_PASST, &field);
+        if !on_pod_network {
+            self.causes
+                .invalid(&field, "passtBinding works on the pod network only");
+        }
+        if interface
+            .model
+            .as_deref()
+            .is_some_and(|model| !model.is_empty() && model != "virtio")
+        {
+            self.causes
+                .invalid(&path.child("model"), "passtBinding needs the model virtio");
+        }
+        if interface.dhcp_options.is_some() {
+            self.causes.invalid(
+                &path.child("dhcpOptions"),
+                "passt, which answers DHCP, has no such options",
+            );
         }
     }
 
@@ -478,5 +499,44 @@ impl Cx<'_> {
                 self.causes.invalid(&field, format!("\"{cidr}\" is not {example}"));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ferrovirt_api::v1::VirtualMachineInstance;
+    use serde_json::{Value, json};
+
+    use crate::config::ClusterConfig;
+    use crate::machine::Machine;
+
+    fn causes(domain: Value, config: &ClusterConfig) -> Vec<String> {
+        let vmi: VirtualMachineInstance = serde_json::from_value(json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
+            "spec": {"domain": domain, "networks": [{"name": "n", "pod": {}}]},
+        }))
+        .unwrap();
+        let causes = Machine::parse(&vmi, config).err().unwrap_or_default();
+        causes.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn passt_has_a_gate_and_reads_no_protected_memory() {
+        let mut domain = json!({
+            "memory": {"guest": "64Mi"}, "devices": {"interfaces": [{"name": "n", "passtBinding": {}}]},
+        });
+        assert_eq!(causes(domain.clone(), &ClusterConfig::default()), Vec::<String>::new());
+        let developer = json!({"developerConfiguration": {"disabledFeatureGates": ["PasstBinding"]}});
+        let closed = ClusterConfig::from_kubevirt(&serde_json::from_value(developer).unwrap());
+        let refused = causes(domain.clone(), &closed);
+        assert!(
+            refused[0].contains("feature gate PasstBinding is not enabled"),
+            "{refused:?}"
+        );
+        domain["launchSecurity"] = json!({"snp": {}});
+        domain["firmware"] = json!({"bootloader": {"efi": {"secureBoot": false}}});
+        let refused = causes(domain, &ClusterConfig::default());
+        let memory = |cause: &String| cause.contains("memory that passt cannot read");
+        assert!(refused.iter().any(memory), "{refused:?}");
     }
 }

@@ -96,7 +96,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
 
 fn nics(machine: &Machine) -> BTreeMap<String, NicFact> {
     let tap = |interface: &&Interface| match &interface.binding {
-        Binding::Tap(_) => true,
+        Binding::Tap(_) | Binding::Passt => true,
         Binding::Sriov => false,
         Binding::Plugin(plugin) => plugin.attachment != Attachment::Sidecar,
     };
@@ -105,6 +105,7 @@ fn nics(machine: &Machine) -> BTreeMap<String, NicFact> {
             tap: format!("tap{i}"),
             mac: "02:00:00:00:00:07".to_owned(),
             mtu: 1480,
+            pod_interface: format!("eth{i}"),
         };
         (interface.name.clone(), nic)
     });

@@ -114,6 +114,7 @@ mod tests {
         let wanted = Wanted {
             nics: vec![],
             plugin_taps: vec![],
+            passt: None,
             hostname: "vm".into(),
             owner: 107,
             dns: Dns {

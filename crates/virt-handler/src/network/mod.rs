@@ -9,6 +9,7 @@ mod links;
 mod masquerade;
 mod netns;
 mod nft;
+mod passt;
 mod plugin;
 mod record;
 mod wanted;
@@ -21,7 +22,7 @@ use ferrovirt_protocol::launcher::Nic;
 
 pub use ferrovirt_core::machine::TapBinding as Binding;
 pub use netns::{NetworkNamespace, inside};
-pub use wanted::{Mac, PluginTap, Port, Wanted, WantedNic};
+pub use wanted::{Mac, PasstNic, PluginTap, Port, Wanted, WantedNic};
 
 use facts::PodInterface;
 use links::Links;
@@ -170,7 +171,7 @@ impl Devices {
 /// # Errors
 /// See [`Error`]. What was done so far stays and is completed by the next call.
 pub async fn prepare(namespace: &NetworkNamespace, wanted: Wanted, record: PathBuf) -> Result<Vec<Nic>, Error> {
-    if wanted.nics.is_empty() && wanted.plugin_taps.is_empty() {
+    if wanted.nics.is_empty() && wanted.plugin_taps.is_empty() && wanted.passt.is_none() {
         return Ok(Vec::new());
     }
     let primary = wanted.nics.iter().filter(|nic| nic.pod_interface.is_none()).count();
@@ -196,6 +197,9 @@ async fn prepare_here(wanted: &Wanted, path: &Path, namespace: &str) -> Result<V
     };
     for tap in &wanted.plugin_taps {
         nics.push(plugin::find(&links, tap).await?);
+    }
+    if let Some(nic) = &wanted.passt {
+        nics.push(passt::prepare(&links, nic, wanted.owner).await?);
     }
     Ok(nics)
 }

@@ -108,6 +108,15 @@ pub struct PluginTap {
     pub chosen_mac: Option<Mac>,
 }
 
+/// One NIC whose network passt plays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PasstNic {
+    /// Name of interface and network.
+    pub name: String,
+    /// As in [`WantedNic`].
+    pub mac: Mac,
+}
+
 /// A guest's network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
@@ -115,6 +124,8 @@ pub struct Wanted {
     pub nics: Vec<WantedNic>,
     /// NICs whose taps the CNI plugins of network bindings make.
     pub plugin_taps: Vec<PluginTap>,
+    /// The NIC of passt, which is on the pod network.
+    pub passt: Option<PasstNic>,
     /// Host name that DHCP announces.
     pub hostname: String,
     /// User and group that may attach to the taps.
@@ -183,9 +194,16 @@ impl Wanted {
             chosen_mac: chosen(interface),
         });
         let plugin_taps = plugin_taps.collect();
+        let mut passt = machine.interfaces.iter();
+        let passt = passt.find(|interface| interface.binding == machine::Binding::Passt);
+        let passt = passt.map(|interface| PasstNic {
+            name: interface.name.clone(),
+            mac: chosen(interface).unwrap_or_else(|| Mac::derive_guest(&seed(interface))),
+        });
         Ok(Self {
             nics: nics.collect(),
             plugin_taps,
+            passt,
             hostname: machine.hostname,
             owner,
             dns,
@@ -219,12 +237,12 @@ fn config(attachments: &BTreeMap<String, Attachment>) -> ClusterConfig {
     }
 }
 
-/// What is behind the tap of a NIC whose tap is ours. A virtual function needs nothing in the pod's network.
+/// What is behind the tap of a NIC whose tap is ours. Virtual functions and passt have none.
 fn own_tap(interface: &Interface) -> Option<Binding> {
     match &interface.binding {
         machine::Binding::Tap(binding) => Some(*binding),
         machine::Binding::Plugin(plugin) if plugin.attachment == Attachment::ManagedTap => Some(Binding::Bridge),
-        machine::Binding::Plugin(_) | machine::Binding::Sriov => None,
+        machine::Binding::Plugin(_) | machine::Binding::Sriov | machine::Binding::Passt => None,
     }
 }
 
@@ -279,6 +297,26 @@ mod tests {
         let ports = [port(80, 80, false), port(53, 53, true), port(6000, 6009, true)];
         assert_eq!(nic.ports, ports);
         assert!(nic.mac.to_string().starts_with("52:54:00:"));
+    }
+
+    /// Shows `spec.domain.devices.interfaces[].passtBinding`.
+    #[test]
+    fn passt_has_no_tap() {
+        let vmi: VirtualMachineInstance = serde_json::from_value(serde_json::json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "x", "namespace": "ns"},
+            "spec": {
+                "networks": [{"name": "a", "pod": {}}],
+                "domain": {"memory": {"guest": "64Mi"}, "devices": {"interfaces": [
+                    {"name": "a", "passtBinding": {}, "macAddress": "02:00:00:00:00:07"},
+                ]}},
+            },
+        }))
+        .unwrap();
+        let wanted = Wanted::of(&vmi, &BTreeMap::new(), 107, Dns::default()).unwrap();
+        assert!(wanted.nics.is_empty() && wanted.plugin_taps.is_empty());
+        let mac = Mac([2, 0, 0, 0, 0, 7]);
+        let name = "a".to_owned();
+        assert_eq!(wanted.passt, Some(PasstNic { name, mac }));
     }
 
     /// Shows `spec.domain.devices.interfaces[].binding`.

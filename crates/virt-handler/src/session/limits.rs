@@ -1,10 +1,10 @@
 //! What the processes of a launcher may do beyond what the container runtime allowed them: lock memory that devices
-//! reach by themselves, and run vCPUs before everything else. libvirt, which has no privileges here, hands the limits on
-//! to QEMU.
+//! reach by themselves, run vCPUs before everything else, and forward all ports. libvirt, which has no privileges here,
+//! hands the limits on to QEMU and passt.
 
 use std::io;
 
-use ferrovirt_core::machine::Machine;
+use ferrovirt_core::machine::{Binding, Machine};
 
 use super::launcher::Launcher;
 use super::peer::PeerError;
@@ -13,6 +13,10 @@ use crate::syscall::raise_limit;
 /// What libvirt adds for devices that reach memory by themselves: their registers are locked, too.
 const DEVICES: u64 = 1 << 30;
 
+/// Open files of passt where it forwards all ports but those that the kernel gives to connections: one for each port of
+/// TCP and of UDP, and some for connections.
+const ALL_PORTS: u64 = 1 << 17;
+
 /// Limits of a launcher.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -20,16 +24,23 @@ pub(crate) struct Limits {
     memory: Option<u64>,
     /// Highest real-time priority.
     priority: Option<u64>,
+    /// Files that may be open.
+    files: Option<u64>,
 }
 
 impl Limits {
     /// What QEMU needs for this machine.
     pub(crate) fn of(machine: &Machine) -> Self {
         let locks = machine.memory.lockable || machine.has_vfio() || machine.launch_security.is_some();
+        let all_ports = machine
+            .interfaces
+            .iter()
+            .any(|nic| nic.binding == Binding::Passt && nic.ports.is_empty());
         let memory = machine.memory.max_guest.unwrap_or(machine.memory.guest);
         Self {
             memory: locks.then(|| memory.saturating_add(DEVICES)),
             priority: (!machine.cpu.realtime.is_empty()).then_some(1),
+            files: all_ports.then_some(ALL_PORTS),
         }
     }
 
@@ -54,6 +65,9 @@ impl Limits {
         }
         if let Some(priority) = self.priority {
             raise_limit(pid, libc::RLIMIT_RTPRIO, priority)?;
+        }
+        if let Some(files) = self.files {
+            raise_limit(pid, libc::RLIMIT_NOFILE, files)?;
         }
         Ok(())
     }
@@ -92,9 +106,13 @@ mod tests {
     use super::*;
 
     fn limits(domain: &Value) -> Limits {
+        let networks = match domain["devices"]["interfaces"].is_array() {
+            true => json!([{"name": "default", "pod": {}}]),
+            false => json!([]),
+        };
         let vmi = serde_json::from_value(json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
-            "spec": {"domain": domain},
+            "spec": {"domain": domain, "networks": networks},
         }));
         Limits::of(&Machine::parse(&vmi.unwrap(), &ClusterConfig::permissive()).unwrap())
     }
@@ -115,6 +133,14 @@ mod tests {
             priority: Some(1),
             ..none
         };
+        let all_ports = Limits {
+            files: Some(ALL_PORTS),
+            ..none
+        };
+        let passt = |ports: &Value| {
+            let nic = json!({"name": "default", "passtBinding": {}, "ports": ports});
+            json!({"devices": {"interfaces": [nic]}, "memory": {"guest": "1Gi"}})
+        };
         for (domain, expected) in [
             (json!({"devices": {}, "memory": {"guest": "1Gi"}}), none),
             (json!({"devices": {}, "memory": memory("NotRequired")}), none),
@@ -124,6 +150,8 @@ mod tests {
                 locked,
             ),
             (json!({"devices": {}, "memory": huge, "cpu": cpu}), prior),
+            (passt(&json!([])), all_ports),
+            (passt(&json!([{"port": 80}])), none),
         ] {
             assert_eq!(limits(&domain), expected, "{domain}");
         }

@@ -23,6 +23,7 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         trial(shared, "masquerade-ports", masquerade_ports),
         trial(shared, "bridge", bridge),
         trial(shared, "binding-plugin", binding_plugin),
+        trial(shared, "passt", passt),
         trial(shared, "vnc", vnc),
     ]
 }
@@ -227,6 +228,33 @@ async fn guest_with_plugin(home: &Home, ns: &str, plugin: &Plugin) -> Result<()>
     home.wait_serial(ns, "a", &format!("is ready at {ip}"), BOOT).await?;
     let answer = http(home, ns, "vmi/a", "index.html").await?;
     ensure!(answer.contains("hello from tiny"), "{answer}");
+    Ok(())
+}
+
+/// The guest has the pod's address by DHCP from passt, which forwards the ports that are listed and no others.
+async fn passt(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    let mut spec = spec();
+    let nic =
+        json!({"name": "default", "passtBinding": {}, "macAddress": "02:00:00:00:0a:01", "ports": [{"port": 80}]});
+    spec["domain"]["devices"]["interfaces"] = json!([nic]);
+    home.apply(ns, &vmi("a", spec))?;
+    let running = home.wait_phase(ns, "a", "Running", BOOT).await?;
+    let interface = &running["status"]["interfaces"][0];
+    let ip = interface["ipAddress"]
+        .as_str()
+        .context("the interface has an address")?;
+    ensure!(
+        interface["mac"] == "02:00:00:00:0a:01" && interface["podInterfaceName"] == "eth0",
+        "{interface}"
+    );
+    home.wait_serial(ns, "a", &format!("is ready at {ip}"), BOOT).await?;
+    let answer = http(home, ns, "vmi/a", "index.html").await?;
+    ensure!(answer.contains("hello from tiny"), "{answer}");
+    ensure!(
+        TcpStream::connect(format!("{ip}:7")).await.is_err(),
+        "port 7 is not listed but answers"
+    );
     Ok(())
 }
 

@@ -144,16 +144,7 @@ impl Storage {
             secrets.extend(container.image_pull_secret.clone().filter(|s| !s.is_empty()));
             storage.add_kernel(container);
         }
-        if let Some(state) = claims.state().and_then(|claim| claim.metadata.name.as_deref()) {
-            storage.add(
-                claim_volume(STATE_VOLUME, state, false),
-                paths::STATE_DIR.to_owned(),
-                false,
-            );
-        }
-        if machine.tpm.is_some() && home == Home::Cluster {
-            storage.add(empty_dir(TPM_VOLUME), "/tmp".to_owned(), false);
-        }
+        storage.add_state(machine, home, claims);
         // On a cluster, admission adds the token to every pod that does not refuse it.
         if home == Home::Standalone && machine.service_account.as_ref().is_some_and(|account| account.token) {
             storage.volumes.push(account_token());
@@ -175,6 +166,17 @@ impl Storage {
             storage.pull_secrets = Some(secrets.into_iter().map(|name| LocalObjectReference { name }).collect());
         }
         storage
+    }
+
+    /// What firmware and TPM write.
+    fn add_state(&mut self, machine: &Machine, home: Home, claims: &Claims) {
+        if let Some(state) = claims.state().and_then(|claim| claim.metadata.name.as_deref()) {
+            let volume = claim_volume(STATE_VOLUME, state, false);
+            self.add(volume, paths::STATE_DIR.to_owned(), false);
+        }
+        if machine.tpm.is_some() && home == Home::Cluster {
+            self.add(empty_dir(TPM_VOLUME), "/tmp".to_owned(), false);
+        }
     }
 
     fn add_network_status(&mut self, machine: &Machine) {
