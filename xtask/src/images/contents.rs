@@ -72,11 +72,6 @@ const VIRTUALIZATION: DebianLayer = DebianLayer {
             package: "dash",
             keep: &["usr/bin/dash", "usr/bin/sh"],
         },
-        // swtpm_localca makes keys and certificates by it.
-        Files {
-            package: "gnutls-bin",
-            keep: &["usr/bin/certtool"],
-        },
         Files {
             package: "genisoimage",
             keep: &["usr/bin/genisoimage"],
