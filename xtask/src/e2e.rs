@@ -78,6 +78,10 @@ pub struct Installed {
 /// unless `keep`. What an interrupted run has left behind is not used: objects that it has made would be taken for ours.
 pub fn with_cluster(bin: Option<&Path>, keep: bool, work: impl FnOnce(&Installed) -> Result<()>) -> Result<()> {
     let outcome = install(bin, keep).and_then(|installed| work(&installed));
+    if keep {
+        println!("e2e: the cluster goes on; cargo xtask cluster down ends it");
+        return outcome;
+    }
     let down = step("the cluster ends", &mut xtask(&["cluster", "down", "--one-use"]));
     outcome.and(down)
 }

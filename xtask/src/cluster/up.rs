@@ -49,11 +49,12 @@ pub fn up(layout: &Layout, wanted: Option<u8>, without_image_volumes: bool, one_
     }
     if nodes == there && status::look(layout, &nodes).iter().all(|line| line.problem.is_none()) {
         println!("cluster: runs already, {} nodes are ready", nodes.len());
-        keep(layout, true)?;
         return done(layout);
     }
     claim(layout, &there)?;
-    keep(layout, !one_use)?;
+    if one_use {
+        write(&layout.one_use(), "")?;
+    }
     let programs = fetch::all(&layout.cache)?;
     layout.set_nodes(nodes.len())?;
     if without_image_volumes {
@@ -154,20 +155,6 @@ fn done(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
-/// Says whether the cluster is one for one use, or is kept until somebody ends it.
-fn keep(layout: &Layout, keep: bool) -> Result<()> {
-    let mark = layout.one_use();
-    if !keep {
-        return write(&mark, "");
-    }
-    match fs::remove_file(&mark) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", mark.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Ends all processes of the cluster and removes all that it has made, whatever state it is in. `one_use`: unless it is
 /// kept.
 ///
@@ -176,7 +163,7 @@ fn keep(layout: &Layout, keep: bool) -> Result<()> {
 pub fn down(layout: &Layout, one_use: bool) -> Result<()> {
     let _lock = lock()?;
     if one_use && !layout.one_use().exists() {
-        println!("cluster: it goes on; cargo xtask cluster down ends it");
+        println!("cluster: it is somebody's, and goes on; cargo xtask cluster down ends it");
         return Ok(());
     }
     let marked = marked();
