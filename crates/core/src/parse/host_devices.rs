@@ -244,10 +244,7 @@ impl Cx<'_> {
         };
         let complete = wanted.claim.is_some() && wanted.request.is_some();
         if complete && others.iter().any(|other| other.source == source) {
-            self.causes.duplicate(
-                &path.child("requestName"),
-                "another device is of the same request of the same resource claim",
-            );
+            self.same_request(path);
         }
         source
     }
@@ -335,13 +332,17 @@ impl Cx<'_> {
                 request: request.clone(),
             };
             if taken.contains(&source) {
-                self.causes.duplicate(
-                    &path.child("resourceClaim.requestName"),
-                    "another device is of the same request of the same resource claim",
-                );
+                self.same_request(&path.child("resourceClaim"));
             }
             taken.push(source);
         }
+    }
+
+    fn same_request(&mut self, path: &FieldPath) {
+        self.causes.duplicate(
+            &path.child("requestName"),
+            "another device is of the same request of the same resource claim",
+        );
     }
 
     fn label_name(&mut self, name: &str, field: &FieldPath) {

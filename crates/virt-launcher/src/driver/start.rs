@@ -37,12 +37,16 @@ impl StartFailure {
             message = format!("{message}: {cause}");
             source = cause.source();
         }
-        if message.len() > MAX_MESSAGE {
-            let end = message.floor_char_boundary(MAX_MESSAGE);
-            message.truncate(end);
-            message.push('…');
+        Self { reason, message }.bounded()
+    }
+
+    fn bounded(mut self) -> Self {
+        if self.message.len() > MAX_MESSAGE {
+            let end = self.message.floor_char_boundary(MAX_MESSAGE);
+            self.message.truncate(end);
+            self.message.push('…');
         }
-        Self { reason, message }
+        self
     }
 }
 
@@ -234,7 +238,7 @@ impl DomainDefined {
             if let Some(why) = swtpm::why(&failure.message, &logs) {
                 failure.message = format!("{}; it ends with: {why}", failure.message);
             }
-            failure
+            failure.bounded()
         })?;
         for disk in &mut description.disks {
             disk.size = self

@@ -251,6 +251,10 @@ async fn passt(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     home.wait_serial(ns, "a", &format!("is ready at {ip}"), BOOT).await?;
     let answer = http(home, ns, "vmi/a", "index.html").await?;
     ensure!(answer.contains("hello from tiny"), "{answer}");
+    // From outside of the pod: the one that is listed shows that there is a way.
+    TcpStream::connect(format!("{ip}:80"))
+        .await
+        .context("port 80 is listed but refuses")?;
     ensure!(
         TcpStream::connect(format!("{ip}:7")).await.is_err(),
         "port 7 is not listed but answers"
