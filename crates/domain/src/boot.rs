@@ -39,8 +39,12 @@ pub(crate) fn os(machine: &Machine, facts: &Facts) -> Result<Element, MissingFac
                 os = os.child(el("bios").attr("useserial", "yes"));
             }
         }
-        // Measured as a whole, so it has no variables beside it.
-        Boot::Efi { .. } if machine.launch_security == Some(LaunchSecurity::Snp) => {
+        Boot::Efi { .. }
+            if machine
+                .launch_security
+                .as_ref()
+                .is_some_and(LaunchSecurity::is_firmware_stateless) =>
+        {
             let files = facts.firmware.as_ref().ok_or(MissingFact::Firmware)?;
             let loader = el("loader")
                 .attr("type", "rom")

@@ -174,6 +174,16 @@ impl FirmwareFiles {
         }
     }
 
+    /// A build that keeps nothing beside itself.
+    #[must_use]
+    pub fn stateless(code: &std::path::Path) -> Self {
+        Self {
+            code: code.to_owned(),
+            vars_template: PathBuf::new(),
+            nvram: PathBuf::new(),
+        }
+    }
+
     /// Debian's build for arm64 in `directory` (`/usr/share/AAVMF`) that fits.
     #[must_use]
     pub fn aavmf(directory: &std::path::Path, secure_boot: bool, nvram: PathBuf) -> Self {

@@ -10,6 +10,8 @@ const SEV_NO_DEBUG: u32 = 1 << 0;
 const SEV_ENCRYPTED_STATE: u32 = 1 << 2;
 /// Bit 17 must be set; threads of one core may run different guests.
 const SNP_POLICY: u32 = 1 << 17 | 1 << 16;
+/// A violation of the guest's page tables does not become an exception within the guest, as Linux wants it.
+const TDX_POLICY: u32 = 1 << 28;
 
 pub(crate) fn launch_security(machine: &Machine) -> Option<Element> {
     let element = |kind: &str| el("launchSecurity").attr("type", kind);
@@ -29,6 +31,7 @@ pub(crate) fn launch_security(machine: &Machine) -> Option<Element> {
                 .children(session.as_ref().map(|session| el("session").text(session)))
         }
         LaunchSecurity::Snp => element("sev-snp").child(policy(SNP_POLICY)),
+        LaunchSecurity::Tdx => element("tdx").child(policy(TDX_POLICY)),
         LaunchSecurity::SecureExecution => element("s390-pv"),
     })
 }

@@ -21,6 +21,8 @@ const OVMF: &str = "/usr/share/OVMF";
 const AAVMF: &str = "/usr/share/AAVMF";
 /// The same, for guests that AMD's secure processor measures (Debian package ovmf-amdsev).
 const SNP_FIRMWARE: &str = "/usr/share/ovmf/OVMF.amdsev.fd";
+/// The same, for guests that Intel's TDX module measures (Debian package ovmf-inteltdx; it knows Microsoft's keys).
+const TDX_FIRMWARE: &str = "/usr/share/ovmf/OVMF.inteltdx.ms.fd";
 
 /// Reads the VMI; admission has let it in, so causes are rare and told all at once.
 pub fn parse(vmi: &VirtualMachineInstance) -> Result<Machine, String> {
@@ -93,12 +95,6 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
     };
     let firmware = match machine.boot {
         Boot::Bios { .. } => None,
-        Boot::Efi { .. } if machine.launch_security == Some(LaunchSecurity::Snp) => Some(FirmwareFiles {
-            code: SNP_FIRMWARE.into(),
-            vars_template: PathBuf::new(),
-            nvram: PathBuf::new(),
-        })
-        .filter(|files| files.code.exists()),
         Boot::Efi {
             secure_boot,
             persistent,
@@ -108,10 +104,11 @@ fn facts(machine: &Machine, node: &NodeFacts, disks: &[Prepared], kernel: Kernel
             } else {
                 layout.nvram()
             };
-            let files = if machine.architecture == Architecture::Arm64 {
-                FirmwareFiles::aavmf(Path::new(AAVMF), secure_boot, nvram)
-            } else {
-                FirmwareFiles::ovmf(Path::new(OVMF), secure_boot, nvram)
+            let files = match (&machine.launch_security, machine.architecture) {
+                (Some(LaunchSecurity::Snp), _) => FirmwareFiles::stateless(Path::new(SNP_FIRMWARE)),
+                (Some(LaunchSecurity::Tdx), _) => FirmwareFiles::stateless(Path::new(TDX_FIRMWARE)),
+                (_, Architecture::Arm64) => FirmwareFiles::aavmf(Path::new(AAVMF), secure_boot, nvram),
+                _ => FirmwareFiles::ovmf(Path::new(OVMF), secure_boot, nvram),
             };
             Some(files).filter(|files| files.code.exists())
         }

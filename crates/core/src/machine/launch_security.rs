@@ -16,6 +16,8 @@ pub enum LaunchSecurity {
     },
     /// AMD SEV-SNP.
     Snp,
+    /// Intel TDX.
+    Tdx,
     /// IBM Secure Execution.
     SecureExecution,
 }
@@ -32,6 +34,7 @@ impl LaunchSecurity {
                 encrypted_state: true, ..
             } => "sev-es",
             Self::Snp => "sev-snp",
+            Self::Tdx => "tdx",
             Self::SecureExecution => "s390-pv",
         }
     }
@@ -40,6 +43,12 @@ impl LaunchSecurity {
     #[must_use]
     pub fn is_attested(&self) -> bool {
         matches!(self, Self::Sev { attestation: true, .. })
+    }
+
+    /// Its firmware is measured as a whole, so there are no variables beside it.
+    #[must_use]
+    pub fn is_firmware_stateless(&self) -> bool {
+        matches!(self, Self::Snp | Self::Tdx)
     }
 
     /// It is the work of AMD's secure processor.

@@ -33,13 +33,18 @@ impl Cx<'_> {
             self.causes.not_supported(&path, "arm64 has no launch security");
         }
         if !kinds.contains(&true) {
-            self.causes.required(&path, "launchSecurity needs a kind: sev or snp");
+            self.causes
+                .required(&path, "launchSecurity needs a kind: sev, snp or tdx");
         }
-        self.protected_boot(machine, &path);
+        self.protected_boot(machine, sev.is_none(), &path);
         if tdx.is_some() {
             let path = path.child("tdx");
             self.gate(GATE_TDX, &path);
-            self.causes.not_yet(&path);
+            if machine.smm {
+                let why = "a TDX guest has no system management mode: remove features.smm";
+                self.causes.invalid(&path, why);
+            }
+            return Some(LaunchSecurity::Tdx);
         }
         if snp.is_some() {
             self.gate(GATE_SEV, &path.child("snp"));
@@ -81,8 +86,8 @@ impl Cx<'_> {
         })
     }
 
-    /// AMD's secure processor measures UEFI firmware, and none that can change by itself.
-    fn protected_boot(&mut self, machine: &Machine, path: &FieldPath) {
+    /// What is measured is UEFI firmware, and none that can change by itself.
+    fn protected_boot(&mut self, machine: &Machine, stateless: bool, path: &FieldPath) {
         match machine.boot {
             Boot::Bios { .. } => self
                 .causes
@@ -90,6 +95,10 @@ impl Cx<'_> {
             Boot::Efi { secure_boot: true, .. } => self.causes.invalid(
                 path,
                 "launchSecurity and secure boot exclude each other: set efi.secureBoot to false",
+            ),
+            Boot::Efi { persistent: true, .. } if stateless => self.causes.invalid(
+                path,
+                "firmware that snp and tdx measure keeps no variables: remove efi.persistent",
             ),
             Boot::Efi { secure_boot: false, .. } => {}
         }

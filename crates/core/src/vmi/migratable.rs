@@ -5,6 +5,7 @@ use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec, Volu
 use super::conditions::LIVE_MIGRATABLE;
 use crate::conditions::Desired;
 use crate::config::ClusterConfig;
+use crate::machine::Architecture;
 
 /// Annotation of a VMI: its bridge on the pod network may migrate (the addresses change).
 pub const ALLOW_BRIDGE_ANNOTATION: &str = "kubevirt.io/allow-pod-bridge-network-live-migration";
@@ -92,10 +93,17 @@ fn device_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, S
     if !devices.gpus.is_empty() || !devices.host_devices.is_empty() {
         return Some(("HostDeviceNotLiveMigratable", "VMI uses a PCI host devices".to_owned()));
     }
-    let security = spec.domain.launch_security.as_ref();
-    security
-        .is_some_and(|security| security.sev.is_some() || security.snp.is_some())
-        .then(|| ("SEVNotLiveMigratable", "VMI uses SEV".to_owned()))
+    let security = spec.domain.launch_security.as_ref()?;
+    let (reason, what) = if spec.architecture.as_deref() == Some(Architecture::S390x.name()) {
+        ("SecureExecutionNotLiveMigratable", "Secure Execution")
+    } else if security.tdx.is_some() {
+        ("TDXNotLiveMigratable", "TDX")
+    } else if security.sev.is_some() || security.snp.is_some() {
+        ("SEVNotLiveMigratable", "SEV")
+    } else {
+        return None;
+    };
+    Some((reason, format!("VMI uses {what}")))
 }
 
 fn disk_obstacle(vmi: &VirtualMachineInstance) -> Option<(&'static str, String)> {
@@ -199,10 +207,13 @@ mod tests {
     #[test]
     fn encrypted_memory_stays() {
         let mut vmi = vmi(json!([]), json!({"name": "default", "masquerade": {}}), false);
-        for (security, expected) in [
-            (json!({"sev": {}}), "SEVNotLiveMigratable"),
-            (json!({"snp": {}}), "SEVNotLiveMigratable"),
+        for (architecture, security, expected) in [
+            ("amd64", json!({"sev": {}}), "SEVNotLiveMigratable"),
+            ("amd64", json!({"snp": {}}), "SEVNotLiveMigratable"),
+            ("amd64", json!({"tdx": {}}), "TDXNotLiveMigratable"),
+            ("s390x", json!({}), "SecureExecutionNotLiveMigratable"),
         ] {
+            vmi.spec.architecture = Some(architecture.to_owned());
             vmi.spec.domain.launch_security = serde_json::from_value(security).unwrap();
             assert_eq!(live_migratable(&vmi, &ClusterConfig::default()).reason, expected);
         }

@@ -8,9 +8,12 @@ use quick_xml::events::{BytesStart, Event};
 
 /// Longest description that is looked at.
 const MAX_XML: usize = 4 << 20;
+/// Intel's; its label and libvirt's name of it.
+const TDX: &str = "tdx";
 
-/// How guests' memory can be protected, by what the kernel says below its root of `/sys`.
-pub(crate) fn protections(sys: &Path) -> Vec<&'static str> {
+/// How guests' memory can be protected, by what the kernel says below its root of `/sys`. Not all of libvirt's versions know
+/// TDX (11.7 is the first), so `capabilities`, libvirt's own description of what guests can have, must tell of it, too.
+pub(crate) fn protections(sys: &Path, capabilities: Option<&Path>) -> Vec<&'static str> {
     let on = |file: &str| {
         let said = std::fs::read_to_string(sys.join(file));
         said.is_ok_and(|said| matches!(said.trim(), "Y" | "y" | "1"))
@@ -19,12 +22,35 @@ pub(crate) fn protections(sys: &Path) -> Vec<&'static str> {
         ("sev", "module/kvm_amd/parameters/sev"),
         ("sev-es", "module/kvm_amd/parameters/sev_es"),
         ("sev-snp", "module/kvm_amd/parameters/sev_snp"),
+        (TDX, "module/kvm_intel/parameters/tdx"),
         ("s390-pv", "firmware/uv/prot_virt_host"),
     ]
     .into_iter()
     .filter(|(_, file)| on(file))
+    .filter(|(label, _)| *label != TDX || capabilities.and_then(read).is_some_and(|xml| protects(&xml, TDX)))
     .map(|(label, _)| label)
     .collect()
+}
+
+/// Whether libvirt's domain capabilities name `kind` among the values of `launchSecurity`.
+fn protects(xml: &str, kind: &str) -> bool {
+    let mut reader = Reader::from_str(xml);
+    let mut inside = false;
+    loop {
+        match reader.read_event() {
+            Ok(Event::Start(tag)) if tag.name().as_ref() == b"launchSecurity" => inside = true,
+            Ok(Event::End(tag)) if tag.name().as_ref() == b"launchSecurity" => return false,
+            Ok(Event::Text(text)) if inside && text.decode().is_ok_and(|text| text.trim() == kind) => return true,
+            Ok(Event::Eof) | Err(_) => return false,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// A file of libvirt's domain capabilities, if it is not too long.
+fn read(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok();
+    text.filter(|text| text.len() <= MAX_XML)
 }
 
 /// Whether real-time threads are never stopped for the others' sake. `limit` is `sched_rt_runtime_us` of the kernel.
@@ -71,10 +97,7 @@ pub(crate) struct HostModel {
 impl HostModel {
     /// From a file of libvirt's domain capabilities.
     pub(crate) fn read(path: &Path) -> Option<Self> {
-        let text = std::fs::read_to_string(path)
-            .ok()
-            .filter(|text| text.len() <= MAX_XML)?;
-        Self::of_domain_capabilities(&text)
+        Self::of_domain_capabilities(&read(path)?)
     }
 
     fn of_domain_capabilities(xml: &str) -> Option<Self> {
@@ -176,8 +199,37 @@ mod tests {
         for (name, value) in [("sev", "Y\n"), ("sev_es", "1\n"), ("sev_snp", "N\n")] {
             std::fs::write(parameters.join(name), value).unwrap();
         }
-        assert_eq!(protections(sys.path()), ["sev", "sev-es"]);
-        assert_eq!(protections(Path::new("/nowhere")), [""; 0]);
+        assert_eq!(protections(sys.path(), None), ["sev", "sev-es"]);
+        assert_eq!(protections(Path::new("/nowhere"), None), [""; 0]);
+    }
+
+    #[test]
+    fn tdx_needs_a_kernel_and_a_libvirt_that_know_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let parameters = directory.path().join("module/kvm_intel/parameters");
+        std::fs::create_dir_all(&parameters).unwrap();
+        let xml = directory.path().join("capabilities.xml");
+        let with = |kinds: &str| {
+            format!(
+                "<domainCapabilities><features><sev supported='no'/><launchSecurity supported='yes'>
+                 <enum name='sectype'>{kinds}</enum></launchSecurity><other><value>tdx</value></other>
+                 </features></domainCapabilities>"
+            )
+        };
+        let (sev, both) = (with("<value>sev</value>"), with("<value>sev</value><value>tdx</value>"));
+        for (kernel, libvirt, expected) in [
+            ("Y", both.as_str(), true),
+            ("N", &both, false),
+            ("Y", &sev, false),
+            ("Y", "<domainCapabilities/>", false),
+            ("Y", "no XML", false),
+        ] {
+            std::fs::write(parameters.join("tdx"), kernel).unwrap();
+            std::fs::write(&xml, libvirt).unwrap();
+            let found = protections(directory.path(), Some(&xml));
+            assert_eq!(found.contains(&"tdx"), expected, "{kernel} {libvirt}");
+        }
+        assert_eq!(protections(directory.path(), None), [""; 0]);
     }
 
     #[test]

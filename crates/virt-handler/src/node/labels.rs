@@ -27,10 +27,11 @@ const VENDOR_PREFIX: &str = "cpu-vendor.node.kubevirt.io/";
 const HOST_MODEL_PREFIX: &str = "host-model-cpu.node.kubevirt.io/";
 const HOST_FEATURE_PREFIX: &str = "host-model-required-features.node.kubevirt.io/";
 /// Prefixes under which every label is ours: what no longer holds is removed.
-const OWNED: [&str; 10] = [
+const OWNED: [&str; 11] = [
     REALTIME_LABEL,
     "kubevirt.io/sev",
     "kubevirt.io/s390-pv",
+    "kubevirt.io/tdx",
     MACHINE_PREFIX,
     CPU_PREFIX,
     CPU_MIGRATION_PREFIX,

@@ -44,7 +44,8 @@ pub(crate) async fn gather(options: &Options, kvm: &Verdict) -> Facts {
         },
         realtime: host::realtime(Path::new(REALTIME_LIMIT)),
         protections: if kvm.usable {
-            host::protections(Path::new("/sys"))
+            let capabilities = options.domain_capabilities(kvm.usable);
+            host::protections(Path::new("/sys"), capabilities.as_deref())
         } else {
             Vec::new()
         },
