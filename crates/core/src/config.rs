@@ -333,6 +333,8 @@ impl ClusterConfig {
             arm64: MachineTypes::new("virt", &["*"]),
             s390x: MachineTypes::new("s390-ccw-virtio", &["*"]),
             use_emulation: true,
+            // Room to grow was given at admission, or there is none.
+            max_hotplug_ratio: 1,
             ..Self::default()
         }
     }

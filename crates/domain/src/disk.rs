@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ferrovirt_core::machine::{BlockSize, Bus, Disk, DiskDevice, Machine};
 
-use crate::facts::{Backing, DiskFile, Facts, MissingFact};
+use crate::facts::{Backing, BlockSizes, DiskFile, Facts, MissingFact};
 use crate::xml::{Element, el};
 use crate::{alias, io_threads, pci_address, virtio};
 
@@ -114,12 +114,15 @@ fn reservations(socket: &Path) -> Element {
 
 fn driver(machine: &Machine, disk: &Disk, file: &DiskFile) -> Element {
     let queues = machine.block_multi_queue && disk.bus == Bus::Virtio;
+    let cache = disk.cache.as_ref().unwrap_or(&file.cache);
+    // libvirt allows it without a cache only.
+    let native = (cache == "none" && (file.block || file.allocated)).then_some("native");
     let driver = el("driver")
         .attr("name", "qemu")
         .attr("type", file.format.name())
-        .attr("cache", disk.cache.as_ref().unwrap_or(&file.cache))
+        .attr("cache", cache)
         .attr("error_policy", disk.error_policy.as_deref().unwrap_or("stop"))
-        .attr_if("io", disk.io.as_deref())
+        .attr_if("io", disk.io.as_deref().or(native))
         .attr("discard", "unmap")
         .attr_if("queues", queues.then(|| machine.cpu.vcpus()));
     io_threads::driver(driver, &disk.io_threads)
@@ -134,9 +137,13 @@ fn block_io(disk: &Disk, facts: &Facts) -> Result<Option<Element>, MissingFact> 
             discard,
         }) => (logical, physical, discard),
         Some(BlockSize::MatchVolume) => {
-            let size = facts.block_sizes.get(&disk.name);
-            let size = *size.ok_or_else(|| MissingFact::BlockSize(disk.name.clone()))?;
-            (size, size, Some(size))
+            let sizes = facts.block_sizes.get(&disk.name);
+            let BlockSizes {
+                logical,
+                physical,
+                discard,
+            } = *sizes.ok_or_else(|| MissingFact::BlockSize(disk.name.clone()))?;
+            (logical, physical, discard)
         }
     };
     let (logical, physical, discard) = sizes;

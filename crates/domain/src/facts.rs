@@ -53,8 +53,8 @@ pub struct Facts {
     pub reservation_socket: PathBuf,
     /// Unix sockets that clients' USB devices come through, made by QEMU.
     pub usb_redirection_sockets: Vec<PathBuf>,
-    /// Bytes of the smallest efficient access to the image of each disk that matches its volume.
-    pub block_sizes: BTreeMap<String, u32>,
+    /// Blocks of the image of each disk that matches its volume.
+    pub block_sizes: BTreeMap<String, BlockSizes>,
     /// Unix socket of the port for metrics, made by QEMU.
     pub downward_metrics_socket: PathBuf,
     /// Context ID of the machine's sockets; needed when it has them.
@@ -72,6 +72,17 @@ pub struct HostCpu {
     pub node: u32,
 }
 
+/// The blocks that an image is read and written in, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSizes {
+    /// The smallest that can be addressed.
+    pub logical: u32,
+    /// The smallest that is written without reading before.
+    pub physical: u32,
+    /// The smallest that can be given back, if any can.
+    pub discard: Option<u32>,
+}
+
 /// The image behind a disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskFile {
@@ -85,6 +96,8 @@ pub struct DiskFile {
     pub backing: Option<Backing>,
     /// Cache mode for a disk that chooses none: `none` where `O_DIRECT` works, else `writethrough`.
     pub cache: String,
+    /// Nothing of the file is left out: asynchronous I/O never waits for its file system.
+    pub allocated: bool,
 }
 
 /// An image below an overlay; has no image below itself.

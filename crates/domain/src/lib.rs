@@ -38,7 +38,9 @@ mod xml;
 use ferrovirt_core::machine::{Architecture, Machine};
 
 pub use disk::targets as disk_targets;
-pub use facts::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, MissingFact, NicFact};
+pub use facts::{
+    Backing, BlockSizes, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, MissingFact, NicFact,
+};
 pub use lifecycle::domain_name;
 use xml::{Element, el};
 

@@ -235,6 +235,7 @@ goldens! {
     disk_block_size_of_512e => "spec: {domain: {devices: {disks: [{name: a, blockSize: {custom: {logical: 512, physical: 4096}}, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
     disk_block_size_discard => "spec: {domain: {devices: {disks: [{name: a, blockSize: {custom: {logical: 512, physical: 512, discardGranularity: 65536}}, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
     disk_block_size_of_volume => "spec: {domain: {devices: {disks: [{name: a, blockSize: {matchVolume: {}}, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
+    disk_block_size_of_a_device => "spec: {domain: {devices: {disks: [{name: block, blockSize: {matchVolume: {}}, disk: {bus: virtio}}]}}, volumes: [{name: block, persistentVolumeClaim: {claimName: data}}]}"
     disk_block_size_not_of_volume => "spec: {domain: {devices: {disks: [{name: a, blockSize: {matchVolume: {enabled: false}}, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
     disk_shareable => "spec: {domain: {devices: {disks: [{name: a, shareable: true, disk: {bus: virtio}}]}}, volumes: [{name: a, hostDisk: {path: /data/a.img, type: Disk}}]}"
     disk_not_shareable => "spec: {domain: {devices: {disks: [{name: a, shareable: false, disk: {bus: virtio}}]}}, volumes: [{name: a, hostDisk: {path: /data/a.img, type: Disk}}]}"

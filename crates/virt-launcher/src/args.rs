@@ -24,6 +24,9 @@ pub struct Args {
     /// Hook sidecars of the pod; default: as many as the VirtualMachineInstance's annotation lists
     #[arg(long, value_name = "COUNT")]
     pub hook_sidecars: Option<usize>,
+    /// Whether a container of the pod reads the log of a serial console that does not say itself if it has one
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub console_log: bool,
     /// Directory that stands for the pod's root; for use outside a pod
     #[arg(long, default_value = "/", value_name = "DIR")]
     pub root: PathBuf,

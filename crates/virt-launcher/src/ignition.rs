@@ -55,7 +55,11 @@ mod tests {
             "metadata": {"name": "vm", "annotations": {"kubevirt.io/ignitiondata": data}},
             "spec": {"domain": {"memory": {"guest": "64Mi"}, "devices": {}}},
         });
-        let machine = crate::machine::parse(&serde_json::from_value(vmi).unwrap()).unwrap();
+        let machine = crate::machine::parse(
+            &serde_json::from_value(vmi).unwrap(),
+            &crate::machine::config(None, true),
+        )
+        .unwrap();
         let root = tempfile::tempdir().unwrap();
         let layout = Layout::new(root.path(), "ns", "vm", "u");
         prepare(&layout, &machine).unwrap();

@@ -139,6 +139,7 @@ async fn launch(args: &Args, layout: Layout) -> anyhow::Result<ExitCode> {
         agent: agent::Agent::start()?,
         default_grace: Duration::from_secs(args.grace_period_seconds),
         hook_sidecars: args.hook_sidecars,
+        console_log: args.console_log,
     };
     let (driver, inputs, published) = Driver::new(parts);
     tokio::spawn(forward_signals(inputs.clone()));

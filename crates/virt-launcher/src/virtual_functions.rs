@@ -154,7 +154,7 @@ mod tests {
             },
         }))
         .unwrap();
-        machine::parse(&vmi).unwrap().interfaces
+        machine::parse(&vmi, &machine::config(None, true)).unwrap().interfaces
     }
 
     fn status(red: &str, blue: &str) -> String {
@@ -221,7 +221,7 @@ mod tests {
             ]}},
         }))
         .unwrap();
-        let parsed = machine::parse(&vmi).unwrap();
+        let parsed = machine::parse(&vmi, &machine::config(None, true)).unwrap();
         let red = PciAddress {
             domain: 0,
             bus: 0x3b,

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ferrovirt_core::machine::{
-    Architecture, Attachment, Binding, Boot, Filesystem, HostDevice, HostDeviceSource, Interface, Machine, PciAddress,
-    Source,
+    Architecture, Attachment, Binding, Boot, Disk, Filesystem, HostDevice, HostDeviceSource, Interface, Machine,
+    PciAddress, Source,
 };
-use ferrovirt_domain::{Backing, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, NicFact};
+use ferrovirt_domain::{
+    Backing, BlockSizes, DiskFile, DiskFormat, Facts, FirmwareFiles, HostCpu, HostDeviceFact, NicFact,
+};
 
 pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
 
@@ -38,7 +40,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
             block,
             format: DiskFormat::Raw,
         });
-        let cache = "writethrough".to_owned();
+        let cache = if block && !overlay { "none" } else { "writethrough" }.to_owned();
         (
             disk.name.clone(),
             DiskFile {
@@ -47,6 +49,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
                 format,
                 backing,
                 cache,
+                allocated: false,
             },
         )
     });
@@ -87,10 +90,24 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         vnc_socket: private("virt-vnc"),
         reservation_socket: "/var/run/kubevirt/daemons/pr/pr-helper.sock".into(),
         usb_redirection_sockets: (0..4).map(|i| private(&format!("virt-usbredir-{i}"))).collect(),
-        block_sizes: machine.disks.iter().map(|disk| (disk.name.clone(), 4096)).collect(),
+        block_sizes: machine
+            .disks
+            .iter()
+            .map(|disk| (disk.name.clone(), block_sizes(disk)))
+            .collect(),
         downward_metrics_socket: private("metrics"),
         vsock_cid: Some(7),
         agent_socket: private("agent"),
+    }
+}
+
+/// Those of a file system, or of a disk that emulates the sectors of old.
+fn block_sizes(disk: &Disk) -> BlockSizes {
+    let device = disk.name == "block";
+    BlockSizes {
+        logical: if device { 512 } else { 4096 },
+        physical: 4096,
+        discard: (!device).then_some(4096),
     }
 }
 

@@ -346,6 +346,10 @@ fn compute(
     if sidecars > 0 {
         command.extend(["--hook-sidecars".to_owned(), sidecars.to_string()]);
     }
+    // Nobody would cut a log off that nobody reads.
+    if config.disable_serial_console_log {
+        command.extend(["--console-log".to_owned(), "false".to_owned()]);
+    }
     let (mut requests, mut limits) = (wire(&resources.requests), wire(&resources.limits));
     let mut devices = wire(&resources.devices);
     if options.home == Home::Standalone {

@@ -11,6 +11,7 @@ pub(crate) mod link;
 pub(crate) mod peer;
 pub(crate) mod plan;
 pub(crate) mod report;
+pub(crate) mod settings;
 pub(crate) mod status;
 
 use std::sync::Arc;
@@ -375,7 +376,10 @@ impl Session {
         let given = container::hand_over(&root, user).map_err(StepError::Devices)?;
         let kvm = self.kvm.borrow().clone();
         let usable = given.kvm && kvm.as_ref().is_some_and(|verdict| verdict.usable);
-        let allow_emulation = self.context.options.config.borrow().use_emulation;
+        let (allow_emulation, cluster) = {
+            let config = self.context.options.config.borrow();
+            (config.use_emulation, settings::of(&config))
+        };
         if !usable && !allow_emulation {
             let why = kvm.map(|verdict| verdict.why).unwrap_or_default();
             self.hopeless = Some(format!(
@@ -407,6 +411,7 @@ impl Session {
                 kvm: usable,
                 allow_emulation,
                 nics: self.nics.clone().unwrap_or_default(),
+                cluster: Some(cluster),
             }),
         };
         call(launcher.client.sync(request)).await?;

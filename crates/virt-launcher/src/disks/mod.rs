@@ -12,7 +12,7 @@ mod tags;
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ferrovirt_core::machine::{Claim, Disk, DiskDevice, Machine, Source};
@@ -243,6 +243,7 @@ fn ready(
         .flatten()
         .collect();
     let cache = cache(disk, &files)?;
+    let allocated = std::fs::metadata(&path).is_ok_and(|meta| meta.is_file() && meta.blocks() * 512 >= meta.len());
     Ok(Prepared {
         name: disk.name.clone(),
         file: DiskFile {
@@ -251,6 +252,8 @@ fn ready(
             format,
             backing,
             cache,
+            // The file of an overlay holds what the guest has written so far.
+            allocated: allocated && format == DiskFormat::Raw,
         },
         size,
     })

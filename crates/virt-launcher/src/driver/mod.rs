@@ -178,6 +178,8 @@ pub struct Parts {
     pub default_grace: Duration,
     /// How many hook sidecars the pod has, if it was said.
     pub hook_sidecars: Option<usize>,
+    /// Serial consoles are logged unless they say otherwise.
+    pub console_log: bool,
 }
 
 /// The driver.
@@ -383,6 +385,7 @@ impl Driver {
         self.publisher.lifecycle(Lifecycle::Preparing, "", "");
         let context = start::Context {
             hook_sidecars: self.parts.hook_sidecars,
+            console_log: self.parts.console_log,
             layout: self.parts.layout.clone(),
             children: self.parts.children.clone(),
             hypervisor: self.parts.hypervisor.clone(),

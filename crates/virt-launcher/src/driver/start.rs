@@ -76,6 +76,8 @@ pub struct Context {
     pub hypervisor: Hypervisor,
     /// How many hook sidecars the pod has, if it was said.
     pub hook_sidecars: Option<usize>,
+    /// Serial consoles are logged unless they say otherwise.
+    pub console_log: bool,
 }
 
 /// Goes all the way. Where others are waited for, `abort` ends it.
@@ -115,7 +117,8 @@ struct Parsed {
 
 impl Parsed {
     fn new(context: Context, vmi: &VirtualMachineInstance, node: NodeFacts) -> Result<Self, StartFailure> {
-        let machine = machine::parse(vmi).map_err(|message| StartFailure {
+        let config = machine::config(node.cluster.as_ref(), context.console_log);
+        let machine = machine::parse(vmi, &config).map_err(|message| StartFailure {
             reason: "InvalidMachine",
             message,
         })?;

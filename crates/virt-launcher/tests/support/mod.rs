@@ -130,6 +130,7 @@ impl Pod {
             kvm: false,
             allow_emulation: true,
             nics,
+            cluster: None,
         };
         let vmi = serde_json::to_vec(&self.vmi).unwrap();
         client.sync(SyncRequest { vmi, node: Some(node) }).await.unwrap();
