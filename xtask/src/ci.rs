@@ -87,8 +87,15 @@ fn path(path: &Path) -> Result<&str> {
 /// The archive of a guest, built if it is not in the cache.
 pub fn guest(name: &str) -> Result<String> {
     println!("ci: guest {name} (built once per machine)");
-    let output = Command::new(Path::new("images/guests/build"))
+    guest_in(None, name)
+}
+
+/// As [`guest`]; `cache`: the directory of what need not be made again, if it is not the usual one.
+pub fn guest_in(cache: Option<&Path>, name: &str) -> Result<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/guests/build");
+    let output = Command::new(script)
         .arg(name)
+        .envs(cache.map(|cache| ("FERROVIRT_CACHE", cache)))
         .stderr(std::process::Stdio::inherit())
         .output()
         .context("cannot run images/guests/build")?;

@@ -78,6 +78,9 @@ pub struct Args {
     /// Port of virt-handler
     #[arg(long, value_name = "PORT", default_value_t = node::PORT)]
     handler_port: u16,
+    /// Image that `virtctl guestfs` starts
+    #[arg(long, value_name = "IMAGE", env = "GS_IMAGE")]
+    guestfs_image: Option<String>,
 }
 
 /// Why virt-api ends.
@@ -224,7 +227,8 @@ async fn assemble(
         .with_presets(presets)
         .in_namespace(&args.namespace);
     let nodes = Handlers::new(client.clone(), &args.namespace, to_handlers, args.handler_port);
-    let subresources = Subresources::on_cluster(client.clone(), Arc::new(nodes));
+    let subresources =
+        Subresources::on_cluster(client.clone(), Arc::new(nodes)).with_guestfs(args.guestfs_image.clone());
     metrics.register(|registry| subresources.register_metrics(registry));
     let router = http::operations(metrics, readiness)
         .merge(webhooks::router(admission, client.clone(), config))

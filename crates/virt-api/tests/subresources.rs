@@ -9,7 +9,7 @@ use ferrovirt_protocol::launcher::Action;
 use fixture::{Home, TOKEN};
 use futures::{SinkExt, StreamExt};
 use http::HeaderValue;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio_tungstenite::WebSocketStream;
@@ -557,4 +557,32 @@ async fn ports() {
         connect(&home, &format!("a/portforward/{port}")).await.unwrap_err().0,
         409
     );
+}
+
+#[tokio::test]
+async fn ports_of_a_vm_that_is_not_there_or_not_started() {
+    let home = Home::open().await;
+    // A VMI of somebody's, which has a VM's name and no VM.
+    home.create_vmi("a", "Running", &[]).await;
+    let path = "/namespaces/default/virtualmachines/a/portforward/22";
+    let (code, status) = home.ask("GET", path, "").await;
+    assert_eq!(
+        (code, &status["details"]["kind"]),
+        (404, &json!("virtualmachine")),
+        "{status}"
+    );
+    home.create_vm("a", "Halted").await;
+    let (code, status) = home.ask("GET", path, "").await;
+    assert_eq!(code, 409, "{status}");
+    assert!(
+        status["message"].as_str().unwrap().ends_with("VMI is not started"),
+        "{status}"
+    );
+}
+
+#[tokio::test]
+async fn the_image_of_guestfs_is_told_where_pods_of_it_can_run() {
+    let home = Home::open().await;
+    let (code, status) = home.ask("GET", "/guestfs", "").await;
+    assert_eq!((code, &status["reason"]), (501, &json!("NotImplemented")), "{status}");
 }

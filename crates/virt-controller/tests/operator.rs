@@ -59,6 +59,7 @@ fn release(version: &str) -> Release {
         controller_image: image("ferrovirt"),
         handler_image: image("virt-handler"),
         launcher_image: image("virt-launcher"),
+        guestfs_image: image("libguestfs-tools"),
     }
 }
 

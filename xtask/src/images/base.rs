@@ -57,7 +57,7 @@ const CODE: &str = concat!(
 
 fn make(apt: &Apt, packages: &[Package], dir: &Path) -> Result<Base> {
     say(&format!(
-        "fetching {} Debian packages (about 90 MB, once)",
+        "fetching {} Debian packages (about 110 MB, once)",
         packages.len()
     ));
     let archives = apt.download(packages)?;
@@ -75,7 +75,11 @@ fn make(apt: &Apt, packages: &[Package], dir: &Path) -> Result<Base> {
         .collect();
     let mut selections: Vec<Selection> = Vec::new();
     for layer in DEBIAN_LAYERS {
-        let lower: Vec<&Tree> = selections.iter().map(|selection| &selection.tree).collect();
+        let below = DEBIAN_LAYERS.iter().zip(&selections);
+        let lower: Vec<&Tree> = below
+            .filter(|(below, _)| layer.upon.contains(&below.name))
+            .map(|(_, selection)| &selection.tree)
+            .collect();
         let mut selection = unpacked.select(layer, &lower)?;
         if selections.is_empty() {
             skeleton(&mut selection, &unpacked)?;

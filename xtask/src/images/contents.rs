@@ -34,15 +34,18 @@ pub struct Files {
 /// A layer of files from Debian packages.
 pub struct DebianLayer {
     pub name: &'static str,
+    /// Lower layers of all images that have it: what they hold is left out.
+    pub upon: &'static [&'static str],
     pub files: &'static [Files],
 }
 
-/// From the lowest to the highest; a layer leaves out what a lower one has.
-pub const DEBIAN_LAYERS: &[DebianLayer] = &[RUNTIME, VIRTUALIZATION, HANDLER];
+/// Each after those that it is upon.
+pub const DEBIAN_LAYERS: &[DebianLayer] = &[RUNTIME, VIRTUALIZATION, HANDLER, GUESTFS];
 
 /// What any executable of ours needs. Its directories, accounts and certificates are made in `skeleton`.
 const RUNTIME: DebianLayer = DebianLayer {
     name: "runtime",
+    upon: &[],
     files: &[
         Files {
             package: "base-files",
@@ -66,6 +69,7 @@ const RUNTIME: DebianLayer = DebianLayer {
 /// QEMU, libvirt and firmware.
 const VIRTUALIZATION: DebianLayer = DebianLayer {
     name: "virtualization",
+    upon: &["runtime"],
     files: &[
         // The launcher starts libvirtd by a line of shell, and libvirt runs hooks by it.
         Files {
@@ -184,6 +188,7 @@ const VIRTUALIZATION: DebianLayer = DebianLayer {
 /// What virt-handler and the daemon beside it need beside the launcher's own files.
 const HANDLER: DebianLayer = DebianLayer {
     name: "handler",
+    upon: &["runtime", "virtualization"],
     files: &[
         Files {
             package: "nftables",
@@ -193,6 +198,78 @@ const HANDLER: DebianLayer = DebianLayer {
         Files {
             package: "qemu-system-common",
             keep: &["usr/bin/qemu-pr-helper"],
+        },
+    ],
+};
+
+/// A shell with libguestfs' tools, for `virtctl guestfs`. Their appliance is a layer of its own.
+const GUESTFS: DebianLayer = DebianLayer {
+    name: "guestfs",
+    upon: &["runtime", "virtualization"],
+    files: &[
+        Files {
+            package: "bash",
+            keep: &["usr/bin/bash"],
+        },
+        Files {
+            package: "coreutils",
+            keep: &["usr/bin/*"],
+        },
+        Files {
+            package: "diffutils",
+            keep: &["usr/bin/cmp", "usr/bin/diff"],
+        },
+        Files {
+            package: "findutils",
+            keep: &["usr/bin/find", "usr/bin/xargs"],
+        },
+        Files {
+            package: "grep",
+            keep: &["usr/bin/grep"],
+        },
+        Files {
+            package: "guestfish",
+            keep: &["usr/bin/*"],
+        },
+        Files {
+            package: "guestfs-tools",
+            // Without those that fetch templates, or are written in Perl.
+            keep: &[
+                "usr/bin/virt-*",
+                "!usr/bin/virt-builder*",
+                "!usr/bin/virt-dib",
+                "!usr/bin/virt-index-validate",
+                "!usr/bin/virt-win-reg",
+            ],
+        },
+        Files {
+            package: "gzip",
+            keep: &["usr/bin/gunzip", "usr/bin/gzip", "usr/bin/zcat"],
+        },
+        Files {
+            package: "less",
+            keep: &["usr/bin/less"],
+        },
+        Files {
+            package: "libguestfs-tools",
+            keep: &["usr/bin/libguestfs-test-tool"],
+        },
+        // The editor of `guestfish edit` and virt-edit.
+        Files {
+            package: "nano",
+            keep: &["usr/bin/nano"],
+        },
+        Files {
+            package: "ncurses-base",
+            keep: &["usr/lib/terminfo/**"],
+        },
+        Files {
+            package: "sed",
+            keep: &["usr/bin/sed"],
+        },
+        Files {
+            package: "tar",
+            keep: &["usr/bin/tar"],
         },
     ],
 };
@@ -242,7 +319,8 @@ pub const OWN_LAYERS: &[OwnLayer] = &[
 pub struct Image {
     pub name: &'static str,
     pub title: &'static str,
-    /// From the lowest to the highest, of [`DEBIAN_LAYERS`], [`OWN_LAYERS`] and [`super::passt::LAYER`].
+    /// From the lowest to the highest, of [`DEBIAN_LAYERS`], [`OWN_LAYERS`], [`super::passt::LAYER`] and
+    /// [`super::guestfs::LAYER`].
     pub layers: &'static [&'static str],
     pub user: &'static str,
     pub entrypoint: &'static [&'static str],
@@ -277,6 +355,13 @@ pub const IMAGES: &[Image] = &[
         ],
         user: "107:107",
         entrypoint: &["/usr/bin/virt-launcher"],
+    },
+    Image {
+        name: "libguestfs-tools",
+        title: "Tools for disks of virtual machines that do not run: virtctl guestfs",
+        layers: &["runtime", "virtualization", "guestfs", "guestfs-appliance"],
+        user: "107:107",
+        entrypoint: &["/entrypoint.sh"],
     },
 ];
 

@@ -200,6 +200,18 @@ fn parse_plan(plan: &str) -> Vec<String> {
 }
 
 fn parse_stanzas(text: &str, exact: &[String]) -> Result<Vec<Package>> {
+    let mut found = stanzas(text)?;
+    exact
+        .iter()
+        .map(|exact| {
+            let package = found.remove(exact);
+            package.with_context(|| format!("apt would install {exact} but says nothing about it"))
+        })
+        .collect()
+}
+
+/// What `apt-cache show` says, by `NAME=VERSION`.
+pub fn stanzas(text: &str) -> Result<BTreeMap<String, Package>> {
     let mut found = BTreeMap::new();
     for stanza in text.split("\n\n") {
         let fields: BTreeMap<&str, &str> = stanza
@@ -224,13 +236,7 @@ fn parse_stanzas(text: &str, exact: &[String]) -> Result<Vec<Package>> {
         };
         found.insert(format!("{}={}", package.name, package.version), package);
     }
-    exact
-        .iter()
-        .map(|exact| {
-            let package = found.remove(exact);
-            package.with_context(|| format!("apt would install {exact} but says nothing about it"))
-        })
-        .collect()
+    Ok(found)
 }
 
 #[cfg(test)]

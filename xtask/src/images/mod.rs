@@ -23,6 +23,7 @@ mod contents;
 mod debian;
 mod elf;
 mod executables;
+mod guestfs;
 mod oci;
 mod passt;
 mod sbom;
@@ -31,6 +32,7 @@ mod tree;
 
 use base::{Base, archive};
 use contents::{IMAGES, Image, OWN_LAYERS};
+use debian::Package;
 use executables::Profile;
 use sbom::{Crate, Workspace};
 use tree::{Layer, Tree, made};
@@ -38,7 +40,15 @@ use tree::{Layer, Tree, made};
 /// How many builds of the executables the cache keeps.
 const KEEP: usize = 6;
 /// Directories of the cache that have entries.
-const KINDS: [&str; 6] = ["base", "container-disk", "ferrovirt", "passt", "sbom", "virt-launcher"];
+const KINDS: [&str; 7] = [
+    "base",
+    "container-disk",
+    "ferrovirt",
+    "guestfs-appliance",
+    "passt",
+    "sbom",
+    "virt-launcher",
+];
 /// How the directory of an entry begins that is not whole.
 const NEW: &str = "new-";
 
@@ -104,6 +114,13 @@ impl Images {
         if wanted.iter().any(|image| image.layers.contains(&passt::LAYER)) {
             own.insert(passt::LAYER, (passt::layer(&self.cache, &cache)?, BTreeSet::new()));
         }
+        // Of layers that are not made of packages' files as they are: what is in them, for the SBOM.
+        let mut inside = BTreeMap::from([(passt::LAYER, vec![passt::package()?])]);
+        if wanted.iter().any(|image| image.layers.contains(&guestfs::LAYER)) {
+            let built = guestfs::build(&self.cache)?;
+            own.insert(guestfs::LAYER, (guestfs::layer(&built, &cache)?, BTreeSet::new()));
+            inside.insert(guestfs::LAYER, guestfs::packages(&built)?);
+        }
         for image in wanted {
             let mut layers = Vec::new();
             let mut crates = BTreeSet::new();
@@ -117,7 +134,7 @@ impl Images {
                     crates.extend(used.iter().cloned());
                 }
             }
-            let text = self.sbom(image, created.as_deref(), &base, &crates)?;
+            let text = self.sbom(image, created.as_deref(), &base, &inside, &crates)?;
             let (layer, dir) = sbom_layer(image, &text, &cache)?;
             layers.push((layer.clone(), archive(&dir, &layer)));
             stored.push(layout.add(image, &self.tag, created.as_deref(), &layers)?);
@@ -143,15 +160,21 @@ impl Images {
         Ok(())
     }
 
-    fn sbom(&self, image: &Image, created: Option<&str>, base: &Base, crates: &BTreeSet<Crate>) -> Result<String> {
+    fn sbom(
+        &self,
+        image: &Image,
+        created: Option<&str>,
+        base: &Base,
+        inside: &BTreeMap<&str, Vec<Package>>,
+        crates: &BTreeSet<Crate>,
+    ) -> Result<String> {
         let layers = base
             .layers
             .iter()
             .filter(|lower| image.layers.contains(&lower.layer.name.as_str()));
         let mut packages: Vec<_> = layers.flat_map(|lower| &lower.packages).collect();
-        let passt = passt::package()?;
-        packages.extend(image.layers.contains(&passt::LAYER).then_some(&passt));
-        packages.sort_by(|a, b| a.name.cmp(&b.name));
+        packages.extend(image.layers.iter().filter_map(|layer| inside.get(layer)).flatten());
+        packages.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
         packages.dedup();
         let created = created.unwrap_or("1970-01-01T00:00:00Z");
         let text = sbom::document(image.name, &self.tag, created, &packages, crates)?;

@@ -177,7 +177,7 @@ fn debian_element(package: &Package) -> Value {
         percent(version)
     );
     let mut element = json!({
-        "SPDXID": format!("SPDXRef-deb-{}", identifier(name)),
+        "SPDXID": format!("SPDXRef-deb-{}-{}", identifier(name), identifier(version)),
         "name": name,
         "versionInfo": version,
         "supplier": supplier(&package.maintainer),
@@ -300,7 +300,7 @@ mod tests {
         let text = document("i", "1", "1970-01-01T00:00:00Z", &[&package], &BTreeSet::from([krate])).unwrap();
         let document: Value = serde_json::from_str(&text).unwrap();
         let packages = document["packages"].as_array().unwrap();
-        assert_eq!(packages[1]["SPDXID"], "SPDXRef-deb-libstdc.2b..2b.6");
+        assert_eq!(packages[1]["SPDXID"], "SPDXRef-deb-libstdc.2b..2b.6-1.3a.12.2b.deb");
         assert_eq!(
             packages[1]["externalRefs"][0]["referenceLocator"],
             "pkg:deb/debian/libstdc%2B%2B6@1:12%2Bdeb?arch=amd64&distro=bookworm"

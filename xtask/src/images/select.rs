@@ -252,6 +252,7 @@ mod tests {
     fn layer(keep: &'static [&'static str]) -> DebianLayer {
         DebianLayer {
             name: "l",
+            upon: &[],
             files: Box::leak(Box::new([Files { package: "p", keep }])),
         }
     }

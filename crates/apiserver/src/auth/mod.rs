@@ -24,7 +24,11 @@ pub fn authorize(server: &Arc<Inner>, user: &UserInfo, target: &Target, verb: &'
         return Err(Failure::method_not_allowed());
     }
     let resource = match &target.subresource {
-        Some(subresource) => format!("{}/{subresource}", target.resource),
+        // As Kubernetes reads requests: of a longer path behind the name, roles name the first segment.
+        Some(subresource) => {
+            let first = subresource.split('/').next().unwrap_or_default();
+            format!("{}/{first}", target.resource)
+        }
         None => target.resource.clone(),
     };
     let attributes = Attributes::resource(

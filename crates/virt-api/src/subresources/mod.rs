@@ -5,6 +5,7 @@
 
 mod body;
 mod expand;
+mod guestfs;
 mod portforward;
 mod route;
 mod sessions;
@@ -79,6 +80,8 @@ pub struct Subresources {
     client: kube::Client,
     nodes: Arc<dyn Nodes>,
     sessions: Sessions,
+    /// Image of `virtctl guestfs`.
+    guestfs: Option<String>,
 }
 
 impl Subresources {
@@ -94,7 +97,15 @@ impl Subresources {
             client,
             nodes,
             sessions: Sessions::default(),
+            guestfs: None,
         }
+    }
+
+    /// Tells of the image that `virtctl guestfs` starts as a pod; without one such a pod could not run.
+    #[must_use]
+    pub fn with_guestfs(mut self, image: Option<String>) -> Self {
+        self.guestfs = image.filter(|image| !image.is_empty());
+        self
     }
 
     /// Adds the metrics of open streams.
@@ -122,6 +133,7 @@ impl Subresources {
         match route::parse(request.method(), request.uri().path())? {
             Route::Discovery { version } => Ok(status::json(StatusCode::OK, &discovery(version))),
             Route::Version => Ok(status::json(StatusCode::OK, &version())),
+            Route::Guestfs => guestfs::answer(self.guestfs.as_deref()),
             Route::Healthz => self.healthz().await,
             Route::ExpandVmSpec { namespace } => expand::given(&namespace, request).await,
             Route::Object {

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-use super::route::Transport;
+use super::route::{Kind, Transport};
 use super::{Subresources, Target, websocket};
 use crate::status::{self, Refusal};
 
@@ -28,6 +28,9 @@ impl Subresources {
         transport: Transport,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, Refusal> {
+        if target.kind == Kind::VirtualMachine {
+            self.started(target).await?;
+        }
         let address = SocketAddr::new(
             address(first_address(&self.admitted(target, VmiAction::PortForward).await?))?,
             port,

@@ -74,6 +74,8 @@ pub(crate) enum Route {
         version: &'static str,
     },
     Version,
+    /// Where the image of `virtctl guestfs` is.
+    Guestfs,
     Healthz,
     /// A VM in the body, without what it takes from instancetypes.
     ExpandVmSpec {
@@ -94,7 +96,7 @@ pub struct Attributes {
     pub verb: &'static str,
     /// `virtualmachines`, `virtualmachineinstances` or `expand-vm-spec`.
     pub resource: &'static str,
-    /// For example `console`; the port of a port-forward is no part of it. Empty for `expand-vm-spec`.
+    /// For example `console`; of a longer one its first segment, for example `vnc`. Empty for `expand-vm-spec`.
     pub subresource: &'static str,
     /// Namespace of the object.
     pub namespace: String,
@@ -206,7 +208,7 @@ pub(crate) fn parse(method: &Method, path: &str) -> Result<Route, Refusal> {
         [] => only(method, &Method::GET, Route::Discovery { version }),
         ["version"] => only(method, &Method::GET, Route::Version),
         ["healthz"] => only(method, &Method::GET, Route::Healthz),
-        ["guestfs"] => Err(status::not_supported_yet("guestfs")),
+        ["guestfs"] => only(method, &Method::GET, Route::Guestfs),
         ["start-cluster-profiler" | "stop-cluster-profiler" | "dump-cluster-profiler"] => {
             Err(status::not_supported_yet("cluster-profiler"))
         }
@@ -285,7 +287,7 @@ fn decode(segment: &str) -> Option<String> {
 /// needs no permission (discovery, version, health) and for what is refused anyway.
 pub fn attributes(method: &Method, path: &str) -> Option<Attributes> {
     let (kind, namespace, name, verb) = match parse(method, path).ok()? {
-        Route::Discovery { .. } | Route::Version | Route::Healthz => return None,
+        Route::Discovery { .. } | Route::Version | Route::Guestfs | Route::Healthz => return None,
         Route::ExpandVmSpec { namespace } => {
             return Some(Attributes {
                 verb: "update",
@@ -302,10 +304,12 @@ pub fn attributes(method: &Method, path: &str) -> Option<Attributes> {
             verb,
         } => (kind, namespace, name, verb),
     };
-    let subresource = match verb {
+    let name_of = match verb {
         Verb::PortForward(..) => "portforward",
         other => SUBRESOURCES.iter().find(|entry| entry.verb == Some(other))?.name,
     };
+    // As the API server has asked already: it reads no more than one segment of a path behind an object's name.
+    let subresource = name_of.split_once('/').map_or(name_of, |(first, _)| first);
     Some(Attributes {
         verb: if method == Method::GET { "get" } else { "update" },
         resource: kind.plural(),
@@ -344,7 +348,8 @@ mod tests {
             (Method::GET, "/version".into(), Ok(Route::Version)),
             (Method::PUT, "/version".into(), Err(405)),
             (Method::GET, "/healthz".into(), Ok(Route::Healthz)),
-            (Method::GET, "/guestfs".into(), Err(501)),
+            (Method::GET, "/guestfs".into(), Ok(Route::Guestfs)),
+            (Method::PUT, "/guestfs".into(), Err(405)),
             (
                 Method::PUT,
                 format!("{vm}/start"),
@@ -431,7 +436,7 @@ mod tests {
         let path = "/apis/subresources.kubevirt.io/v1/namespaces/ns/virtualmachines/x/stop";
         assert_eq!(attributes(&Method::PUT, path).unwrap().verb, "update");
         let path = "/apis/subresources.kubevirt.io/v1/namespaces/ns/virtualmachineinstances/x/vnc/screenshot";
-        assert_eq!(attributes(&Method::GET, path).unwrap().subresource, "vnc/screenshot");
+        assert_eq!(attributes(&Method::GET, path).unwrap().subresource, "vnc");
         let path = "/apis/subresources.kubevirt.io/v1/namespaces/ns/expand-vm-spec";
         let found = attributes(&Method::PUT, path).unwrap();
         assert_eq!(

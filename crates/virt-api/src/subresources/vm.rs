@@ -15,6 +15,8 @@ use crate::status::{self, Refusal};
 
 /// How often a decision is made again because an object changed under it.
 pub(super) const ATTEMPTS: usize = 5;
+/// Why there is no VMI of a VM.
+pub(super) const NOT_STARTED: &str = "VMI is not started";
 
 impl Subresources {
     pub(super) async fn start(&self, target: &Target, options: StartOptions) -> Result<Response<Body>, Refusal> {
@@ -79,6 +81,19 @@ impl Subresources {
             }
         }
         Ok(Applied::All)
+    }
+
+    /// The VM of a target has a VMI.
+    ///
+    /// # Errors
+    /// 404: there is no such VM, whatever VMI has its name; 409: it is not started.
+    pub(super) async fn started(&self, target: &Target) -> Result<(), Refusal> {
+        let vm = self.vm_if_any(target).await?;
+        let vm = vm.ok_or_else(|| status::not_found(target.kind.singular(), &target.name))?;
+        if vm.status.is_some_and(|status| status.created == Some(true)) {
+            return Ok(());
+        }
+        Err(target.refuse(Rule::conflict(target.kind.singular(), &target.name, NOT_STARTED)))
     }
 
     pub(super) async fn vm_if_any(&self, target: &Target) -> Result<Option<VirtualMachine>, Refusal> {

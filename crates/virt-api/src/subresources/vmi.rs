@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::route::{Kind, Verb};
 use super::stream::{flag, node_error};
-use super::vm::{ATTEMPTS, json_patch, outdated};
+use super::vm::{ATTEMPTS, NOT_STARTED, json_patch, outdated};
 use super::{Subresources, Target, dry_run};
 use crate::status::{self, Refusal};
 
@@ -130,7 +130,7 @@ impl Subresources {
         for _ in 0..ATTEMPTS {
             let vmi = match (self.vmi_if_any(target).await?, target.kind) {
                 (Some(vmi), _) => vmi,
-                (None, Kind::VirtualMachine) => return Err(conflict("VMI is not started")),
+                (None, Kind::VirtualMachine) => return Err(conflict(NOT_STARTED)),
                 (None, kind) => return Err(status::not_found(kind.singular(), &target.name)),
             };
             let Some(patch) = actions::cancel_evacuation(&vmi, &node).map_err(|rule| target.refuse(rule))? else {

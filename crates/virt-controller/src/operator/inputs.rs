@@ -27,6 +27,9 @@ pub struct Release {
     /// Image of virt-launcher
     #[arg(long, env = "VIRT_LAUNCHER_IMAGE", value_name = "IMAGE")]
     pub launcher_image: String,
+    /// Image of `virtctl guestfs`
+    #[arg(long, env = "GS_IMAGE", value_name = "IMAGE")]
+    pub guestfs_image: String,
 }
 
 impl Release {
@@ -39,6 +42,7 @@ impl Release {
             controller_image: image(&self.controller_image),
             handler_image: image(&self.handler_image),
             launcher_image: image(&self.launcher_image),
+            guestfs_image: image(&self.guestfs_image),
         }
     }
 
@@ -86,6 +90,8 @@ pub struct Inputs {
     pub handler_image: String,
     /// virt-launcher's image.
     pub launcher_image: String,
+    /// Image of `virtctl guestfs`.
+    pub guestfs_image: String,
     /// When images are pulled.
     pub image_pull_policy: String,
     /// Credentials of the registry.
@@ -164,6 +170,7 @@ impl Inputs {
             controller_image: release.controller_image,
             handler_image: release.handler_image,
             launcher_image: release.launcher_image,
+            guestfs_image: release.guestfs_image,
             image_pull_policy: non_empty(spec.image_pull_policy.as_deref())
                 .unwrap_or("IfNotPresent")
                 .to_owned(),
@@ -203,6 +210,7 @@ impl Inputs {
             &self.controller_image,
             &self.handler_image,
             &self.launcher_image,
+            &self.guestfs_image,
         ];
         let mut hash = Sha1::new();
         for part in [&self.namespace, &self.version].into_iter().chain(images) {

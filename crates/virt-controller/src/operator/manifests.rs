@@ -113,6 +113,7 @@ fn deployment(source: &Source) -> Value {
         ("VIRT_CONTROLLER_IMAGE", "ferrovirt"),
         ("VIRT_HANDLER_IMAGE", "virt-handler"),
         ("VIRT_LAUNCHER_IMAGE", "virt-launcher"),
+        ("GS_IMAGE", "libguestfs-tools"),
     ];
     let mut environment = vec![
         field("NAMESPACE", "metadata.namespace"),

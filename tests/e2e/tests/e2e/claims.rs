@@ -17,7 +17,7 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     ]
 }
 
-fn claim(name: &str, spec: &Value) -> String {
+pub fn claim(name: &str, spec: &Value) -> String {
     let mut claim = json!({
         "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
         "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "16Mi"}}}
@@ -29,7 +29,7 @@ fn claim(name: &str, spec: &Value) -> String {
 }
 
 /// The tiny guest with `volume` as its second disk: says what it finds there, and writes `mark` there.
-fn with_data(volume: Value, mark: &str) -> Value {
+pub fn with_data(volume: Value, mark: &str) -> Value {
     let mut spec = spec();
     add_disk(&mut spec, json!({"name": "data", "disk": {"bus": "virtio"}}), volume);
     let script = format!(
@@ -47,7 +47,7 @@ pub async fn stop(home: &Home, ns: &str, vm: &str) -> Result<()> {
     home.wait_status(ns, vm, "Stopped", SOON).await.map(drop)
 }
 
-async fn start(home: &Home, ns: &str, vm: &str, until: &str) -> Result<String> {
+pub async fn start(home: &Home, ns: &str, vm: &str, until: &str) -> Result<String> {
     run(&mut home.virtctl(&["start", "-n", ns, vm]))?;
     home.wait_serial(ns, vm, until, BOOT).await
 }

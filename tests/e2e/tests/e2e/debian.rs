@@ -32,6 +32,9 @@ const PROBES: &str = "    spec:
       - sshPublicKey:
           source: {secret: {secretName: keys}}
           propagationMethod: {qemuGuestAgent: {users: [alice, root]}}
+      - userPassword:
+          source: {secret: {secretName: passwords}}
+          propagationMethod: {qemuGuestAgent: {}}
       domain:
 ";
 
@@ -44,6 +47,7 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let dir = tempfile::tempdir()?;
     let (key, public) = new_key(dir.path(), "key")?;
     home.apply(ns, &keys(&public))?;
+    home.apply(ns, &secret("passwords", "alice", "first"))?;
     let manifest = std::fs::read_to_string("../../examples/vm-debian.yaml")?
         .replace("demo/debian:12", "test/debian:12")
         .replace("ssh-ed25519 AAAA-put-your-key-here alice", &public)
@@ -83,7 +87,8 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
         }
     })
     .await?;
-    other_keys(home, ns, dir.path(), &key).await
+    let key = other_keys(home, ns, dir.path(), &key).await?;
+    other_password(home, ns, &key).await
 }
 
 /// Makes a key and gives its file and its public half.
@@ -98,8 +103,11 @@ fn new_key(directory: &Path, name: &str) -> Result<(PathBuf, String)> {
 
 /// The Secret with the users' keys.
 fn keys(public: &str) -> String {
-    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "stringData": {"key": public}})
-        .to_string()
+    secret("keys", "key", public)
+}
+
+fn secret(name: &str, key: &str, value: &str) -> String {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {key: value}}).to_string()
 }
 
 fn ssh(home: &Home, ns: &str, user: &str, key: &Path, command: &str) -> Command {
@@ -127,8 +135,8 @@ fn ssh(home: &Home, ns: &str, user: &str, key: &Path, command: &str) -> Command 
 /// Shows `spec.accessCredentials[].sshPublicKey.source.secret.secretName`,
 /// `spec.accessCredentials[].sshPublicKey.propagationMethod.qemuGuestAgent.users`.
 ///
-/// A change of the Secret while the guest runs changes who may log in.
-async fn other_keys(home: &Home, ns: &str, directory: &Path, old: &Path) -> Result<()> {
+/// A change of the Secret while the guest runs changes who may log in. Returns the new key.
+async fn other_keys(home: &Home, ns: &str, directory: &Path, old: &Path) -> Result<PathBuf> {
     let synced = |o: &Value| condition(o, "AccessCredentialsSynchronized")["status"] == "True";
     let kind = "VirtualMachineInstance";
     home.wait(kind, ns, "debian", LONG, "the agent has given the keys", synced)
@@ -143,7 +151,26 @@ async fn other_keys(home: &Home, ns: &str, directory: &Path, old: &Path) -> Resu
     }
     let (_, said) = fails(&mut ssh(home, ns, "alice", old, "whoami"))?;
     ensure!(said.contains("Permission denied"), "{said}");
-    Ok(())
+    Ok(new)
+}
+
+/// Shows `spec.accessCredentials[].userPassword.source.secret.secretName`,
+/// `spec.accessCredentials[].userPassword.propagationMethod.qemuGuestAgent`.
+///
+/// A change of the Secret while the guest runs changes the user's password.
+async fn other_password(home: &Home, ns: &str, key: &Path) -> Result<()> {
+    let is = async |password: &str| {
+        let check =
+            format!(r#"perl -e '$h = (getpwnam("alice"))[1]; exit(crypt("{password}", $h) ne $h)' && echo same"#);
+        let what = format!("the password of alice is {password:?}");
+        eventually(&what, LONG, || async {
+            run(&mut ssh(home, ns, "root", key, &check)).map_err(|e| format!("{e:#}"))
+        })
+        .await
+    };
+    is("first").await?;
+    home.apply(ns, &secret("passwords", "alice", "second"))?;
+    is("second").await.map(drop)
 }
 
 /// File systems stand still by request, and thaw by request and after their time; users and file systems are told.

@@ -76,6 +76,8 @@ const GUEST_INFO: &[&str] = &[
     "virtualmachineinstances/filesystemlist",
     "virtualmachineinstances/userlist",
     "virtualmachineinstances/objectgraph",
+    // Of a longer path the API server asks for its first segment only.
+    "virtualmachineinstances/sev",
     "virtualmachineinstances/sev/fetchcertchain",
     "virtualmachineinstances/sev/querylaunchmeasurement",
     "virtualmachines/expand-spec",
@@ -90,6 +92,7 @@ const ACTIONS: &[&str] = &[
     "virtualmachineinstances/unfreeze",
     "virtualmachineinstances/softreboot",
     "virtualmachineinstances/reset",
+    "virtualmachineinstances/sev",
     "virtualmachineinstances/sev/setupsession",
     "virtualmachineinstances/sev/injectlaunchsecret",
     "virtualmachines/start",
@@ -143,7 +146,9 @@ pub const MIGRATE: &[Rule] = &[
         SUBRESOURCES,
         &[
             "virtualmachines/migrate",
+            "virtualmachines/evacuate",
             "virtualmachines/evacuate/cancel",
+            "virtualmachineinstances/evacuate",
             "virtualmachineinstances/evacuate/cancel",
         ],
         UPDATE,

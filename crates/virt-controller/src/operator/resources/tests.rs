@@ -30,6 +30,7 @@ fn inputs(spec: &Value, nodes: u64) -> Inputs {
         controller_image: image("ferrovirt"),
         handler_image: image("virt-handler"),
         launcher_image: image("virt-launcher"),
+        guestfs_image: image("libguestfs-tools"),
     };
     let cluster = Cluster {
         nodes,

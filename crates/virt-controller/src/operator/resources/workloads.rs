@@ -316,6 +316,7 @@ fn api(inputs: &Inputs) -> Container {
             (&Leaf::API_CLIENT, API_CLIENT_CERTIFICATES),
         ],
         environment: vec![
+            json!({"name": "GS_IMAGE", "value": inputs.guestfs_image}),
             json!({"name": "VIRT_LAUNCHER_IMAGE", "value": inputs.launcher_image}),
             json!({"name": "KUBEVIRT_VERSION", "value": inputs.version}),
         ],

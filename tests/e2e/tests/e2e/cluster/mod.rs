@@ -2,6 +2,7 @@
 //! installation, upgrade and removal.
 
 mod container_disks;
+mod guestfs;
 mod install;
 mod metrics;
 mod node_loss;
@@ -29,6 +30,7 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         trial(shared, "roles", roles),
         trial(shared, "own-node-only", rights::own_node_only),
         trial(shared, "eviction-refused", eviction_refused),
+        trial(shared, "guestfs", guestfs::guestfs),
         trial(shared, "quota", quota),
         trial(shared, "certificates-rotate", tls::certificates_rotate),
         trial(shared, "drain-restarts", drain_restarts),
