@@ -88,7 +88,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Scp(arguments) => return ssh::scp(global, arguments).await,
         other => other,
     };
-    let connection = Connection::open(global).await?;
+    let connection = Connection::open(global)?;
     match command {
         Command::Start(arguments) => lifecycle::start(&connection, &arguments).await?,
         Command::Stop(arguments) => lifecycle::stop(&connection, &arguments).await?,

@@ -38,7 +38,7 @@ fn program() -> anyhow::Result<String> {
 async fn namespace(global: &Global, target: &Target) -> anyhow::Result<String> {
     match &target.namespace {
         Some(namespace) => Ok(namespace.clone()),
-        None => connection::namespace(global).await,
+        None => connection::namespace(global),
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) async fn run(global: &Global, arguments: &cli::Version) -> anyhow::Re
     if arguments.client {
         return Ok(());
     }
-    let connection = Connection::open(global).await?;
+    let connection = Connection::open(global)?;
     let found = connection
         .group("version")
         .await
