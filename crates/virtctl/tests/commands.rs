@@ -281,7 +281,9 @@ async fn flags_replace_the_kubeconfig() {
     let outcome = Outcome::from(output);
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     assert!(
-        outcome.stdout.contains(&format!("Server Version: {version}")),
+        outcome.stdout.contains(&format!(
+            "Server Version: version.Info{{GitVersion:\"{version}\", GitCommit:"
+        )),
         "{outcome:?}"
     );
     assert_eq!(outcome.stderr, "");
@@ -301,11 +303,11 @@ async fn flags_replace_the_kubeconfig() {
         .unwrap()
         .unwrap();
     Outcome::from(output).fails("there is no kubeconfig");
-    cluster.run(&["version", "-c"]).await.prints(&format!(
-        "Client Version: {version} ({}/{})\n",
-        std::env::consts::OS,
-        std::env::consts::ARCH
-    ));
+    let outcome = cluster.run(&["version", "-c"]).await;
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let start = format!("Client Version: version.Info{{GitVersion:\"{version}\", GitCommit:\"\", ");
+    assert!(outcome.stdout.starts_with(&start), "{outcome:?}");
+    assert!(outcome.stdout.contains("Platform:\"linux/"), "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
