@@ -147,6 +147,16 @@ pub(crate) fn namespace(global: &Global) -> anyhow::Result<String> {
     Ok(config::load(global)?.default_namespace)
 }
 
+/// The code of the server's refusal, if it is one.
+pub(crate) fn code(error: &anyhow::Error) -> Option<u16> {
+    error
+        .chain()
+        .find_map(|cause| match cause.downcast_ref::<kube::Error>() {
+            Some(kube::Error::Api(status)) => Some(status.code),
+            _ => None,
+        })
+}
+
 /// An error for people: each cause once, and of the server's answers only what they say.
 pub(crate) fn explain(error: &anyhow::Error) -> String {
     let mut text = String::new();

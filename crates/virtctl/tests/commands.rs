@@ -365,10 +365,14 @@ async fn a_second_console_closes_the_first() {
     soon(second.stdout.as_mut().unwrap().read_exact(&mut greeting))
         .await
         .unwrap();
-    assert!(soon(first.wait()).await.unwrap().success());
+    assert_eq!(soon(first.wait()).await.unwrap().code(), Some(1));
     let mut told = String::new();
     first.stderr.take().unwrap().read_to_string(&mut told).await.unwrap();
-    assert!(told.contains("somebody else connected"), "{told}");
+    let start = "You were disconnected from the console. This could be caused by one of the following:\n - ";
+    assert!(
+        told.contains(start) && told.contains("somebody else connected"),
+        "{told}"
+    );
     assert!(told.contains("Warning: a is paused"), "{told}");
     drop(keys);
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 
+use super::boolean;
+
 /// What is created.
 #[derive(Debug, Subcommand)]
 pub enum Create {
@@ -58,8 +60,9 @@ pub struct CreateVm {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["infer_instancetype", "infer_instancetype_from"])]
     pub instancetype: Option<String>,
     /// Take the instancetype that the boot volume names
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub infer_instancetype: bool,
     /// Take the instancetype that this volume names
     #[arg(long, value_name = "VOLUME", conflicts_with = "infer_instancetype")]
@@ -68,8 +71,9 @@ pub struct CreateVm {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["infer_preference", "infer_preference_from"])]
     pub preference: Option<String>,
     /// Take the preference that the boot volume names
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub infer_preference: bool,
     /// Take the preference that this volume names
     #[arg(long, value_name = "VOLUME", conflicts_with = "infer_preference")]
@@ -106,8 +110,9 @@ pub struct CreateVm {
     #[arg(long, value_name = "KEY", conflicts_with = "cloud_init_user_data")]
     pub ssh_key: Vec<String>,
     /// Let the guest agent manage SSH keys under SELinux
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub ga_manage_ssh: bool,
     /// Credentials from a Secret: src:SECRET[,type:ssh|password][,method:ga|nocloud|configdrive][,user:NAME]; can be
     /// repeated
