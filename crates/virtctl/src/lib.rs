@@ -94,7 +94,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Completion(arguments) => return cli::completion(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Options => return cli::options().map(|()| ExitCode::SUCCESS),
         Command::Create(arguments) => {
-            return create::run(&arguments).map(|()| ExitCode::SUCCESS);
+            return create::run(&arguments, global.namespace.as_deref()).map(|()| ExitCode::SUCCESS);
         }
         Command::Validate(arguments) => return validate::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Version(arguments) => return version::run(global, &arguments).await.map(|()| ExitCode::SUCCESS),

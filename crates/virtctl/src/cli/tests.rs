@@ -55,6 +55,7 @@ fn lines_that_people_type() {
         "scp --vsock file vm/name:file",
         "start vm --paused=True --paused=f --dry-run=1 -n a -n b",
         "start vm --kubeconfig= --token= --context= --certificate-authority=",
+        "create vm --cloud-init=NoCloud --ssh-key=a,b --ga-manage-ssh=F",
         "version -c",
         "version --client=true -v 4",
         "version --request-timeout=5 --client-certificate c --client-key k",
