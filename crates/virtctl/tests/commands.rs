@@ -529,17 +529,18 @@ async fn ssh_goes_through_the_proxy_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn services_select_machines_by_label() {
+async fn services_select_one_machine() {
     let cluster = Cluster::open().await;
     cluster.home.create_vm("a", "Always").await;
     let made = cluster
         .run(&["expose", "vm", "a", "--name=web", "--port=80", "--target-port", "8080"])
         .await;
-    made.prints("Service web successfully created for virtualmachine a\n");
+    made.prints("Service web successfully created for vm a\n");
     let services: kube::Api<k8s_openapi::api::core::v1::Service> =
         kube::Api::namespaced(cluster.home.client.clone(), "default");
     let spec = services.get("web").await.unwrap().spec.unwrap();
-    assert_eq!(spec.selector.unwrap()["app"], "a");
+    let expected = [("vmi.kubevirt.io/id".to_owned(), "a".to_owned())];
+    assert_eq!(spec.selector.unwrap(), expected.into());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -178,17 +178,18 @@ pub struct Expose {
     /// Name of the Service to create
     #[arg(long)]
     pub name: String,
-    /// Port of the Service
+    /// Port of the Service [default: the ports that the interface of the pod network lists]
     #[arg(long)]
-    pub port: u16,
-    /// Port of the guest, or its name [default: --port]
+    pub port: Option<u16>,
+    /// Port of the guest, or its name [default: that of the Service]
     #[arg(long, value_name = "PORT")]
     pub target_port: Option<String>,
     /// Network protocol
     #[arg(long, default_value = "TCP", ignore_case = true, value_parser = ["TCP", "UDP"])]
     pub protocol: String,
     /// Type of the Service
-    #[arg(long, default_value = "ClusterIP", value_parser = ["ClusterIP", "NodePort", "LoadBalancer"])]
+    #[arg(long, default_value = "ClusterIP", ignore_case = true,
+          value_parser = crate::expose::TYPES)]
     pub r#type: String,
     /// Name of the Service's port
     #[arg(long, value_name = "NAME")]
@@ -199,4 +200,11 @@ pub struct Expose {
     /// Additional address that the Service accepts traffic for
     #[arg(long, value_name = "IP")]
     pub external_ip: Option<String>,
+    /// IP family of the Service: IPv4, IPv6, or both with a comma, the first one preferred
+    #[arg(long, value_name = "FAMILIES", value_parser = crate::expose::families)]
+    pub ip_family: Option<crate::expose::Families>,
+    /// Whether the Service has one family or two [default with two in --ip-family: PreferDualStack]
+    #[arg(long, value_name = "POLICY", ignore_case = true,
+          value_parser = crate::expose::POLICIES)]
+    pub ip_family_policy: Option<String>,
 }

@@ -46,6 +46,7 @@ fn lines_that_people_type() {
         "port-forward vm/name 8080:80 udp/53 --address ::1",
         "port-forward --stdio=true vmi/name/ns 22",
         "expose vmi name --port 22 --name n --protocol udp --type NodePort",
+        "expose vm name --name n --ip-family ipv4,ipv6 --ip-family-policy preferdualstack --type loadbalancer",
         "vnc -n ns screenshot vmi -f a.png",
         "vnc vmi --vnc-type tiger --vnc-path /usr/bin/x",
         "vnc vmi --vnc-type real",
