@@ -10,11 +10,15 @@ use anyhow::Context;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
+mod administration;
 mod create;
+mod credentials;
 mod objects;
 mod streams;
 
+pub use administration::{Adm, LogVerbosity};
 pub use create::{CloudInit, Create, CreateVm};
+pub use credentials::{AddSshKey, Credentials, Goal, Key, RemoveSshKey, SetPassword, Way};
 pub use objects::{EvacuateCancel, Expand, Format, Screenshot, Usbredir, Validate, VncCommand};
 pub use streams::{Console, Expose, PortForward, Scp, Ssh, SshFlags, Vnc, VncType};
 
@@ -113,7 +117,7 @@ impl Cli {
     /// Takes the flags as they are meant.
     pub fn tidy(&mut self) {
         self.global.tidy();
-        if matches!(self.command, Command::Create(_)) {
+        if matches!(self.command, Command::Create(_) | Command::Credentials(_)) {
             // Their own --user is one of the guest, and hides that of the kubeconfig.
             self.global.user = None;
         }
@@ -292,6 +296,15 @@ pub enum Command {
   # On every node, at another port:
   virtctl expose vmi myvmi --name=myvmi-http --type=NodePort --port=8080 --target-port=80")]
     Expose(Expose),
+    /// Change the SSH keys and passwords that a virtual machine takes from Secrets.
+    #[command(subcommand)]
+    Credentials(Credentials),
+    /// Print the devices of nodes that virtual machines may have.
+    #[command(after_help = "Examples:\n  virtctl permitted-devices")]
+    PermittedDevices,
+    /// Administrate the installation.
+    #[command(subcommand)]
+    Adm(Adm),
     /// Print the client's and the server's version.
     #[command(after_help = "Examples:
   virtctl version

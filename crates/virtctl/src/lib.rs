@@ -7,12 +7,15 @@ pub mod cli;
 mod connection;
 mod console;
 mod create;
+mod credentials;
 mod duration;
 mod expand;
 mod expose;
 mod guest;
+mod kubevirt;
 mod lifecycle;
 mod listen;
+mod log_verbosity;
 mod port_forward;
 mod ports;
 mod ssh;
@@ -121,6 +124,9 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::EvacuateCancel(arguments) => lifecycle::evacuate_cancel(&connection, &arguments).await?,
         Command::Expand(arguments) => expand::run(&connection, &arguments).await?,
         Command::Expose(arguments) => expose::run(&connection, &arguments).await?,
+        Command::Credentials(arguments) => credentials::run(&connection, &arguments).await?,
+        Command::PermittedDevices => kubevirt::permitted_devices(&connection).await?,
+        Command::Adm(cli::Adm::LogVerbosity(arguments)) => log_verbosity::run(&connection, &arguments).await?,
         Command::Completion(_)
         | Command::Create(_)
         | Command::Options

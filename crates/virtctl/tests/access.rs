@@ -138,7 +138,7 @@ async fn kubeconfigs_are_merged_and_empty_flags_are_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_that_group_others_show_help() {
     let cluster = Cluster::open().await;
-    for words in [&[][..], &["create"]] {
+    for words in [&[][..], &["create"], &["credentials"], &["adm"]] {
         let outcome = cluster.run(words).await;
         assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""), "{words:?}");
         assert!(outcome.stdout.contains("Usage: virtctl"), "{words:?} {outcome:?}");

@@ -57,6 +57,12 @@ fn lines_that_people_type() {
         "start vm --paused=True --paused=f --dry-run=1 -n a -n b",
         "start vm --kubeconfig= --token= --context= --certificate-authority=",
         "create vm --cloud-init=NoCloud --ssh-key=a,b --ga-manage-ssh=F",
+        "credentials add-ssh-key -u jane -f key.pub --create-secret vm",
+        "credentials remove-ssh-key --user jane --value key --force vm",
+        "credentials set-password --user jane --password p --secret s --update-secret vm",
+        "permitted-devices",
+        "adm log-verbosity --virt-api --virt-launcher",
+        "adm log-verbosity --all=3 --reset=true",
         "version -c",
         "version --client=true -v 4",
         "version --request-timeout=5 --client-certificate c --client-key k",
@@ -92,6 +98,11 @@ fn lines_that_make_no_sense() {
         ("port-forward vm/name 80:x", "no port"),
         ("expose vm name --port 1", "--name"),
         ("vnc vmi --vnc-type abacus", "invalid value"),
+        ("credentials add-ssh-key -u jane vm", "--file"),
+        (
+            "credentials add-ssh-key -u jane -f a --value b vm",
+            "cannot be used with",
+        ),
     ] {
         let error = parse(line).err().map(|error| error.to_string());
         let error = error.unwrap_or_else(|| panic!("{line} was accepted"));
@@ -175,7 +186,11 @@ fn booleans_as_go_spells_them() {
 
 #[test]
 fn users_of_guests_are_no_users_of_the_kubeconfig() {
-    for (line, expected) in [("start vm --user jane", Some("jane")), ("create vm --user jane", None)] {
+    for (line, expected) in [
+        ("start vm --user jane", Some("jane")),
+        ("credentials set-password vm --user jane -p x", None),
+        ("create vm --user jane", None),
+    ] {
         let mut cli = parse(line).unwrap();
         cli.tidy();
         assert_eq!(cli.global.user.as_deref(), expected, "{line}");
