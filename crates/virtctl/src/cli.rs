@@ -13,12 +13,14 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 mod administration;
 mod create;
 mod credentials;
+mod guestfs;
 mod objects;
 mod streams;
 
 pub use administration::{Adm, LogVerbosity};
 pub use create::{CloudInit, Create, CreateVm};
 pub use credentials::{AddSshKey, Credentials, Goal, Key, RemoveSshKey, SetPassword, Way};
+pub use guestfs::Guestfs;
 pub use objects::{EvacuateCancel, Expand, Format, Screenshot, Usbredir, Validate, VncCommand};
 pub use streams::{Console, Expose, PortForward, Scp, Ssh, SshFlags, Vnc, VncType};
 
@@ -299,6 +301,20 @@ pub enum Command {
     /// Change the SSH keys and passwords that a virtual machine takes from Secrets.
     #[command(subcommand)]
     Credentials(Credentials),
+    /// Open a shell with libguestfs' tools and the disk of a claim.
+    #[command(after_help = "Examples:
+  # Look into the disk of the claim 'mydisk', which nothing else may use at the same time:
+  virtctl guestfs mydisk
+
+  # On nodes without virtualization, with an image of your own:
+  virtctl guestfs mydisk --kvm=false --image=registry.example.com/libguestfs-tools:1
+
+  # As root, for a disk whose files belong to root:
+  virtctl guestfs mydisk --root
+
+  # On a node where the virtual machine 'myvm' may run:
+  virtctl guestfs mydisk --vm=myvm")]
+    Guestfs(Guestfs),
     /// Print the devices of nodes that virtual machines may have.
     #[command(after_help = "Examples:\n  virtctl permitted-devices")]
     PermittedDevices,

@@ -12,6 +12,7 @@ mod duration;
 mod expand;
 mod expose;
 mod guest;
+mod guestfs;
 mod kubevirt;
 mod lifecycle;
 mod listen;
@@ -125,6 +126,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Expand(arguments) => expand::run(&connection, &arguments).await?,
         Command::Expose(arguments) => expose::run(&connection, &arguments).await?,
         Command::Credentials(arguments) => credentials::run(&connection, &arguments).await?,
+        Command::Guestfs(arguments) => guestfs::run(&connection, &arguments).await?,
         Command::PermittedDevices => kubevirt::permitted_devices(&connection).await?,
         Command::Adm(cli::Adm::LogVerbosity(arguments)) => log_verbosity::run(&connection, &arguments).await?,
         Command::Completion(_)

@@ -63,6 +63,8 @@ fn lines_that_people_type() {
         "permitted-devices",
         "adm log-verbosity --virt-api --virt-launcher",
         "adm log-verbosity --all=3 --reset=true",
+        "guestfs claim --image=i --pull-policy=IfNotPresent --kvm=false --uid 1 --gid 2 --fsGroup 3 --vm vm",
+        "guestfs --root claim",
         "version -c",
         "version --client=true -v 4",
         "version --request-timeout=5 --client-certificate c --client-key k",
@@ -103,6 +105,7 @@ fn lines_that_make_no_sense() {
             "credentials add-ssh-key -u jane -f a --value b vm",
             "cannot be used with",
         ),
+        ("guestfs", "<PVC>"),
     ] {
         let error = parse(line).err().map(|error| error.to_string());
         let error = error.unwrap_or_else(|| panic!("{line} was accepted"));
