@@ -469,7 +469,15 @@ async fn displays_are_offered_on_a_port() {
     let text = "#!/bin/bash\nexec 3<>/dev/tcp/${1%%::*}/${1##*::}\nread -r line <&3\necho \"seen: $line\"\n";
     std::fs::write(&script, text).unwrap();
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let outcome = cluster.run(&["vnc", "a", "--vnc-path", script.to_str().unwrap()]).await;
+    // It is on this machine, whatever --address says.
+    let words = [
+        "vnc",
+        "a",
+        "--vnc-path",
+        script.to_str().unwrap(),
+        "--address=192.0.2.1",
+    ];
+    let outcome = cluster.run(&words).await;
     assert_eq!(
         (outcome.code, outcome.stdout.trim_end()),
         (Some(0), "seen: hello from default/a/vnc"),
