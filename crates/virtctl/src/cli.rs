@@ -7,22 +7,29 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 
+mod administration;
 mod create;
+mod credentials;
+mod guestfs;
 mod objects;
+mod streams;
 
+pub use administration::{Adm, LogVerbosity};
 pub use create::{CloudInit, Create, CreateVm};
+pub use credentials::{AddSshKey, Credentials, Goal, Key, RemoveSshKey, SetPassword, Way};
+pub use guestfs::Guestfs;
 pub use objects::{EvacuateCancel, Expand, Format, Screenshot, Usbredir, Validate, VncCommand};
-
-use crate::ports::Forward;
-use crate::target::Target;
+pub use streams::{Console, Expose, PortForward, Scp, Ssh, SshFlags, Vnc, VncType};
 
 /// Controls virtual machines.
 #[derive(Debug, Parser)]
 #[command(
     name = "virtctl",
     about = "virtctl controls virtual machine related operations on your Kubernetes cluster.",
+    args_override_self = true,
     disable_help_subcommand = false,
     subcommand_required = true,
     arg_required_else_help = true,
@@ -43,7 +50,7 @@ pub struct Cli {
 #[command(next_help_heading = "Global options")]
 pub struct Global {
     /// Path to the kubeconfig file to use
-    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    #[arg(long, global = true, value_name = "FILE", value_parser = path(), hide = true)]
     pub kubeconfig: Option<PathBuf>,
     /// The name of the kubeconfig context to use
     #[arg(long, global = true, value_name = "NAME", hide = true)]
@@ -70,18 +77,18 @@ pub struct Global {
     #[arg(long = "as-group", global = true, value_name = "GROUP", hide = true)]
     pub impersonate_groups: Vec<String>,
     /// Path to a client certificate for TLS
-    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    #[arg(long, global = true, value_name = "FILE", value_parser = path(), hide = true)]
     pub client_certificate: Option<PathBuf>,
     /// Path to the client certificate's key
-    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    #[arg(long, global = true, value_name = "FILE", value_parser = path(), hide = true)]
     pub client_key: Option<PathBuf>,
     /// Path to a certificate authority's certificate
-    #[arg(long, global = true, value_name = "FILE", hide = true)]
+    #[arg(long, global = true, value_name = "FILE", value_parser = path(), hide = true)]
     pub certificate_authority: Option<PathBuf>,
     /// Do not check the server's certificate: this makes connections insecure
     #[arg(long, global = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value_t = false, action = ArgAction::Set, hide = true, value_name = "BOOL",
-          hide_default_value = true, hide_possible_values = true)]
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide = true, hide_default_value = true)]
     pub insecure_skip_tls_verify: bool,
     /// Name that the server's certificate is checked against
     #[arg(long, global = true, value_name = "NAME", hide = true)]
@@ -92,6 +99,58 @@ pub struct Global {
     /// Log level, from 0 to 9 (accepted for scripts)
     #[arg(short = 'v', long = "v", global = true, value_name = "LEVEL", hide = true)]
     pub verbosity: Option<u8>,
+}
+
+/// A path that may be empty: unset.
+fn path() -> impl TypedValueParser<Value = PathBuf> {
+    OsStringValueParser::new().map(PathBuf::from)
+}
+
+/// Booleans, as Go spells them.
+fn boolean(text: &str) -> Result<bool, String> {
+    match text {
+        "true" | "True" | "TRUE" | "t" | "T" | "1" => Ok(true),
+        "false" | "False" | "FALSE" | "f" | "F" | "0" => Ok(false),
+        _ => Err("it is neither true nor false".to_owned()),
+    }
+}
+
+impl Cli {
+    /// Takes the flags as they are meant.
+    pub fn tidy(&mut self) {
+        self.global.tidy();
+        if matches!(self.command, Command::Create(_) | Command::Credentials(_)) {
+            // Their own --user is one of the guest, and hides that of the kubeconfig.
+            self.global.user = None;
+        }
+    }
+}
+
+impl Global {
+    /// What is given and empty is as if it were not given: scripts pass variables on.
+    fn tidy(&mut self) {
+        for text in [
+            &mut self.context,
+            &mut self.cluster,
+            &mut self.user,
+            &mut self.namespace,
+            &mut self.server,
+            &mut self.token,
+            &mut self.impersonate,
+            &mut self.tls_server_name,
+        ] {
+            text.take_if(|text| text.is_empty());
+        }
+        for path in [
+            &mut self.kubeconfig,
+            &mut self.client_certificate,
+            &mut self.client_key,
+            &mut self.certificate_authority,
+        ] {
+            path.take_if(|path| path.as_os_str().is_empty());
+        }
+        self.impersonate_groups.retain(|group| !group.is_empty());
+    }
 }
 
 /// What to do.
@@ -239,6 +298,29 @@ pub enum Command {
   # On every node, at another port:
   virtctl expose vmi myvmi --name=myvmi-http --type=NodePort --port=8080 --target-port=80")]
     Expose(Expose),
+    /// Change the SSH keys and passwords that a virtual machine takes from Secrets.
+    #[command(subcommand)]
+    Credentials(Credentials),
+    /// Open a shell with libguestfs' tools and the disk of a claim.
+    #[command(after_help = "Examples:
+  # Look into the disk of the claim 'mydisk', which nothing else may use at the same time:
+  virtctl guestfs mydisk
+
+  # On nodes without virtualization, with an image of your own:
+  virtctl guestfs mydisk --kvm=false --image=registry.example.com/libguestfs-tools:1
+
+  # As root, for a disk whose files belong to root:
+  virtctl guestfs mydisk --root
+
+  # On a node where the virtual machine 'myvm' may run:
+  virtctl guestfs mydisk --vm=myvm")]
+    Guestfs(Guestfs),
+    /// Print the devices of nodes that virtual machines may have.
+    #[command(after_help = "Examples:\n  virtctl permitted-devices")]
+    PermittedDevices,
+    /// Administrate the installation.
+    #[command(subcommand)]
+    Adm(Adm),
     /// Print the client's and the server's version.
     #[command(after_help = "Examples:
   virtctl version
@@ -262,8 +344,9 @@ pub struct Start {
     #[arg(value_name = "VM")]
     pub name: String,
     /// Start it paused
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub paused: bool,
     /// Whether something is changed.
     #[command(flatten)]
@@ -277,8 +360,9 @@ pub struct Stop {
     #[arg(value_name = "VM")]
     pub name: String,
     /// Do not wait for the guest: needs --grace-period
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub force: bool,
     /// Seconds that the guest has to shut down, with --force; -1: what its specification says
     #[arg(long, value_name = "SECONDS", default_value_t = -1, allow_negative_numbers = true)]
@@ -292,8 +376,9 @@ pub struct Stop {
 #[derive(Clone, Copy, Debug, Args)]
 pub struct DryRun {
     /// Let the server check the request, and change nothing
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub dry_run: bool,
 }
 
@@ -316,171 +401,13 @@ pub struct Instance {
     pub name: String,
 }
 
-/// Arguments of `console`.
-#[derive(Debug, Args)]
-pub struct Console {
-    /// Name of the virtual machine instance
-    #[arg(value_name = "VMI")]
-    pub name: String,
-    /// How long to wait for the instance to run: minutes, or a duration such as 30s, 5m, 1h
-    #[arg(long, default_value = "5", value_parser = crate::duration::parse, value_name = "TIME")]
-    pub timeout: std::time::Duration,
-}
-
-/// Arguments of `vnc`.
-#[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
-pub struct Vnc {
-    /// What else to do with the display.
-    #[command(subcommand)]
-    pub command: Option<VncCommand>,
-    /// Name of the virtual machine instance
-    #[arg(value_name = "VMI", required = true)]
-    pub name: Option<String>,
-    /// Start no viewer: print {"port":N} and serve one connection
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
-    pub proxy_only: bool,
-    /// Local port to listen on; 0: any free one
-    #[arg(long, default_value_t = 0)]
-    pub port: u16,
-    /// Local address to listen on
-    #[arg(long, default_value = "127.0.0.1")]
-    pub address: std::net::IpAddr,
-    /// Do not take the display over from somebody who is connected
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
-    pub preserve_session: bool,
-    /// Which viewer --vnc-path is: remote-viewer (called with a URL) or vncviewer (HOST::PORT)
-    #[arg(long, value_name = "TYPE", value_parser = ["remote-viewer", "vncviewer"])]
-    pub vnc_type: Option<String>,
-    /// The viewer to start
-    #[arg(long, value_name = "FILE")]
-    pub vnc_path: Option<PathBuf>,
-}
-
-/// Flags that `ssh` and `scp` share.
-#[derive(Debug, Args)]
-pub struct SshFlags {
-    /// User to log in as
-    #[arg(short = 'l', long, value_name = "USER")]
-    pub username: Option<String>,
-    /// Private key to log in with [default: what the local ssh tries]
-    #[arg(short, long, value_name = "FILE")]
-    pub identity_file: Option<PathBuf>,
-    /// File of known host keys; empty: what the local ssh uses [default: ~/.ssh/kubevirt_known_hosts]
-    #[arg(long, value_name = "FILE", value_parser = clap::builder::StringValueParser::new())]
-    pub known_hosts: Option<String>,
-    /// Port of the guest's SSH server
-    #[arg(short, long, default_value_t = 22)]
-    pub port: u16,
-    /// Further option for the local ssh or scp; can be repeated
-    #[arg(
-        short = 't',
-        long = "local-ssh-opts",
-        value_name = "OPTION",
-        allow_hyphen_values = true
-    )]
-    pub local_ssh_opts: Vec<String>,
-    /// The local ssh is always used (accepted for scripts)
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub local_ssh: Option<bool>,
-}
-
-/// Arguments of `ssh`.
-#[derive(Debug, Args)]
-pub struct Ssh {
-    /// [USER@]vm/NAME[/NAMESPACE] or [USER@]vmi/NAME[/NAMESPACE]
-    pub target: String,
-    /// Flags of `scp`, too.
-    #[command(flatten)]
-    pub flags: SshFlags,
-    /// Command to run instead of a shell
-    #[arg(short, long, value_name = "COMMAND", allow_hyphen_values = true)]
-    pub command: Option<String>,
-}
-
-/// Arguments of `scp`.
-#[derive(Debug, Args)]
-pub struct Scp {
-    /// A local path, or [USER@]TYPE/NAME[/NAMESPACE]:PATH
-    pub source: String,
-    /// A local path, or [USER@]TYPE/NAME[/NAMESPACE]:PATH
-    pub destination: String,
-    /// Flags of `ssh`, too.
-    #[command(flatten)]
-    pub flags: SshFlags,
-    /// Copy directories with what is in them
-    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true,
-          hide_possible_values = true)]
-    pub recursive: bool,
-    /// Keep times and modes
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
-    pub preserve: bool,
-}
-
-/// Arguments of `port-forward`.
-#[derive(Debug, Args)]
-pub struct PortForward {
-    /// vm/NAME[/NAMESPACE] or vmi/NAME[/NAMESPACE]
-    #[arg(value_parser = Target::parse)]
-    pub target: Target,
-    /// [tcp/|udp/]LOCAL[:REMOTE]
-    #[arg(required = true, value_parser = Forward::parse)]
-    pub ports: Vec<Forward>,
-    /// Join one port with standard input and output, as ssh's ProxyCommand wants it
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
-    pub stdio: bool,
-    /// Local address to listen on
-    #[arg(long, default_value = "127.0.0.1")]
-    pub address: std::net::IpAddr,
-}
-
-/// Arguments of `expose`.
-#[derive(Debug, Args)]
-pub struct Expose {
-    /// vm or vmi
-    #[arg(value_name = "TYPE")]
-    pub kind: String,
-    /// Name of the virtual machine or instance
-    #[arg(value_name = "NAME")]
-    pub object: String,
-    /// Name of the Service to create
-    #[arg(long)]
-    pub name: String,
-    /// Port of the Service
-    #[arg(long)]
-    pub port: u16,
-    /// Port of the guest, or its name [default: --port]
-    #[arg(long, value_name = "PORT")]
-    pub target_port: Option<String>,
-    /// Network protocol
-    #[arg(long, default_value = "TCP", ignore_case = true, value_parser = ["TCP", "UDP"])]
-    pub protocol: String,
-    /// Type of the Service
-    #[arg(long, default_value = "ClusterIP", value_parser = ["ClusterIP", "NodePort", "LoadBalancer"])]
-    pub r#type: String,
-    /// Name of the Service's port
-    #[arg(long, value_name = "NAME")]
-    pub port_name: Option<String>,
-    /// Address of the Service in the cluster; None: headless
-    #[arg(long, value_name = "IP")]
-    pub cluster_ip: Option<String>,
-    /// Additional address that the Service accepts traffic for
-    #[arg(long, value_name = "IP")]
-    pub external_ip: Option<String>,
-}
-
 /// Arguments of `version`.
 #[derive(Debug, Args)]
 pub struct Version {
     /// Do not ask the server
     #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
-          default_value_t = false, action = ArgAction::Set, value_name = "BOOL", hide_default_value = true,
-          hide_possible_values = true)]
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub client: bool,
 }
 
@@ -547,124 +474,4 @@ pub(crate) fn options() -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::FromArgMatches;
-
-    use super::*;
-
-    fn parse(line: &str) -> Result<Cli, clap::Error> {
-        let words = std::iter::once("virtctl").chain(line.split_whitespace());
-        Cli::from_arg_matches(&command("virtctl").try_get_matches_from(words)?)
-    }
-
-    #[test]
-    fn lines_that_people_type() {
-        for line in [
-            "start vm",
-            "start vm --paused",
-            "start --paused=true vm -n ns",
-            "-n ns start vm",
-            "--namespace=ns start vm --dry-run=false",
-            "stop vm --force --grace-period=0",
-            "stop vm --force=true --grace-period 0",
-            "stop vm --grace-period -1",
-            "restart vm --grace-period=-1",
-            "pause vm name",
-            "pause vmi/name --dry-run",
-            "console vmi --timeout=5",
-            "console --timeout 30s vmi --kubeconfig /k --context c",
-            "vnc vmi --proxy-only --port=5900 --address=0.0.0.0",
-            "vnc vmi --proxy-only=true --preserve-session",
-            "vnc screenshot vmi --file=-",
-            "vnc screenshot vmi -f a.png -m -n ns",
-            "evacuate-cancel vmi name --dry-run",
-            "evacuate-cancel vm/name",
-            "create vm --name=a --volume-containerdisk=src:image:1,bootorder:1 --memory=1Gi",
-            "create vm --infer-instancetype=true --volume-pvc=src:a",
-            "validate -f a.yaml -f -",
-            "validate --file a.yaml --feature-gates A,B",
-            "usbredir 0951:1666 vmi",
-            "usbredir --no-launch vmi",
-            "expand --vm name",
-            "expand -f vm.yaml -o json",
-            "ssh user@vm/name --identity-file=k -p 2222 --local-ssh-opts=-oA=b -t -v",
-            "ssh vmi/name/ns --username u --known-hosts= -i k -c id",
-            "scp file user@vm/name:dir --recursive --preserve",
-            "scp -r vm/name:dir .",
-            "port-forward vm/name 8080:80 udp/53 --address ::1",
-            "port-forward --stdio=true vmi/name/ns 22",
-            "expose vmi name --port 22 --name n --protocol udp --type NodePort",
-            "version -c",
-            "version --client=true -v 4",
-            "version --request-timeout=5 --client-certificate c --client-key k",
-            "completion bash",
-            "options",
-        ] {
-            if let Err(error) = parse(line) {
-                panic!("{line}: {error}");
-            }
-        }
-    }
-
-    #[test]
-    fn lines_that_make_no_sense() {
-        for (line, why) in [
-            ("", "Usage"),
-            ("begin vm", "unrecognized subcommand"),
-            ("start", "<VM>"),
-            ("start a b", "unexpected argument"),
-            ("start vm --paused=maybe", "invalid value"),
-            ("pause vm a b", "unexpected"),
-            ("console vmi --timeout=soon", "is no duration"),
-            ("vnc vmi --port 70000", "not in 0..=65535"),
-            ("vnc", "<VMI>"),
-            ("vnc screenshot vmi", "--file"),
-            ("create", "Usage"),
-            ("create vm --cloud-init=floppy", "invalid value"),
-            ("validate", "--file"),
-            ("expand", "--vm"),
-            ("expand --vm a -f b", "cannot be used with"),
-            ("port-forward vm/name", "<PORTS>"),
-            ("port-forward name 80", "type and name"),
-            ("port-forward vm/name 80:x", "no port"),
-            ("expose vm name --port 1", "--name"),
-        ] {
-            let error = parse(line).err().map(|error| error.to_string());
-            let error = error.unwrap_or_else(|| panic!("{line} was accepted"));
-            assert!(error.contains(why), "{line}: {error}");
-        }
-    }
-
-    #[test]
-    fn help() {
-        let mut all = command("virtctl").term_width(100).render_help().to_string();
-        for sub in command("virtctl").get_subcommands() {
-            let mut found = command("virtctl").term_width(100);
-            found.build();
-            let found = found.find_subcommand_mut(sub.get_name()).unwrap();
-            all.push_str(&format!("\n---- {}\n{}", sub.get_name(), found.render_help()));
-            for inner in found.get_subcommands_mut().filter(|inner| inner.get_name() != "help") {
-                let name = inner.get_name().to_owned();
-                all.push_str(&format!("\n---- {} {name}\n{}", sub.get_name(), inner.render_help()));
-            }
-        }
-        insta::assert_snapshot!(all);
-    }
-
-    #[test]
-    fn the_grammar_is_consistent() {
-        command("virtctl").debug_assert();
-        command("kubectl virt").debug_assert();
-    }
-
-    #[test]
-    fn names_of_the_program() {
-        for (path, name) in [
-            ("/usr/bin/virtctl", "virtctl"),
-            ("kubectl-virt", "kubectl virt"),
-            ("/x/kubectl_virt", "kubectl virt"),
-        ] {
-            assert_eq!(program_name(Some(&path.into())), name);
-        }
-    }
-}
+mod tests;

@@ -1,4 +1,7 @@
 //! `virtctl console`.
+//!
+//! The stream is simply opened: who may only do that needs no other right. While the server says that the instance does
+//! not run yet, its phase is watched, if that is allowed.
 
 use std::time::Duration;
 
@@ -8,25 +11,27 @@ use kube::api::{DynamicObject, WatchEvent, WatchParams};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli;
-use crate::connection::Connection;
+use crate::connection::{Connection, code, explain};
 use crate::note;
 use crate::target::Kind;
 use crate::terminal::RawMode;
-use crate::websocket::{self, End};
+use crate::websocket::{self, End, Socket};
 
 /// Ctrl+] and, on most terminals, Ctrl+5.
 const ESCAPE: u8 = 29;
-/// Between two watches.
+/// Between two attempts of somebody who may not watch, and between two watches.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const BAD_REQUEST: u16 = 400;
+const NOT_FOUND: u16 = 404;
 
 /// Joins the terminal with the console of an instance.
 pub(crate) async fn run(connection: &Connection, arguments: &cli::Console) -> anyhow::Result<()> {
     let name = &arguments.name;
     let path = connection.path(Kind::Vmi, name, None, "console")?;
-    wait_until_running(connection, name, arguments.timeout).await?;
-    let socket = websocket::open(connection, &path)
+    let socket = connect(connection, name, &path, arguments.timeout)
         .await
         .with_context(|| format!("cannot open the console of {name}"))?;
+    warn_if_paused(connection, name).await;
     note(format_args!(
         "Successfully connected to {name} console. Press Ctrl+] or Ctrl+5 to exit console."
     ));
@@ -45,48 +50,93 @@ pub(crate) async fn run(connection: &Connection, arguments: &cli::Console) -> an
             Ok(())
         }
         End::Closed => {
-            note(format_args!(
-                "\nThe console of {name} was closed: the machine stopped, or somebody else connected to it."
-            ));
-            Ok(())
+            note(
+                "\nYou were disconnected from the console. This could be caused by one of the following:\
+                 \n - the machine was stopped, restarted or deleted, or its guest shut down\
+                 \n - it moved to another node\
+                 \n - somebody else connected to the console, which only one can use at a time\
+                 \n - a connection on the way was cut: a proxy's limit, a restarted server",
+            );
+            bail!("the console of {name} was closed")
         }
         End::Broken => bail!("the connection to the console of {name} broke"),
     }
 }
 
-/// Returns when the instance runs or cannot run any more; the server then says what is wrong.
+/// What is known of an instance that does not run yet.
+#[derive(Default)]
+struct Seen {
+    phase: Option<String>,
+    /// The server's last refusal.
+    refusal: String,
+}
+
+/// Opens the stream as soon as the instance runs.
 ///
 /// # Errors
-/// It does not exist, or it does not run in time.
-pub(crate) async fn wait_until_running(connection: &Connection, name: &str, limit: Duration) -> anyhow::Result<()> {
-    let mut seen = String::new();
-    match tokio::time::timeout(limit, watch(connection, name, &mut seen)).await {
+/// It does not exist, it does not run in time, or the server refuses for another reason.
+async fn connect(connection: &Connection, name: &str, path: &str, limit: Duration) -> anyhow::Result<Socket> {
+    let error = match websocket::open(connection, path).await {
+        Ok(socket) => return Ok(socket),
+        Err(error) => error,
+    };
+    let mut seen = Seen::default();
+    match tokio::time::timeout(limit, retry(connection, name, path, error, &mut seen)).await {
         Ok(result) => result,
-        Err(_) => bail!("{name} does not run after {} s: its phase is {seen}", limit.as_secs()),
+        Err(_) => {
+            let why = seen.phase.map(|phase| format!("its phase is {phase}"));
+            let why = why.unwrap_or(seen.refusal);
+            bail!("{name} does not run after {} s: {why}", limit.as_secs())
+        }
     }
 }
 
-async fn watch(connection: &Connection, name: &str, seen: &mut String) -> anyhow::Result<()> {
-    let objects = connection.objects(Kind::Vmi);
+async fn retry(
+    connection: &Connection,
+    name: &str,
+    path: &str,
+    mut error: anyhow::Error,
+    seen: &mut Seen,
+) -> anyhow::Result<Socket> {
+    let mut settled = false;
     loop {
-        let found = match objects.get_opt(name).await? {
-            Some(found) => found,
-            None => return Err(absent(connection, name).await),
-        };
-        if settled(&found, seen) {
-            warn_if_paused(&found);
-            return Ok(());
+        match code(&error) {
+            // An instance that runs and is refused nevertheless has no console.
+            Some(BAD_REQUEST) if !settled => {}
+            Some(NOT_FOUND) => return Err(absent(connection, name, error).await),
+            _ => return Err(error),
         }
-        note(format_args!("Waiting for {name} to run; its phase is {seen}."));
-        let version = found.metadata.resource_version.clone().unwrap_or_default();
-        let parameters = WatchParams::default().fields(&format!("metadata.name={name}"));
-        let mut events = objects.watch(&parameters, &version).await?.boxed();
-        while let Some(event) = events.try_next().await? {
+        seen.refusal = explain(&error);
+        settled = watch(connection, name, seen).await?;
+        error = match websocket::open(connection, path).await {
+            Ok(socket) => return Ok(socket),
+            Err(error) => error,
+        };
+    }
+}
+
+/// Returns when the instance may have changed; whether it is known to run, or to have ended.
+async fn watch(connection: &Connection, name: &str, seen: &mut Seen) -> anyhow::Result<bool> {
+    let objects = connection.objects(Kind::Vmi);
+    let Ok(Some(found)) = objects.get_opt(name).await else {
+        // Not allowed, or just gone: the next attempt tells.
+        tokio::time::sleep(LOOK_AGAIN).await;
+        return Ok(false);
+    };
+    if settled(&found, seen) {
+        return Ok(true);
+    }
+    let phase = seen.phase.as_deref().unwrap_or_default();
+    note(format_args!("Waiting for {name} to run; its phase is {phase}."));
+    let version = found.metadata.resource_version.clone().unwrap_or_default();
+    let parameters = WatchParams::default().fields(&format!("metadata.name={name}"));
+    if let Ok(events) = objects.watch(&parameters, &version).await {
+        let mut events = events.boxed();
+        while let Ok(Some(event)) = events.try_next().await {
             match event {
                 WatchEvent::Added(found) | WatchEvent::Modified(found) => {
                     if settled(&found, seen) {
-                        warn_if_paused(&found);
-                        return Ok(());
+                        return Ok(true);
                     }
                 }
                 WatchEvent::Deleted(_) => bail!("{name} was deleted before it ran"),
@@ -95,32 +145,32 @@ async fn watch(connection: &Connection, name: &str, seen: &mut String) -> anyhow
                 WatchEvent::Error(_) => break,
             }
         }
-        // A server that ends every watch at once must not be asked without pause.
-        tokio::time::sleep(LOOK_AGAIN).await;
     }
+    // A server that ends every watch at once must not be asked without pause.
+    tokio::time::sleep(LOOK_AGAIN).await;
+    Ok(false)
 }
 
 /// Why there is no instance: most often its machine is off.
-async fn absent(connection: &Connection, name: &str) -> anyhow::Error {
+pub(crate) async fn absent(connection: &Connection, name: &str, refusal: anyhow::Error) -> anyhow::Error {
     match connection.objects(Kind::Vm).get_opt(name).await {
         Ok(Some(_)) => anyhow!("VirtualMachine {name} is not running: start it with virtctl start {name}"),
-        Ok(None) => anyhow!("virtualmachineinstances.kubevirt.io \"{name}\" not found"),
-        Err(error) => error.into(),
+        Ok(None) | Err(_) => refusal,
     }
 }
 
-fn settled(found: &DynamicObject, seen: &mut String) -> bool {
-    let phase = found
-        .data
-        .pointer("/status/phase")
-        .and_then(|phase| phase.as_str())
-        .unwrap_or("Pending");
-    phase.clone_into(seen);
+fn settled(found: &DynamicObject, seen: &mut Seen) -> bool {
+    let phase = found.data.pointer("/status/phase").and_then(|phase| phase.as_str());
+    let phase = phase.unwrap_or("Pending");
+    seen.phase = Some(phase.to_owned());
     matches!(phase, "Running" | "Failed" | "Succeeded")
 }
 
-/// A paused guest shows nothing new and takes no keys: say why.
-fn warn_if_paused(found: &DynamicObject) {
+/// A paused guest shows nothing new and takes no keys: say why, to those who may know.
+pub(crate) async fn warn_if_paused(connection: &Connection, name: &str) {
+    let Ok(Some(found)) = connection.objects(Kind::Vmi).get_opt(name).await else {
+        return;
+    };
     let conditions = found
         .data
         .pointer("/status/conditions")
@@ -130,7 +180,6 @@ fn warn_if_paused(found: &DynamicObject) {
         .flatten()
         .any(|condition| condition["type"] == "Paused" && condition["status"] == "True");
     if paused {
-        let name = found.metadata.name.as_deref().unwrap_or_default();
         note(format_args!(
             "Warning: {name} is paused. Console will be active after unpause: virtctl unpause vmi {name}"
         ));

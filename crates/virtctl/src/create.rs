@@ -1,12 +1,14 @@
 //! `virtctl create vm`: a manifest from flags. Pure, but for a password's file.
 
+mod cloud_init;
 mod parameters;
 mod volumes;
 
 use anyhow::{Context, bail};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use crate::cli::{CloudInit, Create, CreateVm, Format};
+use crate::cli::{Create, CreateVm, Format};
+use crate::note;
 use crate::target::is_name;
 use parameters::Parameters;
 use volumes::Volumes;
@@ -17,28 +19,38 @@ const MEMORY: &str = "512Mi";
 const CLOUD_INIT_DISK: &str = "cloudinitdisk";
 
 /// Prints the manifest.
-pub(crate) fn run(arguments: &Create) -> anyhow::Result<()> {
+pub(crate) fn run(arguments: &Create, namespace: Option<&str>) -> anyhow::Result<()> {
     let Create::Vm(arguments) = arguments;
     let password = match &arguments.password_file {
         None => None,
         Some(file) => {
             let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            Some(text.trim_end_matches(['\r', '\n']).to_owned())
+            Some(text.trim().to_owned())
         }
     };
     let random = || format!("vm-{}", &uuid::Uuid::new_v4().simple().to_string()[..5]);
     let name = arguments.name.clone().unwrap_or_else(random);
-    crate::expand::print(&machine(arguments, &name, password.as_deref())?, Format::Yaml)
+    let (machine, warnings) = machine(arguments, &name, namespace, password.as_deref())?;
+    for warning in warnings {
+        note(format_args!("Warning: {warning}"));
+    }
+    crate::expand::print(&machine, Format::Yaml)
 }
 
-/// The VirtualMachine.
-fn machine(arguments: &CreateVm, name: &str, password: Option<&str>) -> anyhow::Result<Value> {
+/// The VirtualMachine, and what the user should know of it.
+fn machine(
+    arguments: &CreateVm,
+    name: &str,
+    namespace: Option<&str>,
+    password: Option<&str>,
+) -> anyhow::Result<(Value, Vec<&'static str>)> {
     if name.is_empty() || !is_name(name) {
         bail!("--name: {name:?} is no name of a Kubernetes object");
     }
     let mut volumes = Volumes::of(arguments, name)?;
     let credentials = credentials(arguments)?;
-    if let Some(cloud_init) = cloud_init(arguments, password, &credentials)? {
+    let (cloud_init, warnings) = cloud_init::volume(arguments, password, &credentials)?;
+    if let Some(cloud_init) = cloud_init {
         volumes.push(CLOUD_INIT_DISK, cloud_init, None)?;
     }
     let mut domain = json!({"devices": {}, "resources": {}});
@@ -85,82 +97,23 @@ fn machine(arguments: &CreateVm, name: &str, password: Option<&str>) -> anyhow::
             spec[field] = value;
         }
     }
-    Ok(json!({
+    let mut metadata = json!({"name": name});
+    if let Some(namespace) = namespace {
+        metadata["namespace"] = namespace.into();
+    }
+    let made = json!({
         "apiVersion": "kubevirt.io/v1",
         "kind": "VirtualMachine",
-        "metadata": {"name": name},
+        "metadata": metadata,
         "spec": spec,
-    }))
+    });
+    Ok((made, warnings))
 }
 
 fn set(object: &mut Value, field: &str, list: Vec<Value>) {
     if !list.is_empty() {
         object[field] = list.into();
     }
-}
-
-/// The volume source of cloud-init's data, if there are any.
-fn cloud_init(arguments: &CreateVm, password: Option<&str>, credentials: &[Value]) -> anyhow::Result<Option<Value>> {
-    let user_data = match &arguments.cloud_init_user_data {
-        Some(given) => Some(("userDataBase64", Value::from(given.as_str()))),
-        None => generated(arguments, password).map(|text| ("userData", Value::from(text))),
-    };
-    // A propagation method needs its volume, even if there is nothing else to say.
-    let carries = |method: &str| {
-        credentials
-            .iter()
-            .any(|credential| !credential["sshPublicKey"]["propagationMethod"][method].is_null())
-    };
-    let (field, carried, other) = match arguments.cloud_init {
-        CloudInit::NoCloud => ("cloudInitNoCloud", carries("noCloud"), carries("configDrive")),
-        CloudInit::ConfigDrive => ("cloudInitConfigDrive", carries("configDrive"), carries("noCloud")),
-        CloudInit::None => {
-            if user_data.is_some() || arguments.cloud_init_network_data.is_some() {
-                bail!("--cloud-init=none leaves no place for a user, a password, keys or data of cloud-init");
-            }
-            if carries("noCloud") || carries("configDrive") {
-                bail!("--cloud-init=none leaves no place for --access-cred: use method:ga");
-            }
-            return Ok(None);
-        }
-    };
-    if other {
-        bail!("--access-cred: its method and --cloud-init must be the same");
-    }
-    let mut source = Map::new();
-    source.extend(user_data.map(|(key, value)| (key.to_owned(), value)));
-    if let Some(data) = &arguments.cloud_init_network_data {
-        source.insert("networkDataBase64".to_owned(), data.as_str().into());
-    }
-    if source.is_empty() && carried {
-        source.insert("userData".to_owned(), "#cloud-config\n".into());
-    }
-    Ok((!source.is_empty()).then(|| json!({ field: source })))
-}
-
-/// cloud-config of the flags.
-fn generated(arguments: &CreateVm, password: Option<&str>) -> Option<String> {
-    let mut config = Map::new();
-    if let Some(user) = &arguments.user {
-        config.insert("user".to_owned(), user.as_str().into());
-    }
-    if let Some(password) = password {
-        config.insert("password".to_owned(), password.into());
-        config.insert("chpasswd".to_owned(), json!({"expire": false}));
-    }
-    if !arguments.ssh_key.is_empty() {
-        config.insert("ssh_authorized_keys".to_owned(), json!(arguments.ssh_key));
-    }
-    if arguments.ga_manage_ssh {
-        let allow = json!([["setsebool", "-P", "virt_qemu_ga_manage_ssh", "on"]]);
-        config.insert("runcmd".to_owned(), allow);
-    }
-    if config.is_empty() {
-        return None;
-    }
-    // JSON is YAML, but people read this.
-    let text = serde_yaml_ng::to_string(&config).unwrap_or_default();
-    Some(format!("#cloud-config\n{text}"))
 }
 
 fn credentials(arguments: &CreateVm) -> anyhow::Result<Vec<Value>> {

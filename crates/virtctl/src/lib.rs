@@ -7,11 +7,16 @@ pub mod cli;
 mod connection;
 mod console;
 mod create;
+mod credentials;
 mod duration;
 mod expand;
 mod expose;
 mod guest;
+mod guestfs;
+mod kubevirt;
 mod lifecycle;
+mod listen;
+mod log_verbosity;
 mod port_forward;
 mod ports;
 mod ssh;
@@ -29,6 +34,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::FromArgMatches;
+use clap::error::ErrorKind;
 
 use cli::{Cli, Command};
 use connection::Connection;
@@ -41,7 +47,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         .try_get_matches_from(arguments)
         .and_then(|found| Cli::from_arg_matches(&found))
     {
-        Ok(cli) => cli,
+        Ok(mut cli) => {
+            cli.tidy();
+            cli
+        }
         Err(error) => return usage(&error),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -63,6 +72,13 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Help goes to standard output with code 0, mistakes to standard error with code 1.
 fn usage(error: &clap::Error) -> ExitCode {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // A command that only groups others.
+        return match write!(std::io::stdout(), "{}", error.render()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let printed = error.print();
     match (error.use_stderr(), printed) {
         (false, Ok(())) => ExitCode::SUCCESS,
@@ -81,14 +97,16 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let command = match cli.command {
         Command::Completion(arguments) => return cli::completion(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Options => return cli::options().map(|()| ExitCode::SUCCESS),
-        Command::Create(arguments) => return create::run(&arguments).map(|()| ExitCode::SUCCESS),
+        Command::Create(arguments) => {
+            return create::run(&arguments, global.namespace.as_deref()).map(|()| ExitCode::SUCCESS);
+        }
         Command::Validate(arguments) => return validate::run(&arguments).map(|()| ExitCode::SUCCESS),
         Command::Version(arguments) => return version::run(global, &arguments).await.map(|()| ExitCode::SUCCESS),
-        Command::Ssh(arguments) => return ssh::ssh(global, arguments).await,
-        Command::Scp(arguments) => return ssh::scp(global, arguments).await,
+        Command::Ssh(arguments) => return ssh::ssh(global, &arguments),
+        Command::Scp(arguments) => return ssh::scp(global, &arguments),
         other => other,
     };
-    let connection = Connection::open(global).await?;
+    let connection = Connection::open(global)?;
     match command {
         Command::Start(arguments) => lifecycle::start(&connection, &arguments).await?,
         Command::Stop(arguments) => lifecycle::stop(&connection, &arguments).await?,
@@ -107,6 +125,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::EvacuateCancel(arguments) => lifecycle::evacuate_cancel(&connection, &arguments).await?,
         Command::Expand(arguments) => expand::run(&connection, &arguments).await?,
         Command::Expose(arguments) => expose::run(&connection, &arguments).await?,
+        Command::Credentials(arguments) => credentials::run(&connection, &arguments).await?,
+        Command::Guestfs(arguments) => guestfs::run(&connection, &arguments).await?,
+        Command::PermittedDevices => kubevirt::permitted_devices(&connection).await?,
+        Command::Adm(cli::Adm::LogVerbosity(arguments)) => log_verbosity::run(&connection, &arguments).await?,
         Command::Completion(_)
         | Command::Create(_)
         | Command::Options

@@ -13,8 +13,9 @@ use tokio_tungstenite::tungstenite::protocol::Message;
 
 use crate::cli;
 use crate::connection::{Connection, explain};
+use crate::listen;
 use crate::ports::Forward;
-use crate::target::Target;
+use crate::target::{Kind, Target};
 use crate::websocket::{self, End, Socket};
 use crate::{note, say};
 
@@ -31,9 +32,21 @@ struct Far {
 }
 
 impl Far {
-    fn new(connection: &Connection, target: &Target, forward: Forward) -> anyhow::Result<Self> {
-        let sub = format!("portforward/{}/{}", forward.remote, forward.protocol());
-        let path = connection.path(target.kind, &target.name, target.namespace.as_deref(), &sub)?;
+    fn new(connection: &Connection, arguments: &cli::PortForward, forward: Forward) -> anyhow::Result<Self> {
+        let target = &arguments.target;
+        let (kind, sub) = match (arguments.vsock, forward.udp) {
+            (true, true) => bail!("--vsock has no udp"),
+            // Only instances have one.
+            (true, false) => (
+                Kind::Vmi,
+                format!("vsock?port={}&tls={}", forward.remote, arguments.vsock_tls),
+            ),
+            (false, _) => (
+                target.kind,
+                format!("portforward/{}/{}", forward.remote, forward.protocol()),
+            ),
+        };
+        let path = connection.path(kind, &target.name, target.namespace.as_deref(), &sub)?;
         Ok(Self {
             connection: connection.clone(),
             path: path.into(),
@@ -52,24 +65,22 @@ pub(crate) async fn run(connection: &Connection, arguments: &cli::PortForward) -
         let [forward] = arguments.ports.as_slice() else {
             bail!("--stdio joins exactly one port with standard input and output");
         };
-        return stdio(&Far::new(connection, target, *forward)?, target, *forward).await;
+        return stdio(&Far::new(connection, arguments, *forward)?, target, *forward).await;
     }
     let mut tasks = JoinSet::new();
     for forward in &arguments.ports {
-        let far = Far::new(connection, target, *forward)?;
-        let wanted = SocketAddr::new(arguments.address, forward.local);
+        let far = Far::new(connection, arguments, *forward)?;
+        let wanted = (listen::host(&arguments.address), forward.local);
         let remote = forward.remote;
         let address = if forward.udp {
             let socket = UdpSocket::bind(wanted)
                 .await
-                .with_context(|| format!("cannot listen on udp {wanted}"))?;
+                .with_context(|| format!("cannot listen on udp {}:{}", wanted.0, wanted.1))?;
             let address = socket.local_addr().context("cannot find out the local port")?;
             tasks.spawn(udp(Arc::new(socket), far));
             address
         } else {
-            let listener = TcpListener::bind(wanted)
-                .await
-                .with_context(|| format!("cannot listen on {wanted}"))?;
+            let listener = listen::tcp(&arguments.address, forward.local).await?;
             let address = listener.local_addr().context("cannot find out the local port")?;
             tasks.spawn(tcp(listener, far));
             address

@@ -12,20 +12,20 @@ use crate::connection;
 use crate::target::{Login, Target};
 
 /// Becomes the local ssh.
-pub(crate) async fn ssh(global: &Global, arguments: Ssh) -> anyhow::Result<ExitCode> {
+pub(crate) fn ssh(global: &Global, arguments: &Ssh) -> anyhow::Result<ExitCode> {
     let login = Login::parse(&arguments.target).map_err(anyhow::Error::msg)?;
-    let namespace = namespace(global, &login.target).await?;
-    let proxy = proxy_command(&program()?, global, &login.target, &namespace, arguments.flags.port)?;
-    become_program("ssh", ssh_arguments(&arguments, &login, &namespace, &proxy))
+    let namespace = namespace(global, &login.target)?;
+    let proxy = proxy_command(&program()?, global, &login.target, &namespace, &arguments.flags)?;
+    become_program("ssh", ssh_arguments(arguments, &login, &namespace, &proxy))
 }
 
 /// Becomes the local scp.
-pub(crate) async fn scp(global: &Global, arguments: Scp) -> anyhow::Result<ExitCode> {
+pub(crate) fn scp(global: &Global, arguments: &Scp) -> anyhow::Result<ExitCode> {
     let copy = Copy::parse(&arguments.source, &arguments.destination)?;
     let target = &copy.remote().login.target;
-    let namespace = namespace(global, target).await?;
-    let proxy = proxy_command(&program()?, global, target, &namespace, arguments.flags.port)?;
-    become_program("scp", scp_arguments(&arguments, &copy, &namespace, &proxy))
+    let namespace = namespace(global, target)?;
+    let proxy = proxy_command(&program()?, global, target, &namespace, &arguments.flags)?;
+    become_program("scp", scp_arguments(arguments, &copy, &namespace, &proxy))
 }
 
 fn program() -> anyhow::Result<String> {
@@ -35,10 +35,10 @@ fn program() -> anyhow::Result<String> {
         .map_err(|path| anyhow!("the path of this program is not UTF-8: {path:?}"))
 }
 
-async fn namespace(global: &Global, target: &Target) -> anyhow::Result<String> {
+fn namespace(global: &Global, target: &Target) -> anyhow::Result<String> {
     match &target.namespace {
         Some(namespace) => Ok(namespace.clone()),
-        None => connection::namespace(global).await,
+        None => connection::namespace(global),
     }
 }
 
@@ -57,7 +57,7 @@ fn proxy_command(
     global: &Global,
     target: &Target,
     namespace: &str,
-    port: u16,
+    flags: &SshFlags,
 ) -> anyhow::Result<String> {
     let mut words = vec![program.to_owned()];
     let mut flag = |name: &str, value: Option<&str>| {
@@ -92,11 +92,14 @@ fn proxy_command(
         global.insecure_skip_tls_verify.then_some("true"),
     );
     flag("tls-server-name", global.tls_server_name.as_deref());
+    words.extend(["port-forward".to_owned(), "--stdio=true".to_owned()]);
+    if flags.vsock {
+        // SSH encrypts by itself.
+        words.extend(["--vsock".to_owned(), "--vsock-tls=false".to_owned()]);
+    }
     words.extend([
-        "port-forward".to_owned(),
-        "--stdio=true".to_owned(),
         format!("{}/{}/{namespace}", target.kind.short(), target.name),
-        port.to_string(),
+        flags.port.to_string(),
     ]);
     let quoted: Vec<String> = words.iter().map(|word| quote(word)).collect();
     Ok(quoted.join(" ").replace('%', "%%"))
@@ -132,7 +135,7 @@ fn common_arguments(flags: &SshFlags, proxy: &str) -> Vec<OsString> {
 
 fn ssh_arguments(arguments: &Ssh, login: &Login, namespace: &str, proxy: &str) -> Vec<OsString> {
     let mut list = common_arguments(&arguments.flags, proxy);
-    if let Some(user) = arguments.flags.username.as_ref().or(login.user.as_ref()) {
+    if let Some(user) = login.user.as_ref().or(arguments.flags.username.as_ref()) {
         list.extend(["-l".into(), user.into()]);
     }
     list.push(host(&login.target, namespace).into());
@@ -151,7 +154,7 @@ fn scp_arguments(arguments: &Scp, copy: &Copy, namespace: &str, proxy: &str) -> 
         list.push("-p".into());
     }
     let remote = copy.remote();
-    let user = arguments.flags.username.as_ref().or(remote.login.user.as_ref());
+    let user = remote.login.user.as_ref().or(arguments.flags.username.as_ref());
     let user = user.map(|user| format!("{user}@")).unwrap_or_default();
     let there: OsString = format!("{user}{}:{}", host(&remote.login.target, namespace), remote.path).into();
     list.push("--".into());
@@ -250,14 +253,7 @@ mod tests {
         let cli = parse(&line);
         let Command::Ssh(arguments) = cli.command else { panic!() };
         let login = Login::parse(&arguments.target).unwrap();
-        let proxy = proxy_command(
-            "/opt/100%/virtctl",
-            &cli.global,
-            &login.target,
-            "ns",
-            arguments.flags.port,
-        )
-        .unwrap();
+        let proxy = proxy_command("/opt/100%/virtctl", &cli.global, &login.target, "ns", &arguments.flags).unwrap();
         assert_eq!(
             proxy,
             "'/opt/100%%/virtctl' '--context=a b' port-forward --stdio=true vmi/x/ns 2222"
@@ -283,13 +279,45 @@ mod tests {
     }
 
     #[test]
+    fn sockets_and_users() {
+        for (line, user, proxy) in [
+            (
+                &["me@vm/x", "-l", "you"][..],
+                Some("me"),
+                "virtctl port-forward --stdio=true vm/x/ns 22",
+            ),
+            (
+                &["vm/x", "-l", "you"],
+                Some("you"),
+                "virtctl port-forward --stdio=true vm/x/ns 22",
+            ),
+            (
+                &["vm/x", "--vsock"],
+                None,
+                "virtctl port-forward --stdio=true --vsock --vsock-tls=false vm/x/ns 22",
+            ),
+        ] {
+            let cli = parse(&[&["virtctl", "ssh"], line].concat());
+            let Command::Ssh(arguments) = cli.command else { panic!() };
+            let login = Login::parse(&arguments.target).unwrap();
+            let found = proxy_command("virtctl", &cli.global, &login.target, "ns", &arguments.flags).unwrap();
+            assert_eq!(found, proxy, "{line:?}");
+            let list = ssh_arguments(&arguments, &login, "ns", "PROXY");
+            let list = words(&list);
+            let given = list.iter().position(|word| *word == "-l").map(|index| list[index + 1]);
+            assert_eq!(given, user, "{line:?}");
+        }
+    }
+
+    #[test]
     fn scp_is_called_so() {
-        let rows: [(&[&str], &[&str]); 2] = [
+        let rows: [(&[&str], &[&str]); 3] = [
             (&["file", "me@vm/x:dir/"], &["--", "file", "me@vm.x.ns:dir/"]),
             (
                 &["--recursive", "--preserve", "-l", "you", "me@vm/x/other:a:b", "."],
-                &["-r", "-p", "--", "you@vm.x.ns:a:b", "."],
+                &["-r", "-p", "--", "me@vm.x.ns:a:b", "."],
             ),
+            (&["-l", "you", "vm/x:a", "."], &["--", "you@vm.x.ns:a", "."]),
         ];
         for (line, expected) in rows {
             let cli = parse(&[&["virtctl", "scp"], line].concat());

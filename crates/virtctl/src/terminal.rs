@@ -32,3 +32,9 @@ impl Drop for RawMode {
         }
     }
 }
+
+/// Columns and rows of the terminal that standard input is.
+pub(crate) fn size() -> Option<(u16, u16)> {
+    let size = rustix::termios::tcgetwinsize(stdin()).ok()?;
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}

@@ -7,51 +7,60 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 
-use crate::cli::{self, VncCommand};
-use crate::connection::Connection;
-use crate::console::wait_until_running;
+use crate::cli::{self, VncCommand, VncType};
+use crate::connection::{Connection, code};
+use crate::console::{absent, warn_if_paused};
+use crate::listen;
 use crate::target::Kind;
-use crate::websocket::{self, End};
+use crate::websocket::{self, End, Socket};
 use crate::{note, say};
 
-/// A machine that is being started may be looked at as soon as it runs.
-const RUN_DEADLINE: Duration = Duration::from_mins(5);
 /// A viewer that was started connects in this time.
 const VIEWER_DEADLINE: Duration = Duration::from_mins(1);
 
-/// How a viewer is told where to connect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Viewer {
-    /// `remote-viewer vnc://HOST:PORT`.
-    Remote,
-    /// `vncviewer HOST::PORT`.
-    Vnc,
-}
-
-impl Viewer {
-    fn argument(self, address: SocketAddr) -> String {
-        match self {
-            Self::Remote => format!("vnc://{address}"),
-            Self::Vnc => format!("{}::{}", address.ip(), address.port()),
+/// What a viewer is told, so that it shows the display on `address`.
+fn words(kind: VncType, address: SocketAddr) -> Vec<String> {
+    let (ip, port) = (address.ip(), address.port());
+    match kind {
+        VncType::RemoteViewer => vec![format!("vnc://{address}")],
+        VncType::Tiger | VncType::VncViewer => vec![format!("{ip}::{port}")],
+        VncType::Chicken => vec![format!("{ip}:{port}")],
+        // No word about encryption, which is the API server's, and no other session beside this.
+        VncType::Real => {
+            let quiet = ["-WarnUnencrypted=0", "-Shared=0", "-ShareFiles=0"];
+            let mut words = vec![format!("{ip}::{port}")];
+            words.extend(quiet.map(str::to_owned));
+            words
         }
     }
+}
 
-    /// By its file name.
-    fn of(path: &Path) -> Self {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.contains("vncviewer") {
-            Self::Vnc
-        } else {
-            Self::Remote
-        }
+/// What a program is, by its file name.
+fn kind_of(path: &Path) -> VncType {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    match name.as_str() {
+        name if name.contains("tiger") => VncType::Tiger,
+        name if name.contains("vncviewer") => VncType::VncViewer,
+        name if name.contains("chicken") => VncType::Chicken,
+        name if name.contains("vnc viewer") => VncType::Real,
+        _ => VncType::RemoteViewer,
     }
 }
 
 /// The viewers that are looked for, the best first.
-const VIEWERS: [&str; 4] = ["remote-viewer", "vncviewer", "xtigervncviewer", "tigervncviewer"];
+const VIEWERS: [(VncType, &str); 8] = [
+    (VncType::RemoteViewer, "remote-viewer"),
+    (VncType::Tiger, "tigervncviewer"),
+    (VncType::Tiger, "xtigervncviewer"),
+    (VncType::Tiger, "vncviewer"),
+    (VncType::VncViewer, "vncviewer"),
+    (VncType::Real, "vncviewer"),
+    (VncType::Real, "/Applications/VNC Viewer.app/Contents/MacOS/vncviewer"),
+    (VncType::Chicken, "/Applications/Chicken.app/Contents/MacOS/Chicken"),
+];
 
 /// Saves a picture of the display.
 async fn screenshot(connection: &Connection, arguments: &cli::Screenshot) -> anyhow::Result<()> {
@@ -85,22 +94,28 @@ pub(crate) async fn run(connection: &Connection, arguments: &cli::Vnc) -> anyhow
     } else {
         Some(viewer(arguments)?)
     };
-    wait_until_running(connection, name, RUN_DEADLINE).await?;
-    let wanted = SocketAddr::new(arguments.address, arguments.port);
-    let listener = TcpListener::bind(wanted)
-        .await
-        .with_context(|| format!("cannot listen on {wanted}"))?;
-    let address = listener.local_addr().context("cannot find out the local port")?;
-    let Some((viewer, program)) = viewer else {
+    // Somebody who may do this may do nothing else; and there is nothing to show of a machine that does not run.
+    let socket = match websocket::open(connection, &path).await {
+        Ok(socket) => Ok(socket),
+        Err(error) if code(&error) == Some(404) => Err(absent(connection, name, error).await),
+        Err(error) => Err(error),
+    };
+    let socket = socket.with_context(|| format!("cannot open the display of {name}"))?;
+    warn_if_paused(connection, name).await;
+    let Some((kind, program)) = viewer else {
+        let listener = listen::tcp(&arguments.address, arguments.port).await?;
+        let address = listener.local_addr().context("cannot find out the local port")?;
         say(json!({"port": address.port()}))?;
         let (accepted, _) = listener
             .accept()
             .await
             .context("cannot accept the viewer's connection")?;
-        return serve(connection, &path, name, accepted).await;
+        return serve(socket, name, accepted).await;
     };
+    let listener = listen::tcp("127.0.0.1", arguments.port).await?;
+    let address = listener.local_addr().context("cannot find out the local port")?;
     let mut child = Command::new(&program)
-        .arg(viewer.argument(address))
+        .args(words(kind, address))
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
@@ -113,7 +128,7 @@ pub(crate) async fn run(connection: &Connection, arguments: &cli::Vnc) -> anyhow
     };
     let (accepted, _) = accepted.context("cannot accept the viewer's connection")?;
     let served = tokio::select! {
-        served = serve(connection, &path, name, accepted) => served,
+        served = serve(socket, name, accepted) => served,
         _ = child.wait() => Ok(()),
     };
     if served.is_ok() {
@@ -123,10 +138,7 @@ pub(crate) async fn run(connection: &Connection, arguments: &cli::Vnc) -> anyhow
     served
 }
 
-async fn serve(connection: &Connection, path: &str, name: &str, accepted: TcpStream) -> anyhow::Result<()> {
-    let socket = websocket::open(connection, path)
-        .await
-        .with_context(|| format!("cannot open the display of {name}"))?;
+async fn serve(socket: Socket, name: &str, accepted: TcpStream) -> anyhow::Result<()> {
     let (read, write) = accepted.into_split();
     match websocket::pump(socket, read, write, None).await {
         End::Local | End::Output => Ok(()),
@@ -140,24 +152,18 @@ async fn serve(connection: &Connection, path: &str, name: &str, accepted: TcpStr
     }
 }
 
-fn viewer(arguments: &cli::Vnc) -> anyhow::Result<(Viewer, PathBuf)> {
-    let kind = arguments.vnc_type.as_deref().map(|kind| match kind {
-        "vncviewer" => Viewer::Vnc,
-        _ => Viewer::Remote,
-    });
-    let program = match &arguments.vnc_path {
-        Some(path) => Some(path.clone()),
-        None => VIEWERS
-            .iter()
-            .filter(|name| kind.is_none_or(|kind| Viewer::of(Path::new(name)) == kind))
-            .find_map(|name| in_path(name)),
-    };
-    match program {
-        Some(program) => Ok((kind.unwrap_or_else(|| Viewer::of(&program)), program)),
+fn viewer(arguments: &cli::Vnc) -> anyhow::Result<(VncType, PathBuf)> {
+    if let Some(path) = &arguments.vnc_path {
+        return Ok((arguments.vnc_type.unwrap_or_else(|| kind_of(path)), path.clone()));
+    }
+    let wanted = |kind: VncType| arguments.vnc_type.is_none_or(|wanted| wanted == kind);
+    let mut candidates = VIEWERS.iter().filter(|(kind, _)| wanted(*kind));
+    match candidates.find_map(|(kind, name)| Some((*kind, in_path(name)?))) {
+        Some(found) => Ok(found),
         None => bail!(
-            "no VNC viewer was found ({}): install one (for example the package virt-viewer or tigervnc-viewer), \
-             name yours with --vnc-path, or use --proxy-only and connect a viewer to the printed port",
-            VIEWERS.join(", ")
+            "no VNC viewer was found (remote-viewer, vncviewer and others): install one (for example the package \
+             virt-viewer or tigervnc-viewer), name yours with --vnc-path, or use --proxy-only and connect a viewer to the \
+             printed port"
         ),
     }
 }
@@ -177,13 +183,16 @@ mod tests {
     #[test]
     fn viewers_are_told_where_to_connect() {
         let address: SocketAddr = "127.0.0.1:5901".parse().unwrap();
-        assert_eq!(
-            Viewer::of(Path::new("/usr/bin/remote-viewer")).argument(address),
-            "vnc://127.0.0.1:5901"
-        );
-        assert_eq!(
-            Viewer::of(Path::new("xtigervncviewer")).argument(address),
-            "127.0.0.1::5901"
-        );
+        for (path, kind, first) in [
+            ("/usr/bin/remote-viewer", VncType::RemoteViewer, "vnc://127.0.0.1:5901"),
+            ("xtigervncviewer", VncType::Tiger, "127.0.0.1::5901"),
+            ("/opt/vncviewer", VncType::VncViewer, "127.0.0.1::5901"),
+            ("Chicken", VncType::Chicken, "127.0.0.1:5901"),
+            ("/x/VNC Viewer", VncType::Real, "127.0.0.1::5901"),
+        ] {
+            assert_eq!(kind_of(Path::new(path)), kind, "{path}");
+            assert_eq!(words(kind, address)[0], first, "{path}");
+        }
+        assert_eq!(words(VncType::Real, address).len(), 4);
     }
 }

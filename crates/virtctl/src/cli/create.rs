@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 
+use super::boolean;
+
 /// What is created.
 #[derive(Debug, Subcommand)]
 pub enum Create {
@@ -58,8 +60,9 @@ pub struct CreateVm {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["infer_instancetype", "infer_instancetype_from"])]
     pub instancetype: Option<String>,
     /// Take the instancetype that the boot volume names
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub infer_instancetype: bool,
     /// Take the instancetype that this volume names
     #[arg(long, value_name = "VOLUME", conflicts_with = "infer_instancetype")]
@@ -68,8 +71,9 @@ pub struct CreateVm {
     #[arg(long, value_name = "NAME", conflicts_with_all = ["infer_preference", "infer_preference_from"])]
     pub preference: Option<String>,
     /// Take the preference that the boot volume names
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub infer_preference: bool,
     /// Take the preference that this volume names
     #[arg(long, value_name = "VOLUME", conflicts_with = "infer_preference")]
@@ -99,23 +103,28 @@ pub struct CreateVm {
     /// User that cloud-init sets up
     #[arg(long, value_name = "NAME", conflicts_with = "cloud_init_user_data")]
     pub user: Option<String>,
-    /// File with that user's password
+    /// File with that user's password, which the manifest then holds in clear text
     #[arg(long, value_name = "FILE", conflicts_with = "cloud_init_user_data")]
     pub password_file: Option<PathBuf>,
-    /// SSH key that cloud-init lets in; can be repeated
-    #[arg(long, value_name = "KEY", conflicts_with = "cloud_init_user_data")]
+    /// SSH key that cloud-init lets in, or more with commas; can be repeated
+    #[arg(
+        long,
+        value_name = "KEY",
+        value_delimiter = ',',
+        conflicts_with = "cloud_init_user_data"
+    )]
     pub ssh_key: Vec<String>,
-    /// Let the guest agent manage SSH keys under SELinux
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
-    pub ga_manage_ssh: bool,
+    /// Let the guest agent manage SSH keys under SELinux [default: if --access-cred has it bring keys]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean,
+          value_name = "BOOL")]
+    pub ga_manage_ssh: Option<bool>,
     /// Credentials from a Secret: src:SECRET[,type:ssh|password][,method:ga|nocloud|configdrive][,user:NAME]; can be
     /// repeated
     #[arg(long, value_name = "PARAMS")]
     pub access_cred: Vec<String>,
-    /// Where cloud-init finds its data
-    #[arg(long, value_name = "SOURCE", default_value = "nocloud")]
-    pub cloud_init: CloudInit,
+    /// Where cloud-init finds its data [default: nocloud, or what --access-cred says]
+    #[arg(long, value_name = "SOURCE", ignore_case = true)]
+    pub cloud_init: Option<CloudInit>,
     /// User data of cloud-init, in base64
     #[arg(long, value_name = "BASE64")]
     pub cloud_init_user_data: Option<String>,

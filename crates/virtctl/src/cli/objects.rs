@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Subcommand, ValueEnum};
 
-use super::DryRun;
+use super::{DryRun, boolean};
 
 /// What else to do with a display.
 #[derive(Debug, Subcommand)]
@@ -28,8 +28,9 @@ pub struct Screenshot {
     #[arg(short, long, value_name = "FILE")]
     pub file: PathBuf,
     /// Move the pointer first, so that a display that is asleep wakes
-    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub move_cursor: bool,
 }
 
@@ -85,7 +86,8 @@ pub struct Usbredir {
     #[arg(value_name = "DEVICE VMI", num_args = 1..=2, required = true)]
     pub words: Vec<String>,
     /// Start no usbredirect: print the address to connect to
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value_t = false,
-          action = ArgAction::Set, value_name = "BOOL", hide_default_value = true, hide_possible_values = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          default_value_t = false, action = ArgAction::Set, value_parser = boolean, value_name = "BOOL",
+          hide_default_value = true)]
     pub no_launch: bool,
 }

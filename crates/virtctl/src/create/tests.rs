@@ -6,13 +6,18 @@ use super::*;
 use crate::cli::{Cli, Command, command};
 
 fn created(line: &str) -> anyhow::Result<Value> {
+    Ok(created_with_warnings(line)?.0)
+}
+
+fn created_with_warnings(line: &str) -> anyhow::Result<(Value, Vec<&'static str>)> {
     let words = ["virtctl", "create", "vm"].into_iter().chain(line.split_whitespace());
     let cli = Cli::from_arg_matches(&command("virtctl").try_get_matches_from(words)?)?;
     let Command::Create(Create::Vm(arguments)) = cli.command else {
         panic!("{line} is no create vm");
     };
     let password = arguments.password_file.as_ref().map(|_| "secret");
-    machine(&arguments, arguments.name.as_deref().unwrap_or("vm-x"), password)
+    let name = arguments.name.as_deref().unwrap_or("vm-x");
+    machine(&arguments, name, cli.global.namespace.as_deref(), password)
 }
 
 #[test]
@@ -38,6 +43,37 @@ fn what_flags_do() {
     let spec = "/spec/template/spec";
     for (line, pointer, expected) in [
         ("--name=a", "/metadata/name", json!("a")),
+        ("-n ns", "/metadata", json!({"name": "vm-x", "namespace": "ns"})),
+        (
+            "--volume-import=type:http,url:https://h/x,size:1Gi,extraheaders:A:1;B:2,secretextraheaders:s",
+            "/spec/dataVolumeTemplates/0/spec/source/http",
+            json!({"url": "https://h/x", "extraHeaders": ["A:1", "B:2"], "secretExtraHeaders": ["s"]}),
+        ),
+        (
+            "--volume-import=type:registry,imagestream:is,size:1Gi,pullmethod:node",
+            "/spec/dataVolumeTemplates/0/spec/source/registry",
+            json!({"imageStream": "is", "pullMethod": "node"}),
+        ),
+        (
+            "--volume-sysprep=src:answers,type:configMap",
+            &format!("{spec}/volumes/0/sysprep"),
+            json!({"configMap": {"name": "answers"}}),
+        ),
+        (
+            "--access-cred=src:keys,method:configdrive --user=jane",
+            &format!("{spec}/volumes/0/cloudInitConfigDrive/userData"),
+            json!("#cloud-config\nuser: jane\n"),
+        ),
+        (
+            "--access-cred=src:keys,user:jane",
+            &format!("{spec}/volumes/0/cloudInitNoCloud/userData"),
+            json!("#cloud-config\nruncmd:\n- - setsebool\n  - -P\n  - virt_qemu_ga_manage_ssh\n  - on\n"),
+        ),
+        (
+            "--ssh-key=one,two --cloud-init=ConfigDrive",
+            &format!("{spec}/volumes/0/cloudInitConfigDrive/userData"),
+            json!("#cloud-config\nssh_authorized_keys:\n- one\n- two\n"),
+        ),
         ("--run-strategy=Manual", "/spec/runStrategy", json!("Manual")),
         (
             "--termination-grace-period=5",
@@ -159,6 +195,33 @@ fn what_admission_would_say() {
 }
 
 #[test]
+fn what_the_user_should_know() {
+    for (line, warning, volumes) in [
+        ("--user=a --ssh-key=k", None, 1),
+        ("--user=a --password-file=p", Some("clear text"), 1),
+        ("--user=a --cloud-init=none", Some("leaves no place"), 0),
+        ("--password-file=p --cloud-init=NONE", Some("leaves no place"), 0),
+        (
+            "--cloud-init-user-data=eA== --cloud-init=none",
+            Some("leaves no place"),
+            0,
+        ),
+        ("--cloud-init=none", None, 0),
+        ("--access-cred=src:a,user:u --cloud-init=none", None, 0),
+        ("--access-cred=src:a,user:u --ga-manage-ssh=false", None, 0),
+    ] {
+        let (made, warnings) = created_with_warnings(line).unwrap();
+        assert_eq!(warnings.len(), usize::from(warning.is_some()), "{line}: {warnings:?}");
+        assert!(
+            warning.is_none_or(|warning| warnings[0].contains(warning)),
+            "{line}: {warnings:?}"
+        );
+        let found = made.pointer("/spec/template/spec/volumes").and_then(Value::as_array);
+        assert_eq!(found.map_or(0, Vec::len), volumes, "{line}: {made}");
+    }
+}
+
+#[test]
 fn what_makes_no_sense() {
     for (line, why) in [
         ("--name=Not_Good", "no name of a Kubernetes object"),
@@ -187,12 +250,23 @@ fn what_makes_no_sense() {
             "cannot carry a password",
         ),
         ("--access-cred=src:a,type:x", "neither ssh nor password"),
-        ("--access-cred=src:a,method:configdrive", "must be the same"),
+        (
+            "--access-cred=src:a,method:configdrive --cloud-init=nocloud",
+            "must be the same",
+        ),
+        (
+            "--access-cred=src:a,method:configdrive --access-cred=src:a,method:nocloud",
+            "all of method",
+        ),
+        ("--volume-import=type:registry,size:1Gi", "exactly one of"),
+        (
+            "--volume-import=type:registry,size:1Gi,url:u,imagestream:i",
+            "exactly one of",
+        ),
         (
             "--access-cred=src:a,method:nocloud --cloud-init=none",
             "leaves no place",
         ),
-        ("--user=a --cloud-init=none", "leaves no place"),
         ("--user=a --cloud-init-user-data=eA==", "cannot be used with"),
     ] {
         let error = created(line).err().map(|error| format!("{error:#}"));

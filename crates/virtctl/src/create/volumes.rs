@@ -88,7 +88,7 @@ impl Volumes {
         if source.contains('/') {
             bail!("a machine can only use objects of its own namespace: src:NAME");
         }
-        let source = match kind.as_deref() {
+        let source = match kind.as_deref().map(str::to_lowercase).as_deref() {
             None | Some("configmap") => json!({"configMap": {"name": source}}),
             Some("secret") => json!({"secret": {"name": source}}),
             Some(other) => bail!("type:{other} is neither configmap nor secret"),
@@ -202,12 +202,7 @@ fn source(kind: &str, parameters: &mut Parameters) -> anyhow::Result<(&'static s
             ("secretref", "secretRef"),
             ("certconfigmap", "certConfigMap"),
         ],
-        "registry" => &[
-            ("url", "url"),
-            ("pullmethod", "pullMethod"),
-            ("secretref", "secretRef"),
-            ("certconfigmap", "certConfigMap"),
-        ],
+        "registry" => return registry(parameters),
         "s3" => &[
             ("url", "url"),
             ("secretref", "secretRef"),
@@ -232,7 +227,34 @@ fn source(kind: &str, parameters: &mut Parameters) -> anyhow::Result<(&'static s
         };
         found.extend(value.map(|value| ((*field).to_owned(), value.into())));
     }
+    if kind == "http" {
+        for (parameter, field) in [
+            ("extraheaders", "extraHeaders"),
+            ("secretextraheaders", "secretExtraHeaders"),
+        ] {
+            let list = parameters.take(parameter);
+            found.extend(list.map(|list| (field.to_owned(), list.split(';').collect())));
+        }
+    }
     Ok(("source", json!({kind: found})))
+}
+
+/// By its address, or by an ImageStream that is pulled on the node.
+fn registry(parameters: &mut Parameters) -> anyhow::Result<(&'static str, Value)> {
+    let mut found = Map::new();
+    match (parameters.take("url"), parameters.take("imagestream")) {
+        (Some(url), None) => found.insert("url".to_owned(), url.into()),
+        (None, Some(stream)) => found.insert("imageStream".to_owned(), stream.into()),
+        _ => bail!("exactly one of url:URL and imagestream:NAME has to be given"),
+    };
+    for (parameter, field) in [
+        ("pullmethod", "pullMethod"),
+        ("secretref", "secretRef"),
+        ("certconfigmap", "certConfigMap"),
+    ] {
+        found.extend(parameters.take(parameter).map(|value| (field.to_owned(), value.into())));
+    }
+    Ok(("source", json!({"registry": found})))
 }
 
 /// `[NAMESPACE/]NAME`.

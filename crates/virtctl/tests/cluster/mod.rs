@@ -11,7 +11,7 @@ pub mod fixture;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use ferrovirt_apiserver::UserInfo;
 use fixture::{Home, TOKEN, serve};
@@ -27,6 +27,8 @@ pub struct Cluster {
     pub home: Home,
     pub directory: tempfile::TempDir,
     pub url: String,
+    /// Who has the client certificate.
+    pub user: Arc<Mutex<UserInfo>>,
 }
 
 struct Certificates {
@@ -86,20 +88,28 @@ impl Cluster {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
         let (server, acceptor) = (home.server.clone(), certificates.acceptor.clone());
+        let user = Arc::new(Mutex::new(UserInfo::admin("jane")));
+        let proves = user.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (server, acceptor) = (server.clone(), acceptor.clone());
+                let user = proves.lock().unwrap().clone();
                 tokio::spawn(async move {
                     let Ok(stream) = acceptor.accept(stream).await else {
                         return;
                     };
                     let proved = stream.get_ref().1.peer_certificates().is_some();
-                    serve(server, stream, proved.then(|| UserInfo::admin("jane"))).await;
+                    serve(server, stream, proved.then_some(user)).await;
                 });
             }
         });
         let directory = tempfile::tempdir().unwrap();
-        let cluster = Self { home, directory, url };
+        let cluster = Self {
+            home,
+            directory,
+            url,
+            user,
+        };
         cluster.write("ca.pem", &certificates.ca_pem);
         cluster.write("client.pem", &certificates.client_pem);
         cluster.write("client.key", &certificates.client_key);
@@ -154,7 +164,13 @@ contexts:
 
     /// Runs it to its end.
     pub async fn run(&self, arguments: &[&str]) -> Outcome {
+        self.run_with(arguments, &[]).await
+    }
+
+    /// Runs it to its end with more environment.
+    pub async fn run_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
         let mut command = self.virtctl(arguments);
+        command.envs(environment.iter().copied());
         let output = tokio::task::spawn_blocking(move || command.output())
             .await
             .unwrap()
