@@ -216,6 +216,8 @@ goldens! {
     disk_order => "spec: {domain: {devices: {disks: [{name: b, disk: {bus: virtio}, bootOrder: 2}, {name: a, disk: {bus: virtio}, bootOrder: 1}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}, {name: b, emptyDisk: {capacity: 1Gi}}]}"
     disk_details => "spec: {domain: {devices: {blockMultiQueue: true, disks: [{name: a, serial: D23YZ9W6WA5DJ487, cache: none, io: native, errorPolicy: report, disk: {bus: virtio, readonly: true, pciAddress: '0000:01:00.0'}}]}}, volumes: [{name: a, hostDisk: {path: /data/a.img, type: Disk}}]}"
     cdrom => "spec: {domain: {devices: {disks: [{name: cd, cdrom: {}}]}}, volumes: [{name: cd, containerDisk: {image: 'r/i:1'}}]}"
+    cdrom_empty => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: sata}}, {name: cd, bootOrder: 1, cdrom: {}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
+    cdrom_empty_details => "spec: {domain: {devices: {disks: [{name: cd, serial: S, cache: none, blockSize: {matchVolume: {}}, cdrom: {bus: scsi, tray: open, readonly: false}}]}}}"
     cdrom_open_on_scsi => "spec: {domain: {devices: {disks: [{name: cd, cdrom: {bus: scsi, tray: open}}]}}, volumes: [{name: cd, containerDisk: {image: 'r/i:1'}}]}"
     cloud_init => "spec: {volumes: [{name: seed, cloudInitNoCloud: {userData: '#cloud-config'}}]}"
     disk_cache_none => "spec: {domain: {devices: {disks: [{name: a, cache: none, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
