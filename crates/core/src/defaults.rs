@@ -111,6 +111,10 @@ fn default_architecture(spec: &mut VirtualMachineInstanceSpec, config: &ClusterC
 
 fn default_resources(domain: &mut DomainSpec, config: &ClusterConfig) {
     let resources = domain.resources.get_or_insert_default();
+    // An amount of 0 asks for nothing and limits nothing.
+    for amounts in [&mut resources.requests, &mut resources.limits] {
+        amounts.retain(|name, amount| !matches!(name.as_str(), "cpu" | "memory") || amount.millis() != Ok(0));
+    }
     let dedicated = domain
         .cpu
         .as_ref()
@@ -200,7 +204,12 @@ fn default_max_guest(domain: &mut DomainSpec, arch: Architecture, config: &Clust
         .max_guest
         .clone()
         .unwrap_or_else(|| binary(guest.saturating_mul(ratio)));
-    if max.bytes().is_ok_and(|m| m > guest) {
+    let page = memory.hugepages.as_ref().and_then(|pages| pages.page_size.clone());
+    let page = page.and_then(|size| Quantity(size).bytes().ok());
+    let fits =
+        |max: i64| max > guest && max % HOTPLUG_BLOCK == 0 && page.is_none_or(|page| page < 1 || max % page == 0);
+    // What the cluster offers to everybody, nobody has asked for: it must not stand in the way.
+    if max.bytes().is_ok_and(fits) {
         memory.max_guest = Some(max);
     }
 }
@@ -266,7 +275,8 @@ fn default_disks(spec: &mut VirtualMachineInstanceSpec, arch: Architecture) {
         }
         let own = if metrics(disk) { "virtio" } else { bus };
         disk.disk.iter_mut().for_each(|t| fill(own, &mut t.bus));
-        disk.lun.iter_mut().for_each(|t| fill(bus, &mut t.bus));
+        // It takes SCSI commands, whatever the architecture.
+        disk.lun.iter_mut().for_each(|t| fill("scsi", &mut t.bus));
         if let Some(cdrom) = &mut disk.cdrom {
             fill(bus, &mut cdrom.bus);
             cdrom.readonly.get_or_insert(true);

@@ -94,6 +94,11 @@ fn vmi_fields() {
             json!("65M"),
         ),
         (
+            "{domain: {devices: {}, resources: {requests: {memory: 0, cpu: '0'}, limits: {memory: 65M, cpu: 0}}}}",
+            "/spec/domain/resources",
+            json!({"limits": {"memory": "65M"}}),
+        ),
+        (
             "{domain: {devices: {}, memory: {guest: 3Gi}}}",
             "/spec/domain/memory/maxGuest",
             json!("12Gi"),
@@ -174,6 +179,11 @@ fn vmi_fields() {
             "{volumes: [{name: a}], domain: {devices: {disks: [{name: a}]}}}",
             "/spec/domain/devices/disks",
             json!([{"name": "a", "disk": {"bus": "sata"}}]),
+        ),
+        (
+            "{domain: {devices: {disks: [{name: a, lun: {}}]}}}",
+            "/spec/domain/devices/disks/0/lun/bus",
+            json!("scsi"),
         ),
         (
             "{architecture: arm64, volumes: [{name: a}], domain: {devices: {}}}",
