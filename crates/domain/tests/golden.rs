@@ -218,6 +218,8 @@ goldens! {
     cdrom => "spec: {domain: {devices: {disks: [{name: cd, cdrom: {}}]}}, volumes: [{name: cd, containerDisk: {image: 'r/i:1'}}]}"
     cdrom_empty => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: sata}}, {name: cd, bootOrder: 1, cdrom: {}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
     cdrom_empty_details => "spec: {domain: {devices: {disks: [{name: cd, serial: S, cache: none, blockSize: {matchVolume: {}}, cdrom: {bus: scsi, tray: open, readonly: false}}]}}}"
+    panic_by_default => "spec: {domain: {devices: {panicDevices: [{}]}}}"
+    panic_by_default_on_arm64 => "spec: {architecture: arm64, domain: {cpu: {maxSockets: null}, devices: {panicDevices: [{}]}}}"
     cdrom_open_on_scsi => "spec: {domain: {devices: {disks: [{name: cd, cdrom: {bus: scsi, tray: open}}]}}, volumes: [{name: cd, containerDisk: {image: 'r/i:1'}}]}"
     cloud_init => "spec: {volumes: [{name: seed, cloudInitNoCloud: {userData: '#cloud-config'}}]}"
     disk_cache_none => "spec: {domain: {devices: {disks: [{name: a, cache: none, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
