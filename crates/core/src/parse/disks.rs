@@ -14,6 +14,8 @@ use crate::machine::{BlockSize, Bus, Disk, DiskDevice, Interface, PciAddress, So
 const CACHES: [&str; 3] = ["none", "writethrough", "writeback"];
 /// Least and largest block size.
 const BLOCK_SIZES: std::ops::RangeInclusive<i32> = 512..=2 << 20;
+/// What QEMU's IDE devices, which those on sata are, can have.
+const SATA_SECTOR: u32 = 512;
 const ERROR_POLICIES: [&str; 4] = ["stop", "ignore", "report", "enospace"];
 
 /// What disk, cdrom or lun say about the device.
@@ -154,7 +156,28 @@ impl Cx<'_> {
                 "only virtio disks have an I/O thread of their own",
             );
         }
+        if let Some(BlockSize::Custom { logical, .. }) = block_size
+            && target.bus == Bus::Sata
+            && logical != SATA_SECTOR
+        {
+            let message = format!("a sata device has sectors of {SATA_SECTOR} bytes; use another bus");
+            self.causes.invalid(&path.child("blockSize.custom.logical"), message);
+        }
         Some(Target { block_size, ..target })
+    }
+
+    /// What disks say by themselves, without the volumes that VMIs have for them.
+    pub(super) fn disks_of_preset(&mut self, disks: &[WireDisk], path: &FieldPath) {
+        let list = path.child("domain.devices.disks");
+        for (i, disk) in disks.iter().enumerate() {
+            self.unique_disk(disk, &disks[..i], &list.index(i));
+            self.disk(disk, &list.index(i));
+        }
+        let devices = Devices {
+            disks: disks.to_vec(),
+            ..Devices::default()
+        };
+        self.boot_orders(&devices, path);
     }
 
     fn unique_disk(&mut self, disk: &WireDisk, earlier: &[WireDisk], path: &FieldPath) {

@@ -321,6 +321,7 @@ fn judge(
                 None => ferrovirt_core::validate_vmi_create(&vmi, config, ours),
             }
         }
+        Kind::Preset if old.is_some_and(|old| old["spec"] == object["spec"]) => Vec::new(),
         Kind::Preset => ferrovirt_core::validate_preset(&object::read(object, denial)?),
         Kind::ReplicaSet => replica_set(&object::read(object, denial)?, old.is_none()),
         Kind::Migration if old.is_some() => Vec::new(),

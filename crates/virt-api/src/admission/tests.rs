@@ -242,6 +242,26 @@ async fn replaced_machines_keep_their_hardware() {
 }
 
 #[test]
+fn presets_are_judged_by_what_they_change() {
+    let preset = |spec: Value| object("VirtualMachineInstancePreset", spec);
+    let (bad, good) = (
+        preset(json!({"selector": {}})),
+        preset(json!({"selector": {}, "domain": {"devices": {}}})),
+    );
+    for (old, new, fields) in [
+        (None, &bad, &["spec.domain"] as &[&str]),
+        (None, &good, &[]),
+        (Some(&good), &bad, &["spec.domain"]),
+        (Some(&bad), &bad, &[]),
+        (Some(&bad), &good, &[]),
+    ] {
+        let operation = old.map_or(Operation::Create, |_| Operation::Update);
+        let request = request(operation, "virtualmachineinstancepresets", old, "jane");
+        assert_eq!(verdict(&request, new).unwrap(), fields, "{old:?} {new}");
+    }
+}
+
+#[test]
 fn what_has_no_rules_passes() {
     let base = request(Operation::Create, "virtualmachines", None, "jane");
     for request in [
