@@ -220,6 +220,8 @@ goldens! {
     cdrom_empty_details => "spec: {domain: {devices: {disks: [{name: cd, serial: S, cache: none, blockSize: {matchVolume: {}}, cdrom: {bus: scsi, tray: open, readonly: false}}]}}}"
     panic_by_default => "spec: {domain: {devices: {panicDevices: [{}]}}}"
     panic_by_default_on_arm64 => "spec: {architecture: arm64, domain: {cpu: {maxSockets: null}, devices: {panicDevices: [{}]}}}"
+    gpu_mediated_beside_ramfb => "{config: {developerConfiguration: {featureGates: [HostDevices]}, permittedHostDevices: {mediatedDevices: [{mdevNameSelector: T4-1Q, resourceName: ex.com/mdev}]}}, spec: {domain: {devices: {video: {type: ramfb}, gpus: [{name: g, deviceName: ex.com/mdev}]}}}}"
+    clock_timezone_of_two_words => "spec: {domain: {clock: {timezone: America/New York}}}"
     cdrom_open_on_scsi => "spec: {domain: {devices: {disks: [{name: cd, cdrom: {bus: scsi, tray: open}}]}}, volumes: [{name: cd, containerDisk: {image: 'r/i:1'}}]}"
     cloud_init => "spec: {volumes: [{name: seed, cloudInitNoCloud: {userData: '#cloud-config'}}]}"
     disk_cache_none => "spec: {domain: {devices: {disks: [{name: a, cache: none, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"

@@ -192,6 +192,7 @@ impl Cx<'_> {
         let mut machine = self.domain(name, domain, path);
         machine.resource_claims = self.resource_claims(resource_claims, path);
         machine.host_devices = self.host_devices(&domain.devices, resource_claims, path);
+        self.one_ram_fb(&domain.devices.gpus, machine.video.as_deref(), path);
         let sources = self.volumes(volumes, path);
         machine.access_credentials = self.access_credentials(access_credentials, &sources, path);
         machine.service_account = self.service_account(service_account_name.as_deref(), volumes, path);
@@ -227,6 +228,7 @@ impl Cx<'_> {
         self.eviction_strategy(eviction_strategy.as_deref(), path);
         self.probe(readiness_probe.as_ref(), networks, &path.child("readinessProbe"));
         self.probe(liveness_probe.as_ref(), networks, &path.child("livenessProbe"));
+        self.liveness(liveness_probe.as_ref(), &path.child("livenessProbe"));
         machine.hostname = hostname(name, spec);
         machine.subdomain.clone_from(subdomain);
         machine.start_paused = self.start_strategy(start_strategy.as_deref(), liveness_probe.is_some(), path);
