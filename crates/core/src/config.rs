@@ -66,10 +66,14 @@ pub const GATE_PASST: &str = "PasstBinding";
 /// Gate of sockets between guests and their nodes.
 pub const GATE_VSOCK: &str = "VSOCK";
 
+/// Gate of CD-ROM drives without a volume; on unless it is disabled.
+pub const GATE_EMPTY_DRIVES: &str = "DeclarativeHotplugVolumes";
+
 /// What readers of admitted objects do not ask for again.
-const ALL_GATES: [&str; 16] = [
+const ALL_GATES: [&str; 17] = [
     GATE_CONTAINER_PATH,
     GATE_DOWNWARD_METRICS,
+    GATE_EMPTY_DRIVES,
     GATE_GPUS_WITH_DRA,
     GATE_HOST_DISK,
     GATE_HOST_DEVICES,
@@ -256,9 +260,15 @@ impl Default for ClusterConfig {
             max_guest: None,
             live_update: true,
             eviction_strategy: "None".to_owned(),
-            feature_gates: [GATE_GPUS_WITH_DRA, GATE_HOST_DEVICES_WITH_DRA, GATE_PASST, GATE_SEV]
-                .map(str::to_owned)
-                .into(),
+            feature_gates: [
+                GATE_EMPTY_DRIVES,
+                GATE_GPUS_WITH_DRA,
+                GATE_HOST_DEVICES_WITH_DRA,
+                GATE_PASST,
+                GATE_SEV,
+            ]
+            .map(str::to_owned)
+            .into(),
             use_emulation: false,
             dedicated_cpus: true,
             secondary_networks: true,
@@ -300,6 +310,7 @@ impl ClusterConfig {
         Self {
             feature_gates: [
                 GATE_CONTAINER_PATH,
+                GATE_EMPTY_DRIVES,
                 GATE_GPUS_WITH_DRA,
                 GATE_HOST_DEVICES_WITH_DRA,
                 GATE_HOST_DISK,

@@ -1,10 +1,12 @@
 //! What an object's author left unsaid. Pure and idempotent: what is random or depends on the clock is passed in.
 
+mod vm;
+
 use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{
     CPU, CPUFeature, CPUTopology, Disk, DiskTarget, DomainSpec, FeatureHyperv, FeatureState, Features, Firmware, Input,
-    Interface, InterfaceBridge, InterfaceMasquerade, MemoryStatus, Network, PodNetwork, Probe, VirtualMachine,
-    VirtualMachineInstance, VirtualMachineInstancePhaseTransitionTimestamp, VirtualMachineInstanceSpec, Volume,
+    Interface, InterfaceBridge, InterfaceMasquerade, MemoryStatus, Network, PodNetwork, Probe, VirtualMachineInstance,
+    VirtualMachineInstancePhaseTransitionTimestamp, VirtualMachineInstanceSpec, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use uuid::Uuid;
@@ -14,8 +16,8 @@ use crate::machine::{Architecture, TapBinding};
 use crate::names::{RUNTIME_USER, VMI_FINALIZER};
 use crate::parse::HYPERV_REQUIREMENTS;
 
-/// Annotation on VM templates and VMIs.
-pub const PCI_TOPOLOGY_ANNOTATION: &str = "kubevirt.io/pci-topology-version";
+pub use vm::{PCI_TOPOLOGY_ANNOTATION, default_vm, default_vm_update};
+
 /// Most vCPUs that a default of `maxSockets` allows.
 const MAX_VCPUS: i64 = 512;
 const GI: i64 = 1 << 30;
@@ -66,33 +68,6 @@ pub fn default_vmi(vmi: &mut VirtualMachineInstance, config: &ClusterConfig, now
     }
 }
 
-/// Completes a VM that is being created: only what must stay the same over all its runs, so that everything
-/// else follows the cluster's configuration at each start.
-///
-/// `uuid` and `serial` become the firmware's if there are none. Doing it again changes nothing.
-pub fn default_vm(vm: &mut VirtualMachine, config: &ClusterConfig, uuid: Uuid, serial: Uuid) {
-    let template = &mut vm.spec.template;
-    let Some(spec) = &mut template.spec else { return };
-    default_architecture(spec, config);
-    let firmware = spec.domain.firmware.get_or_insert_default();
-    if firmware.uuid.as_deref().is_none_or(str::is_empty) {
-        firmware.uuid = Some(uuid.to_string());
-    }
-    if firmware.serial.as_deref().is_none_or(str::is_empty) {
-        firmware.serial = Some(serial.to_string());
-    }
-    let machine = spec.domain.machine.as_ref().and_then(|m| m.r#type.as_deref());
-    if machine.is_some_and(|m| m.contains("q35") || m.starts_with("virt")) {
-        template
-            .metadata
-            .get_or_insert_default()
-            .annotations
-            .get_or_insert_default()
-            .entry(PCI_TOPOLOGY_ANNOTATION.to_owned())
-            .or_insert_with(|| "v3".to_owned());
-    }
-}
-
 /// Completes a VMI's spec; the part of [`default_vmi`] that validation applies to templates, too.
 pub fn default_spec(spec: &mut VirtualMachineInstanceSpec, config: &ClusterConfig) {
     default_architecture(spec, config);
@@ -136,6 +111,10 @@ fn default_architecture(spec: &mut VirtualMachineInstanceSpec, config: &ClusterC
 
 fn default_resources(domain: &mut DomainSpec, config: &ClusterConfig) {
     let resources = domain.resources.get_or_insert_default();
+    // An amount of 0 asks for nothing and limits nothing.
+    for amounts in [&mut resources.requests, &mut resources.limits] {
+        amounts.retain(|name, amount| !matches!(name.as_str(), "cpu" | "memory") || amount.millis() != Ok(0));
+    }
     let dedicated = domain
         .cpu
         .as_ref()
@@ -225,7 +204,12 @@ fn default_max_guest(domain: &mut DomainSpec, arch: Architecture, config: &Clust
         .max_guest
         .clone()
         .unwrap_or_else(|| binary(guest.saturating_mul(ratio)));
-    if max.bytes().is_ok_and(|m| m > guest) {
+    let page = memory.hugepages.as_ref().and_then(|pages| pages.page_size.clone());
+    let page = page.and_then(|size| Quantity(size).bytes().ok());
+    let fits =
+        |max: i64| max > guest && max % HOTPLUG_BLOCK == 0 && page.is_none_or(|page| page < 1 || max % page == 0);
+    // What the cluster offers to everybody, nobody has asked for: it must not stand in the way.
+    if max.bytes().is_ok_and(fits) {
         memory.max_guest = Some(max);
     }
 }
@@ -291,7 +275,8 @@ fn default_disks(spec: &mut VirtualMachineInstanceSpec, arch: Architecture) {
         }
         let own = if metrics(disk) { "virtio" } else { bus };
         disk.disk.iter_mut().for_each(|t| fill(own, &mut t.bus));
-        disk.lun.iter_mut().for_each(|t| fill(bus, &mut t.bus));
+        // It takes SCSI commands, whatever the architecture.
+        disk.lun.iter_mut().for_each(|t| fill("scsi", &mut t.bus));
         if let Some(cdrom) = &mut disk.cdrom {
             fill(bus, &mut cdrom.bus);
             cdrom.readonly.get_or_insert(true);

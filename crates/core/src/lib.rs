@@ -17,7 +17,7 @@ pub mod vmi;
 
 pub use cause::{Cause, CauseReason};
 pub use config::ClusterConfig;
-pub use defaults::{default_spec, default_vm, default_vmi};
+pub use defaults::{default_spec, default_vm, default_vm_update, default_vmi};
 pub use overhead::{memory_overhead, pod_resources};
 pub use parse::hostname;
 pub use preset::apply_presets;

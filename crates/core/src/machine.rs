@@ -411,7 +411,7 @@ pub enum Clock {
 pub struct Disk {
     /// Name of disk and volume.
     pub name: String,
-    /// Index of the volume in `spec.volumes`.
+    /// Index of the volume in `spec.volumes`; the one after the last where there is no volume.
     pub volume_index: usize,
     /// Disk or CD-ROM.
     pub device: DiskDevice,
@@ -555,6 +555,8 @@ pub enum Source {
     DownwardMetrics,
     /// A disk that outlives the pod.
     Claim(Claim),
+    /// Nothing: a drive without a medium.
+    Empty,
 }
 
 /// Cloud-init data source.

@@ -60,8 +60,9 @@ pub fn apply_presets(
     }
     let mut applied = Applied::default();
     for preset in selected {
-        if let Some(from) = &preset.spec.domain {
-            merge(&mut vmi.spec.domain, from);
+        let from = preset.spec.domain.as_ref();
+        if !from.is_some_and(|from| merge(&mut vmi.spec.domain, from)) {
+            continue;
         }
         let key = format!("virtualmachinepreset.kubevirt.io/{}", name(preset));
         let annotations = vmi.metadata.annotations.get_or_insert_default();
@@ -135,31 +136,39 @@ fn contradiction(a: &VirtualMachineInstancePreset, b: &VirtualMachineInstancePre
     .find_map(|(section, differs)| differs.then_some(section))
 }
 
-fn merge(into: &mut DomainSpec, from: &DomainSpec) {
-    fn fill<T: Clone>(into: &mut Option<T>, from: &Option<T>) {
+/// Whether a section of `into` is now as `from` says.
+fn merge(into: &mut DomainSpec, from: &DomainSpec) -> bool {
+    fn fill<T: Clone + PartialEq>(into: &mut Option<T>, from: &Option<T>) -> bool {
         if into.is_none() {
             into.clone_from(from);
         }
+        from.is_some() && into == from
     }
-    if let Some(resources) = &from.resources {
+    let mut applied = false;
+    let requests = from.resources.as_ref().map(|resources| &resources.requests);
+    if let Some(from) = requests.filter(|requests| !requests.is_empty()) {
         let requests = &mut into.resources.get_or_insert_default().requests;
-        for (name, quantity) in &resources.requests {
-            requests.entry(name.clone()).or_insert_with(|| quantity.clone());
+        if requests.is_empty() {
+            requests.clone_from(from);
         }
+        applied |= requests == from;
     }
-    fill(&mut into.cpu, &from.cpu);
-    fill(&mut into.firmware, &from.firmware);
+    applied |= fill(&mut into.cpu, &from.cpu);
+    applied |= fill(&mut into.firmware, &from.firmware);
     if let Some(clock) = &from.clock {
         let own = into.clock.get_or_insert_default();
         if own.utc.is_none() && own.timezone.is_none() {
             own.utc.clone_from(&clock.utc);
             own.timezone.clone_from(&clock.timezone);
         }
-        fill(&mut own.timer, &clock.timer);
+        let says = clock.utc.is_some() || clock.timezone.is_some();
+        applied |= says && (&own.utc, &own.timezone) == (&clock.utc, &clock.timezone);
+        applied |= fill(&mut own.timer, &clock.timer);
     }
-    fill(&mut into.features, &from.features);
-    fill(&mut into.devices.watchdog, &from.devices.watchdog);
-    fill(&mut into.io_threads_policy, &from.io_threads_policy);
+    applied |= fill(&mut into.features, &from.features);
+    applied |= fill(&mut into.devices.watchdog, &from.devices.watchdog);
+    applied |= fill(&mut into.io_threads_policy, &from.io_threads_policy);
+    applied
 }
 
 #[cfg(test)]
@@ -211,6 +220,62 @@ mod tests {
         let once = vmi.clone();
         apply_presets(&mut vmi, &[p]).unwrap();
         assert_eq!(vmi, once);
+    }
+
+    /// A preset is told of where a section of the VMI is now as the preset says.
+    #[test]
+    fn presets_that_change_nothing_leave_no_trace() {
+        for (own, from, applied) in [
+            (json!({}), json!({"resources": {"requests": {"memory": "64M"}}}), true),
+            (json!({}), json!({}), false),
+            // Requests are one section.
+            (
+                json!({"resources": {"requests": {"cpu": "1"}}}),
+                json!({"resources": {"requests": {"memory": "64M"}}}),
+                false,
+            ),
+            (json!({"cpu": {"cores": 2}}), json!({"cpu": {"cores": 3}}), false),
+            (json!({"cpu": {"cores": 2}}), json!({"cpu": {"cores": 2}}), true),
+            (
+                json!({"cpu": {"cores": 2}}),
+                json!({"cpu": {"cores": 3}, "ioThreadsPolicy": "shared"}),
+                true,
+            ),
+            (
+                json!({"clock": {"utc": {}}}),
+                json!({"clock": {"timezone": "Europe/Berlin"}}),
+                false,
+            ),
+            (
+                json!({"clock": {"utc": {}}}),
+                json!({"clock": {"timezone": "Europe/Berlin", "timer": {"hpet": {}}}}),
+                true,
+            ),
+        ] {
+            let domain = |mut part: Value| {
+                part["devices"] = json!({});
+                part
+            };
+            let (mut vmi, preset) = (
+                vmi(domain(own.clone()), json!({})),
+                preset("p", linux(), domain(from.clone())),
+            );
+            let said = vmi.spec.domain.resources.clone();
+            let found = apply_presets(&mut vmi, &[preset]).unwrap();
+            assert_eq!(
+                (found.presets.len(), found.warnings.len()),
+                (usize::from(applied), usize::from(applied)),
+                "{own} {from}"
+            );
+            let annotated = vmi
+                .metadata
+                .annotations
+                .is_some_and(|a| a.contains_key("virtualmachinepreset.kubevirt.io/p"));
+            assert_eq!(annotated, applied, "{own} {from}");
+            if said.is_some() {
+                assert_eq!(vmi.spec.domain.resources, said);
+            }
+        }
     }
 
     #[test]

@@ -16,6 +16,8 @@ const ELSEWHERE: &[&str] = &[
     "dnsConfig",
     "dnsPolicy",
     "domain.devices.autoattachPodInterface",
+    // There is one, which is also the default.
+    "domain.devices.disks[0].lun.bus",
     "domain.memory.reservedOverhead.addedOverhead",
     "domain.resources",
     "evictionStrategy",
@@ -79,7 +81,7 @@ const VALID: &[(&str, &str)] = &[
     ("domain.devices.interfaces[0].portRanges[0].protocol", "UDP"),
     ("domain.devices.interfaces[0].ports[0].protocol", "UDP"),
     ("domain.devices.interfaces[0].state", "down"),
-    ("domain.devices.panicDevices[0].model", "isa"),
+    ("domain.devices.panicDevices[0].model", "pvpanic"),
     ("domain.devices.sound.model", "ac97"),
     ("domain.devices.video.type", "virtio"),
     ("domain.devices.watchdog.diag288.action", "poweroff"),

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use ferrovirt_core::machine::{BlockSize, Bus, Disk, DiskDevice, Machine};
+use ferrovirt_core::machine::{BlockSize, Bus, Disk, DiskDevice, Machine, Source};
 
-use crate::facts::{Backing, BlockSizes, DiskFile, Facts, MissingFact};
+use crate::facts::{Backing, BlockSizes, DiskFile, DiskFormat, Facts, MissingFact};
 use crate::xml::{Element, el};
 use crate::{alias, io_threads, pci_address, virtio};
 
@@ -44,11 +44,14 @@ pub(crate) fn disks(machine: &Machine, facts: &Facts) -> Result<Vec<Element>, Mi
     disks
         .map(|(disk, target)| {
             let missing = || MissingFact::Disk(disk.name.clone());
-            let file = facts.disks.get(&disk.name).ok_or_else(missing)?;
             let block_io = block_io(disk, facts)?;
+            if disk.source == Source::Empty {
+                return Ok(element(machine, disk, None, &target, block_io));
+            }
+            let file = facts.disks.get(&disk.name).ok_or_else(missing)?;
             let reservations = disk.reservation.then(|| reservations(&facts.reservation_socket));
             let source = source(&file.path, file.block).children(reservations);
-            Ok(element(machine, disk, (file, source), &target, block_io))
+            Ok(element(machine, disk, Some((file, source)), &target, block_io))
         })
         .collect()
 }
@@ -56,7 +59,7 @@ pub(crate) fn disks(machine: &Machine, facts: &Facts) -> Result<Vec<Element>, Mi
 fn element(
     machine: &Machine,
     disk: &Disk,
-    (file, source): (&DiskFile, Element),
+    medium: Option<(&DiskFile, Element)>,
     target: &str,
     block_io: Option<Element>,
 ) -> Element {
@@ -71,14 +74,16 @@ fn element(
         Bus::Scsi => "scsi",
         Bus::Usb => "usb",
     };
-    let mut element = el("disk").attr("type", kind(file.block)).attr("device", device);
+    let (file, source) = medium.unzip();
+    let block = file.is_some_and(|file| file.block);
+    let mut element = el("disk").attr("type", kind(block)).attr("device", device);
     if disk.bus == Bus::Virtio {
         element = element.attr("model", virtio(machine));
     }
     element = element
         .child(driver(machine, disk, file))
-        .child(source)
-        .child(backing(file.backing.as_ref()))
+        .children(source)
+        .children(file.map(|file| backing(file.backing.as_ref())))
         .children(block_io)
         .child(el("target").attr("dev", target).attr("bus", bus).attr_if("tray", tray));
     if disk.readonly {
@@ -112,15 +117,16 @@ fn reservations(socket: &Path) -> Element {
     )
 }
 
-fn driver(machine: &Machine, disk: &Disk, file: &DiskFile) -> Element {
+fn driver(machine: &Machine, disk: &Disk, file: Option<&DiskFile>) -> Element {
     let queues = machine.block_multi_queue && disk.bus == Bus::Virtio;
-    let cache = disk.cache.as_ref().unwrap_or(&file.cache);
+    let cache = disk.cache.as_ref().or(file.map(|file| &file.cache));
     // libvirt allows it without a cache only.
-    let native = (cache == "none" && (file.block || file.allocated)).then_some("native");
+    let whole = file.is_some_and(|file| file.block || file.allocated);
+    let native = (whole && cache.is_some_and(|cache| cache == "none")).then_some("native");
     let driver = el("driver")
         .attr("name", "qemu")
-        .attr("type", file.format.name())
-        .attr("cache", cache)
+        .attr("type", file.map_or(DiskFormat::Raw, |file| file.format).name())
+        .attr_if("cache", cache)
         .attr("error_policy", disk.error_policy.as_deref().unwrap_or("stop"))
         .attr_if("io", disk.io.as_deref().or(native))
         .attr("discard", "unmap")

@@ -19,12 +19,13 @@ pub(crate) fn host_devices(machine: &Machine, facts: &Facts) -> Result<Vec<Eleme
                 wanted: device.source.clone(),
             };
             let fact = facts.host_devices.get(&device.alias()).ok_or_else(missing)?;
-            Ok(element(device, fact, &mut default_screen))
+            let own = machine.video.as_deref() == Some("ramfb");
+            Ok(element(device, fact, &mut default_screen, own))
         })
         .collect()
 }
 
-fn element(device: &HostDevice, fact: &HostDeviceFact, default_screen: &mut bool) -> Element {
+fn element(device: &HostDevice, fact: &HostDeviceFact, default_screen: &mut bool, has_ram_fb: bool) -> Element {
     let element = el("hostdev").attr("mode", "subsystem");
     let element = match fact {
         HostDeviceFact::Pci(address) => element
@@ -40,7 +41,7 @@ fn element(device: &HostDevice, fact: &HostDeviceFact, default_screen: &mut bool
                 Some(display) => (display.enabled, display.ram_fb),
                 None => {
                     let first = std::mem::take(default_screen);
-                    (first, first)
+                    (first, first && !has_ram_fb)
                 }
             };
             element

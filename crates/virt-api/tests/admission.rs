@@ -26,6 +26,17 @@ fn fields(status: &Status) -> Vec<&str> {
 async fn machines_are_completed_and_judged() {
     let home = Home::open().await;
     let made = home.create_vm("a", "Halted").await;
+    let mut manifest = vm("a", "Halted");
+    manifest
+        .metadata
+        .resource_version
+        .clone_from(&made.metadata.resource_version);
+    let replaced = home
+        .vms()
+        .replace("a", &PostParams::default(), &manifest)
+        .await
+        .unwrap();
+    assert_eq!(replaced.spec, made.spec, "the guest sees the hardware that it has seen");
     let spec = made.spec.template.spec.unwrap();
     assert!(spec.domain.firmware.is_some_and(|firmware| firmware.uuid.is_some()));
 

@@ -41,7 +41,7 @@ pub(crate) fn prepare(vmi: &VirtualMachineInstance, root: &File, user: u32) -> R
             hand_over(
                 &directory,
                 &Path::new(&volume.name).join(name),
-                disk.r#type == "DiskOrCreate",
+                disk.r#type == "DiskOrCreate" && disk.capacity.is_some(),
                 user,
             )
         });
@@ -168,18 +168,21 @@ mod tests {
         std::os::unix::fs::symlink("/run", root.path().join("var/run")).unwrap();
         let disks = root.path().join("run/kubevirt-private/vmi-disks");
         std::os::unix::fs::symlink("data", disks.join("linked")).unwrap();
-        let vmi = |volume: &str, path: &str, kind: &str| -> VirtualMachineInstance {
+        let vmi = |volume: &str, path: &str, (kind, capacity): (&str, Option<&str>)| -> VirtualMachineInstance {
             serde_json::from_value(serde_json::json!({
                 "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "x"},
-                "spec": {"domain": {"devices": {}}, "volumes": [{"name": volume, "hostDisk": {"path": path, "type": kind}}]},
+                "spec": {"domain": {"devices": {}}, "volumes": [{"name": volume, "hostDisk": {"path": path, "type": kind, "capacity": capacity}}]},
             }))
             .unwrap()
         };
         let directory = File::open(root.path()).unwrap();
         let file = disks.join("data/disk.img");
-        prepare(&vmi("data", "/srv/disk.img", "Disk"), &directory, 107).unwrap();
-        assert!(!file.exists(), "a missing disk is the launcher's to report");
-        prepare(&vmi("data", "/srv/disk.img", "DiskOrCreate"), &directory, 107).unwrap();
+        let create = ("DiskOrCreate", Some("1Gi"));
+        for existing in [("Disk", None), ("DiskOrCreate", None)] {
+            prepare(&vmi("data", "/srv/disk.img", existing), &directory, 107).unwrap();
+            assert!(!file.exists(), "a missing disk is the launcher's to report");
+        }
+        prepare(&vmi("data", "/srv/disk.img", create), &directory, 107).unwrap();
         let metadata = file.metadata().unwrap();
         assert_eq!((metadata.uid(), metadata.len()), (107, 0));
         std::fs::remove_file(&file).unwrap();
@@ -215,7 +218,7 @@ mod tests {
             ("linked", "/srv/disk.img"),
             ("absent", "/srv/disk.img"),
         ] {
-            let refused = prepare(&vmi(volume, path, "DiskOrCreate"), &directory, 107);
+            let refused = prepare(&vmi(volume, path, create), &directory, 107);
             assert!(refused.is_err(), "{volume} {path}");
         }
     }

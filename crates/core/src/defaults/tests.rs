@@ -1,4 +1,4 @@
-use ferrovirt_api::v1::KubeVirtConfiguration;
+use ferrovirt_api::v1::{KubeVirtConfiguration, VirtualMachine};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -94,6 +94,11 @@ fn vmi_fields() {
             json!("65M"),
         ),
         (
+            "{domain: {devices: {}, resources: {requests: {memory: 0, cpu: '0'}, limits: {memory: 65M, cpu: 0}}}}",
+            "/spec/domain/resources",
+            json!({"limits": {"memory": "65M"}}),
+        ),
+        (
             "{domain: {devices: {}, memory: {guest: 3Gi}}}",
             "/spec/domain/memory/maxGuest",
             json!("12Gi"),
@@ -174,6 +179,11 @@ fn vmi_fields() {
             "{volumes: [{name: a}], domain: {devices: {disks: [{name: a}]}}}",
             "/spec/domain/devices/disks",
             json!([{"name": "a", "disk": {"bus": "sata"}}]),
+        ),
+        (
+            "{domain: {devices: {disks: [{name: a, lun: {}}]}}}",
+            "/spec/domain/devices/disks/0/lun/bus",
+            json!("scsi"),
         ),
         (
             "{architecture: arm64, volumes: [{name: a}], domain: {devices: {}}}",
@@ -348,4 +358,54 @@ fn vm_keeps_only_what_must_not_change() {
     let mut empty = VirtualMachine::default();
     default_vm(&mut empty, &config(), Uuid::max(), Uuid::nil());
     assert_eq!(empty, VirtualMachine::default(), "validation says what is missing");
+}
+
+/// Who replaces a VM with the manifest that it was made from gets the hardware that it has had.
+#[test]
+fn changed_vms_keep_what_they_were_given() {
+    let vm = |template: Value| -> VirtualMachine {
+        let vm = json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": "vm"},
+            "spec": {"runStrategy": "Always", "template": template},
+        });
+        serde_json::from_value(vm).unwrap()
+    };
+    let domain = |domain: Value| json!({"spec": {"domain": domain}});
+    let manifest = domain(json!({"devices": {}, "memory": {"guest": "1Gi"}}));
+    let mut old = vm(manifest.clone());
+    default_vm(&mut old, &config(), Uuid::max(), Uuid::nil());
+    let updated = |template: &Value, old: &VirtualMachine, config: &ClusterConfig| {
+        let mut new = vm(template.clone());
+        default_vm_update(&mut new, old, config);
+        let once = new.clone();
+        default_vm_update(&mut new, old, config);
+        assert_eq!(once, new, "a second time changes nothing");
+        new
+    };
+    let newer = config().with(&serde_json::from_value(json!({"machineType": "pc-q35-9.0"})).unwrap());
+    assert_eq!(updated(&manifest, &old, &newer), old);
+
+    // What the new one says, it means.
+    let said = json!({
+        "metadata": {"annotations": {PCI_TOPOLOGY_ANNOTATION: "v2"}},
+        "spec": {"architecture": "amd64", "domain": {
+            "devices": {}, "machine": {"type": "pc-q35-8.0"}, "firmware": {"uuid": "u", "serial": "s"},
+        }},
+    });
+    assert_eq!(updated(&said, &old, &newer), vm(said));
+    let arm = json!({"spec": {"architecture": "arm64", "domain": {"devices": {}}}});
+    let machine = |vm: VirtualMachine| vm.spec.template.spec.unwrap().domain.machine.unwrap().r#type.unwrap();
+    assert_eq!(machine(updated(&arm, &old, &newer)), "virt");
+
+    // Stored before anything was written into VMs: it has been started without.
+    let bare = updated(&manifest, &vm(manifest.clone()), &newer);
+    assert_eq!(
+        serde_json::to_value(&bare.spec.template).unwrap(),
+        json!({"spec": {
+            "architecture": "amd64",
+            "domain": {"devices": {}, "memory": {"guest": "1Gi"}, "machine": {"type": "pc-q35-9.0"}},
+        }})
+    );
+    let nothing = updated(&json!({}), &old, &newer);
+    assert_eq!(nothing, vm(json!({})), "validation says what is missing");
 }

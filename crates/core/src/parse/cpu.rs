@@ -49,7 +49,7 @@ impl Cx<'_> {
         if sockets.saturating_mul(per_socket) > MAX_VCPUS {
             self.causes.not_supported(
                 path,
-                format!("{sockets} sockets, {cores} cores and {threads} threads are more than {MAX_VCPUS} vCPUs"),
+                format!("{sockets} sockets, {cores} cores and {threads} threads are more than {MAX_VCPUS} vCPUs: more need an IOMMU, which machines do not have yet"),
             );
         }
         if self.architecture == Architecture::Arm64 && threads > 1 {

@@ -108,14 +108,22 @@ impl Cx<'_> {
     }
 
     fn panic_devices(&mut self, devices: &[PanicDevice], path: &FieldPath) -> Vec<String> {
+        // The first is what a device has that names none.
+        let known: &[&str] = match self.architecture {
+            Architecture::Amd64 => &["isa", "hyperv", "pvpanic"],
+            Architecture::Arm64 => &["pvpanic"],
+            Architecture::S390x => &[],
+        };
+        let Some(default) = known.first() else {
+            if !devices.is_empty() {
+                self.causes.not_supported(path, "s390x has no panic devices");
+            }
+            return Vec::new();
+        };
         let mut models = Vec::new();
         for (i, PanicDevice { model }) in devices.iter().enumerate() {
-            let field = path.index(i).child("model");
-            let Some(model) = model.as_deref().filter(|m| !m.is_empty()) else {
-                self.causes.required(&field, "a panic device needs a model");
-                continue;
-            };
-            self.causes.one_of(&field, model, &["hyperv", "isa", "pvpanic"]);
+            let model = model.as_deref().filter(|m| !m.is_empty()).unwrap_or(default);
+            self.causes.one_of(&path.index(i).child("model"), model, known);
             models.push(model.to_owned());
         }
         models
@@ -151,7 +159,7 @@ impl Cx<'_> {
         if !graphics {
             self.causes.invalid(path, "a video card needs autoattachGraphicsDevice");
         }
-        let model = r#type.as_deref().filter(|t| !t.is_empty())?;
+        let model = r#type.as_deref().unwrap_or_default();
         let models: &[&str] = match self.architecture {
             Architecture::Amd64 => &["vga", "cirrus", "virtio", "ramfb", "bochs"],
             Architecture::Arm64 => &["virtio", "ramfb"],

@@ -8,11 +8,14 @@ use ferrovirt_api::v1::{
 
 use super::{Cx, on, text};
 use crate::cause::FieldPath;
+use crate::config::GATE_EMPTY_DRIVES;
 use crate::machine::{BlockSize, Bus, Disk, DiskDevice, Interface, PciAddress, Source};
 
 const CACHES: [&str; 3] = ["none", "writethrough", "writeback"];
 /// Least and largest block size.
 const BLOCK_SIZES: std::ops::RangeInclusive<i32> = 512..=2 << 20;
+/// What QEMU's IDE devices, which those on sata are, can have.
+const SATA_SECTOR: u32 = 512;
 const ERROR_POLICIES: [&str; 4] = ["stop", "ignore", "report", "enospace"];
 
 /// What disk, cdrom or lun say about the device.
@@ -37,14 +40,10 @@ impl Cx<'_> {
         let mut parsed: Vec<Disk> = Vec::new();
         for (i, disk) in disks.iter().enumerate() {
             let path = path.index(i);
-            if disks[..i].iter().any(|other| other.name == disk.name) {
-                self.causes.duplicate(
-                    &path.child("name"),
-                    format!("another disk has the name \"{}\"", disk.name),
-                );
-            }
+            self.unique_disk(disk, &disks[..i], &path);
             let volume_index = volumes.iter().position(|v| v.name == disk.name);
-            if volume_index.is_none() {
+            let drive = volume_index.is_none() && disk.cdrom.is_some() && self.config.gate(GATE_EMPTY_DRIVES);
+            if volume_index.is_none() && !drive {
                 self.causes.invalid(
                     &path.child("name"),
                     format!("there is no volume \"{}\" for this disk", disk.name),
@@ -59,8 +58,11 @@ impl Cx<'_> {
                     "a lun needs a volume of the type persistentVolumeClaim or dataVolume",
                 );
             }
-            let source = volume_index.and_then(|v| sources.get(v)?.clone());
-            let (Some(volume_index), Some(source), Some(target)) = (volume_index, source, target) else {
+            let source = match volume_index {
+                Some(volume) => sources.get(volume).cloned().flatten(),
+                None => drive.then_some(Source::Empty),
+            };
+            let (Some(source), Some(target)) = (source, target) else {
                 continue;
             };
             if target.device == DiskDevice::Disk && target.bus == Bus::Sata && is_fixed(&source) {
@@ -78,7 +80,7 @@ impl Cx<'_> {
                 self.causes
                     .invalid(&path.child(field), "downwardMetrics are on a disk on the bus virtio");
             }
-            let disk = join(disk, target, volume_index, source);
+            let disk = join(disk, target, volume_index.unwrap_or(volumes.len()), source);
             if disk.shareable && !is_shared(&disk.source) {
                 self.causes.invalid(
                     &path.child("shareable"),
@@ -154,7 +156,37 @@ impl Cx<'_> {
                 "only virtio disks have an I/O thread of their own",
             );
         }
+        if let Some(BlockSize::Custom { logical, .. }) = block_size
+            && target.bus == Bus::Sata
+            && logical != SATA_SECTOR
+        {
+            let message = format!("a sata device has sectors of {SATA_SECTOR} bytes; use another bus");
+            self.causes.invalid(&path.child("blockSize.custom.logical"), message);
+        }
         Some(Target { block_size, ..target })
+    }
+
+    /// What disks say by themselves, without the volumes that VMIs have for them.
+    pub(super) fn disks_of_preset(&mut self, disks: &[WireDisk], path: &FieldPath) {
+        let list = path.child("domain.devices.disks");
+        for (i, disk) in disks.iter().enumerate() {
+            self.unique_disk(disk, &disks[..i], &list.index(i));
+            self.disk(disk, &list.index(i));
+        }
+        let devices = Devices {
+            disks: disks.to_vec(),
+            ..Devices::default()
+        };
+        self.boot_orders(&devices, path);
+    }
+
+    fn unique_disk(&mut self, disk: &WireDisk, earlier: &[WireDisk], path: &FieldPath) {
+        if earlier.iter().any(|other| other.name == disk.name) {
+            self.causes.duplicate(
+                &path.child("name"),
+                format!("another disk has the name \"{}\"", disk.name),
+            );
+        }
     }
 
     fn block_size(&mut self, sizes: &WireBlockSize, path: &FieldPath) -> Option<BlockSize> {
@@ -389,7 +421,10 @@ fn join(disk: &WireDisk, target: Target, volume_index: usize, source: Source) ->
         cache: set(&disk.cache).or_else(|| on(disk.shareable).then(|| "none".to_owned())),
         io: set(&disk.io),
         error_policy: set(&disk.error_policy),
-        block_size: target.block_size,
+        // No volume, nothing to match.
+        block_size: target
+            .block_size
+            .filter(|size| source != Source::Empty || *size != BlockSize::MatchVolume),
         shareable: on(disk.shareable),
         dedicated_io_thread: on(disk.dedicated_io_thread),
         io_threads: Vec::new(),

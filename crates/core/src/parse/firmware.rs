@@ -83,7 +83,20 @@ impl Cx<'_> {
             }
             parsed.push(AcpiTable { kind, volume });
         }
+        if parsed.is_empty() {
+            self.causes.invalid(&path, "needs slicNameRef, msdmNameRef or both");
+        }
         parsed
+    }
+
+    /// Whether there is system management mode, the VMI says.
+    pub(super) fn firmware_of_preset(&mut self, firmware: Option<&Firmware>, path: &FieldPath) {
+        let Some(firmware) = firmware else { return };
+        let path = path.child("firmware");
+        self.boot(firmware.bootloader.as_ref(), true, &path.child("bootloader"));
+        if let Some(boot) = &firmware.kernel_boot {
+            self.kernel_boot(boot, &path);
+        }
     }
 
     fn boot(&mut self, bootloader: Option<&Bootloader>, smm: bool, path: &FieldPath) -> Boot {
@@ -187,14 +200,16 @@ impl Cx<'_> {
                 machine.clock = Clock::Utc(offset_seconds.unwrap_or_default());
             }
             (None, Some(zone)) => {
+                // Cities are written with spaces, their files are not.
+                let zone = zone.replace(' ', "_");
                 let known = |c: char| c.is_ascii_alphanumeric() || "/_+-".contains(c);
-                if !zone.chars().all(known) {
+                if !zone.chars().all(known) || zone.split('/').any(|part| part.split('_').any(str::is_empty)) {
                     self.causes.invalid(
                         &path.child("timezone"),
                         format!("\"{zone}\" is not a time zone such as Europe/Berlin"),
                     );
                 }
-                machine.clock = Clock::Timezone(zone.to_owned());
+                machine.clock = Clock::Timezone(zone);
             }
             (None, None) => {}
         }

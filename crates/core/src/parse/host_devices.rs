@@ -201,6 +201,22 @@ impl Cx<'_> {
         }
     }
 
+    /// Firmware finds one frame buffer in the guest's memory, whoever made it. `video` is the machine's own.
+    pub(super) fn one_ram_fb(&mut self, gpus: &[GPU], video: Option<&str>, path: &FieldPath) {
+        let mut taken = video == Some("ramfb");
+        for (i, gpu) in gpus.iter().enumerate() {
+            let ram_fb = Wanted::from(gpu).display.is_some_and(|display| display.ram_fb);
+            if ram_fb && taken {
+                let field = path.child("domain.devices.gpus").index(i);
+                self.causes.invalid(
+                    &field.child("virtualGPUOptions.display.ramFB"),
+                    "a machine has one ramfb at most: set ramFB.enabled to false, or have no display or video card with another one",
+                );
+            }
+            taken |= ram_fb;
+        }
+    }
+
     /// A device that the pod gets as one of a resource of nodes.
     fn resource(&mut self, device: Option<&str>, field: &FieldPath) -> HostDeviceSource {
         let resource = device.unwrap_or_default();

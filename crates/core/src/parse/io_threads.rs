@@ -44,14 +44,10 @@ impl Cx<'_> {
                 // Threads are listed disk by disk, also of a spec that is refused: there must not be billions.
                 Some(Pool::All(u32::try_from(count.clamp(1, MAX_POOL)).unwrap_or(1)))
             }
-            (Some(_) | None, Some(_)) => {
-                self.causes
-                    .invalid(&field, "only ioThreadsPolicy supplementalPool has a number of threads");
-                None
-            }
-            (Some("shared"), None) => Some(Pool::Turns(1)),
-            (Some(_), None) => Some(Pool::Turns(machine.cpu.vcpus().saturating_mul(2))),
-            (None, None) => None,
+            // The number is that policy's, and waits for it.
+            (Some("shared"), _) => Some(Pool::Turns(1)),
+            (Some(_), _) => Some(Pool::Turns(machine.cpu.vcpus().saturating_mul(2))),
+            (None, _) => None,
         };
         assign(machine, pool);
     }

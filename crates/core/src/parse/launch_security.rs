@@ -17,7 +17,7 @@ impl Cx<'_> {
         path: &FieldPath,
     ) -> Option<LaunchSecurity> {
         let WireLaunchSecurity { sev, snp, tdx } = security?;
-        let path = path.child("launchSecurity");
+        let (max_guest, path) = (path.child("memory.maxGuest"), path.child("launchSecurity"));
         let kinds = [sev.is_some(), snp.is_some(), tdx.is_some()];
         if kinds.iter().filter(|kind| **kind).count() > 1 {
             self.causes.invalid(&path, "sev, snp and tdx exclude each other");
@@ -35,6 +35,10 @@ impl Cx<'_> {
         if !kinds.contains(&true) {
             self.causes
                 .required(&path, "launchSecurity needs a kind: sev, snp or tdx");
+        }
+        if machine.memory.max_guest.is_some() {
+            let why = "a machine with launchSecurity has no memory hotplug";
+            self.causes.invalid(&max_guest, why);
         }
         self.protected_boot(machine, sev.is_none(), &path);
         if tdx.is_some() {

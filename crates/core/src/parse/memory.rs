@@ -8,7 +8,7 @@ use ferrovirt_api::v1::{Hugepages, Memory as WireMemory, ReservedOverhead, Resou
 use super::Cx;
 use crate::cause::FieldPath;
 use crate::config::GATE_MEMLOCK;
-use crate::machine::Memory;
+use crate::machine::{Architecture, Memory};
 
 const LEAST: i64 = 1_000_000;
 const GI: i64 = 1 << 30;
@@ -33,10 +33,12 @@ impl Cx<'_> {
         let limit = self.resources(resources, path);
 
         let Some(guest) = guest else {
-            self.causes.required(
-                &field.child("guest"),
-                "no memory requested: set memory.guest or resources.requests.memory",
-            );
+            if !self.template {
+                self.causes.required(
+                    &field.child("guest"),
+                    "no memory requested: set memory.guest or resources.requests.memory",
+                );
+            }
             return Memory {
                 guest: 0,
                 max_guest: None,
@@ -111,6 +113,9 @@ impl Cx<'_> {
         }
         if max <= guest {
             return None;
+        }
+        if self.architecture == Architecture::S390x {
+            self.causes.not_supported(field, "s390x has no memory hotplug");
         }
         if guest < GI {
             self.causes

@@ -93,28 +93,69 @@ pub(crate) fn architecture_of(spec: &VirtualMachineInstanceSpec, config: &Cluste
 pub(crate) struct Cx<'a> {
     pub config: &'a ClusterConfig,
     pub architecture: Architecture,
+    /// Presets may still bring what is missing.
+    pub template: bool,
     pub causes: Causes,
 }
 
+/// Causes to refuse the spec of a template, whose VMIs the presets of their time may complete.
+pub(crate) fn template_causes(
+    name: &str,
+    spec: &VirtualMachineInstanceSpec,
+    path: &FieldPath,
+    config: &ClusterConfig,
+) -> Vec<Cause> {
+    let mut cx = Cx::new(config);
+    cx.template = true;
+    cx.spec(name, &completed(spec, config), path);
+    cx.causes.into_vec()
+}
+
+/// Causes to refuse what presets say of disks and firmware, whatever the VMIs that they select look like.
+pub(crate) fn preset_causes(domain: &DomainSpec, path: &FieldPath) -> Vec<Cause> {
+    let mut config = ClusterConfig::permissive();
+    config.architecture = Architecture::Amd64;
+    let spec = VirtualMachineInstanceSpec {
+        domain: domain.clone(),
+        ..VirtualMachineInstanceSpec::default()
+    };
+    let spec = completed(&spec, &config);
+    let mut cx = Cx::new(&config);
+    cx.disks_of_preset(&spec.domain.devices.disks, path);
+    cx.firmware_of_preset(domain.firmware.as_ref(), &path.child("domain"));
+    cx.causes.into_vec()
+}
+
+fn completed(spec: &VirtualMachineInstanceSpec, config: &ClusterConfig) -> VirtualMachineInstanceSpec {
+    let mut spec = spec.clone();
+    default_spec(&mut spec, config);
+    spec
+}
+
 /// [`Machine::parse`] with field paths below `path`.
-pub(crate) fn parse_spec(
+fn parse_spec(
     name: &str,
     spec: &VirtualMachineInstanceSpec,
     path: &FieldPath,
     config: &ClusterConfig,
 ) -> Result<Machine, Vec<Cause>> {
-    let mut spec = spec.clone();
-    default_spec(&mut spec, config);
-    let mut cx = Cx {
-        config,
-        architecture: config.architecture,
-        causes: Causes::default(),
-    };
-    let machine = cx.spec(name, &spec, path);
+    let mut cx = Cx::new(config);
+    let machine = cx.spec(name, &completed(spec, config), path);
     if cx.causes.is_empty() {
         Ok(machine)
     } else {
         Err(cx.causes.into_vec())
+    }
+}
+
+impl<'a> Cx<'a> {
+    fn new(config: &'a ClusterConfig) -> Self {
+        Self {
+            config,
+            architecture: config.architecture,
+            template: false,
+            causes: Causes::default(),
+        }
     }
 }
 
@@ -151,6 +192,7 @@ impl Cx<'_> {
         let mut machine = self.domain(name, domain, path);
         machine.resource_claims = self.resource_claims(resource_claims, path);
         machine.host_devices = self.host_devices(&domain.devices, resource_claims, path);
+        self.one_ram_fb(&domain.devices.gpus, machine.video.as_deref(), path);
         let sources = self.volumes(volumes, path);
         machine.access_credentials = self.access_credentials(access_credentials, &sources, path);
         machine.service_account = self.service_account(service_account_name.as_deref(), volumes, path);
@@ -186,6 +228,7 @@ impl Cx<'_> {
         self.eviction_strategy(eviction_strategy.as_deref(), path);
         self.probe(readiness_probe.as_ref(), networks, &path.child("readinessProbe"));
         self.probe(liveness_probe.as_ref(), networks, &path.child("livenessProbe"));
+        self.liveness(liveness_probe.as_ref(), &path.child("livenessProbe"));
         machine.hostname = hostname(name, spec);
         machine.subdomain.clone_from(subdomain);
         machine.start_paused = self.start_strategy(start_strategy.as_deref(), liveness_probe.is_some(), path);

@@ -171,6 +171,17 @@ impl Cx<'_> {
         }
     }
 
+    /// A guest that lives needs to say so once: no pod with another number is accepted.
+    pub(super) fn liveness(&mut self, probe: Option<&Probe>, path: &FieldPath) {
+        let wanted = probe.and_then(|probe| probe.success_threshold).filter(|n| *n > 1);
+        if let Some(wanted) = wanted {
+            self.causes.invalid(
+                &path.child("successThreshold"),
+                format!("{wanted} is not 1, which a livenessProbe needs"),
+            );
+        }
+    }
+
     fn probe_port(&mut self, port: &IntOrString, field: &FieldPath) {
         let valid = match port {
             IntOrString::Int(number) => (1..=65535).contains(number),

@@ -272,11 +272,8 @@ impl Cx<'_> {
                 None
             }
             ("DiskOrCreate", Some(bytes)) => bytes.and_then(|b| u64::try_from(b).ok()),
-            ("DiskOrCreate", None) => {
-                self.causes
-                    .required(&path.child("capacity"), "type DiskOrCreate needs a capacity");
-                None
-            }
+            // It may be there; the launcher says so when it is not.
+            ("DiskOrCreate", None) => None,
             (other, _) => {
                 self.causes
                     .one_of(&path.child("type"), other, &["Disk", "DiskOrCreate"]);
@@ -344,7 +341,7 @@ impl Cx<'_> {
     fn cloud_init_data(&mut self, fields: &CloudInitFields<'_>, path: &FieldPath) -> (bool, Option<CloudInitData>) {
         let set = |value: &Option<String>| value.clone().filter(|v| !v.is_empty());
         let (plain, encoded) = (set(fields.plain.1), set(fields.base64.1));
-        let secret = fields.secret.1.as_ref();
+        let secret = fields.secret.1.as_ref().filter(|secret| !secret.name.is_empty());
         let given = [plain.is_some(), encoded.is_some(), secret.is_some()];
         let count = given.iter().filter(|given| **given).count();
         if count > 1 {
@@ -356,7 +353,8 @@ impl Cx<'_> {
         let inline = match (plain, encoded) {
             (Some(text), _) => Some((fields.plain.0, text.into_bytes())),
             (None, Some(encoded)) => {
-                let decoded = STANDARD.decode(encoded.trim());
+                // Tools that encode break lines.
+                let decoded = STANDARD.decode(encoded.trim().replace(['\r', '\n'], ""));
                 if decoded.is_err() {
                     let field = path.child(fields.base64.0);
                     self.causes.invalid(&field, "is not valid base64");

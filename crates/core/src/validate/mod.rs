@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::cause::{Cause, Causes, FieldPath};
 use crate::config::ClusterConfig;
 use crate::machine::Machine;
+use crate::parse::preset_causes;
 
 pub use vm::{RUN_STRATEGIES, validate_vm};
 
@@ -50,7 +51,7 @@ pub fn validate_vmi_update(
         return causes.into_vec();
     }
     if old.spec != new.spec {
-        causes.invalid(&FieldPath::root("spec"), "update of VMI object is restricted");
+        causes.not_supported(&FieldPath::root("spec"), "update of VMI object is restricted");
     }
     let empty = BTreeMap::new();
     let before = old.metadata.labels.as_ref().unwrap_or(&empty);
@@ -64,11 +65,16 @@ pub fn validate_vmi_update(
     causes.into_vec()
 }
 
-/// Causes to refuse a preset.
+/// Causes to refuse a preset. What needs more of a VMI than a preset brings is asked of the VMI.
 #[must_use]
 pub fn validate_preset(preset: &VirtualMachineInstancePreset) -> Vec<Cause> {
     let mut causes = Causes::default();
-    let path = FieldPath::root("spec").child("selector.matchExpressions");
+    let path = FieldPath::root("spec");
+    match &preset.spec.domain {
+        None => causes.required(&path.child("domain"), "a preset needs a domain to give to VMIs"),
+        Some(domain) => causes.extend(preset_causes(domain, &path)),
+    }
+    let path = path.child("selector.matchExpressions");
     for (i, e) in preset.spec.selector.match_expressions.iter().flatten().enumerate() {
         let path = path.index(i);
         let values = e.values.as_deref().unwrap_or_default();

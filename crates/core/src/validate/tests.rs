@@ -68,6 +68,7 @@ fn only_our_components_change_a_vmi() {
     let causes = validate_vmi_update(&old, &new, false);
     assert_eq!(fields(&causes), ["spec", "metadata.labels[kubevirt.io/nodeName]"]);
     assert_eq!(causes[0].message, "update of VMI object is restricted");
+    assert_eq!(causes[0].reason, CauseReason::FieldValueNotSupported);
     assert!(validate_vmi_update(&old, &new, true).is_empty());
     let mut labelled = old.clone();
     labelled.metadata.labels = Some([("mine".to_owned(), "1".to_owned())].into());
@@ -92,6 +93,56 @@ fn a_change_is_judged_by_what_it_changes() {
     assert_eq!(
         fields(&validate_vm(&old, None, &config)),
         ["spec.template.spec.hostname"]
+    );
+}
+
+/// Each part on its own: what was stored by an earlier release does not stop another part's change.
+#[test]
+fn a_part_that_stays_is_not_judged_again() {
+    let config = ClusterConfig::default();
+    let spec = |parts: &str, guest: &str| {
+        format!("{{{parts}, template: {{spec: {{domain: {{devices: {{}}, memory: {{guest: {guest}}}}}}}}}}}")
+    };
+    for (part, field) in [
+        ("running: true, runStrategy: Always", "spec.running"),
+        ("runStrategy: Sometimes", "spec.runStrategy"),
+        ("updateVolumesStrategy: Replacement", "spec.runStrategy"),
+        ("runStrategy: Halted, instancetype: {name: small}", "spec.instancetype"),
+        ("runStrategy: Halted, preference: {name: linux}", "spec.preference"),
+        (
+            "runStrategy: Halted, updateVolumesStrategy: Migration",
+            "spec.updateVolumesStrategy",
+        ),
+        (
+            "runStrategy: Halted, dataVolumeTemplates: [{metadata: {name: ''}, spec: {}}]",
+            "spec.dataVolumeTemplates",
+        ),
+    ] {
+        let stored = vm(&spec(part, "64Mi"), "{}");
+        let found = validate_vm(&stored, None, &config);
+        assert_eq!(fields(&found)[0], field, "{part}");
+        assert_eq!(
+            validate_vm(&vm(&spec(part, "65Mi"), "{}"), Some(&stored), &config),
+            [],
+            "{part}"
+        );
+        // It came with this change.
+        let good = vm(&spec("runStrategy: Once", "64Mi"), "{}");
+        assert_eq!(validate_vm(&stored, Some(&good), &config), found, "{part}");
+    }
+    let stored = "{runStrategy: Always, instancetype: {name: small}, template: {spec: {domain: {devices: {}}}}}";
+    let stopped = vm(&stored.replace("Always", "Halted"), "{}");
+    assert_eq!(validate_vm(&stopped, Some(&vm(stored, "{}")), &config), []);
+    // Volumes that go away leave templates that nobody uses.
+    let joined = "{runStrategy: Halted, dataVolumeTemplates: [{metadata: {name: a}, spec: {pvc: {}}}], template: {spec: {domain: {devices: {}}, volumes: [{name: a, dataVolume: {name: a}}]}}}";
+    let alone = joined.replace("volumes: [{name: a, dataVolume: {name: a}}]", "volumes: []");
+    let causes = validate_vm(&vm(&alone, "{}"), Some(&vm(joined, "{}")), &config);
+    assert!(
+        fields(&causes)
+            .iter()
+            .all(|field| field.starts_with("spec.dataVolumeTemplates[0]"))
+            && !causes.is_empty(),
+        "{causes:?}"
     );
 }
 
@@ -140,7 +191,7 @@ fn preset_selectors() {
     let preset = |expression: Value| -> VirtualMachineInstancePreset {
         serde_json::from_value(json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstancePreset", "metadata": {"name": "p"},
-            "spec": {"selector": {"matchExpressions": [expression]}}
+            "spec": {"selector": {"matchExpressions": [expression]}, "domain": {"devices": {}}}
         }))
         .unwrap()
     };
@@ -149,4 +200,47 @@ fn preset_selectors() {
     assert_eq!(causes[0].reason, CauseReason::FieldValueRequired);
     let causes = validate_preset(&preset(json!({"key": "a", "operator": "Near"})));
     assert_eq!(causes[0].field, "spec.selector.matchExpressions[0].operator");
+}
+
+#[test]
+fn presets_by_what_they_bring() {
+    for (domain, expected) in [
+        ("null", &["spec.domain"] as &[&str]),
+        ("{devices: {}}", &[]),
+        // Whatever a VMI has to bring for it.
+        (
+            "{devices: {disks: [{name: a, disk: {}}, {name: b, lun: {}}, {name: c, cdrom: {}}]}}",
+            &[],
+        ),
+        ("{devices: {}, firmware: {bootloader: {efi: {}}}}", &[]),
+        ("{devices: {}, cpu: {cores: 2}, features: {smm: {}}}", &[]),
+        (
+            "{devices: {disks: [{name: a, disk: {bus: ide}}, {name: a, cache: fast, bootOrder: 0}]}}",
+            &[
+                "spec.domain.devices.disks[0].disk.bus",
+                "spec.domain.devices.disks[1].name",
+                "spec.domain.devices.disks[1].cache",
+                "spec.domain.devices.disks[1].bootOrder",
+            ],
+        ),
+        (
+            "{devices: {}, firmware: {bootloader: {efi: {}, bios: {}}, kernelBoot: {kernelArgs: x, container: {image: i}}}}",
+            &[
+                "spec.domain.firmware.bootloader",
+                "spec.domain.firmware.kernelBoot.kernelArgs",
+                "spec.domain.firmware.kernelBoot.container",
+            ],
+        ),
+    ] {
+        let domain: Value = serde_yaml_ng::from_str(domain).unwrap();
+        let preset = json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstancePreset", "metadata": {"name": "p"},
+            "spec": {"selector": {}, "domain": domain}
+        });
+        let causes = validate_preset(&serde_json::from_value(preset).unwrap());
+        assert_eq!(fields(&causes), expected, "{domain}");
+        if domain.is_null() {
+            assert_eq!(causes[0].reason, CauseReason::FieldValueRequired);
+        }
+    }
 }

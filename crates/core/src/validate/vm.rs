@@ -5,7 +5,7 @@ use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstanceTemplateSpec, Virt
 use super::{data_volumes, metadata};
 use crate::cause::{Cause, Causes, FieldPath};
 use crate::config::ClusterConfig;
-use crate::parse::{annotations, architecture_of, parse_spec};
+use crate::parse::{annotations, architecture_of, template_causes};
 
 /// Run strategies, in the API's spelling.
 pub const RUN_STRATEGIES: [&str; 6] = ["Always", "Halted", "Manual", "Once", "RerunOnFailure", "WaitAsReceiver"];
@@ -28,30 +28,36 @@ pub fn validate_vm(vm: &VirtualMachine, old: Option<&VirtualMachine>, config: &C
         template,
         update_volumes_strategy,
     } = &vm.spec;
-    run(&mut causes, *running, run_strategy.as_deref(), &path);
+    let before = old.map(|old| &old.spec);
+    if before.is_none_or(|old| (old.running, &old.run_strategy) != (*running, run_strategy)) {
+        run(&mut causes, *running, run_strategy.as_deref(), &path);
+    }
+    let templates = before.is_none_or(|old| old.data_volume_templates != *data_volume_templates);
     causes.none_of(
         &path,
         &[
-            ("dataVolumeTemplates", !data_volume_templates.is_empty()),
-            ("instancetype", instancetype.is_some()),
-            ("preference", preference.is_some()),
+            ("dataVolumeTemplates", templates && !data_volume_templates.is_empty()),
+            (
+                "instancetype",
+                is_new(instancetype, before.map(|old| &old.instancetype)),
+            ),
+            ("preference", is_new(preference, before.map(|old| &old.preference))),
         ],
     );
-    data_volumes::templates(
-        &mut causes,
-        data_volume_templates,
-        template.spec.as_ref(),
-        vm.metadata.namespace.as_deref(),
-        &path.child("dataVolumeTemplates"),
-    );
-    if let Some(strategy) = update_volumes_strategy.as_deref().filter(|s| !s.is_empty()) {
-        let field = path.child("updateVolumesStrategy");
-        causes.one_of(&field, strategy, &["Replacement", "Migration"]);
-        if strategy == "Migration" {
-            causes.not_yet(&field);
-        }
+    let volumes = |spec: &VirtualMachineSpec| spec.template.spec.as_ref().map(|spec| spec.volumes.clone());
+    if templates || before.is_some_and(|old| volumes(old) != volumes(&vm.spec)) {
+        data_volumes::templates(
+            &mut causes,
+            data_volume_templates,
+            template.spec.as_ref(),
+            vm.metadata.namespace.as_deref(),
+            &path.child("dataVolumeTemplates"),
+        );
     }
-    if old.is_none_or(|old| old.spec.template != *template) {
+    if is_new(update_volumes_strategy, before.map(|old| &old.update_volumes_strategy)) {
+        update_volumes(&mut causes, update_volumes_strategy.as_deref(), &path);
+    }
+    if before.is_none_or(|old| old.template != *template) {
         let name = vm.metadata.name.as_deref().unwrap_or_default();
         machine(&mut causes, name, template, &path.child("template"), config);
     }
@@ -59,6 +65,22 @@ pub fn validate_vm(vm: &VirtualMachine, old: Option<&VirtualMachine>, config: &C
         in_progress(&mut causes, vm, old, &path);
     }
     causes.into_vec()
+}
+
+/// Whether a field is set, and not as it was.
+fn is_new<T: PartialEq>(value: &Option<T>, before: Option<&Option<T>>) -> bool {
+    value.is_some() && before != Some(value)
+}
+
+fn update_volumes(causes: &mut Causes, strategy: Option<&str>, path: &FieldPath) {
+    let Some(strategy) = strategy.filter(|strategy| !strategy.is_empty()) else {
+        return;
+    };
+    let field = path.child("updateVolumesStrategy");
+    causes.one_of(&field, strategy, &["Replacement", "Migration"]);
+    if strategy == "Migration" {
+        causes.not_yet(&field);
+    }
 }
 
 fn run(causes: &mut Causes, running: Option<bool>, strategy: Option<&str>, path: &FieldPath) {
@@ -96,11 +118,7 @@ fn machine(
     let path = path.child("spec");
     match spec {
         None => causes.required(&path, "a template needs a spec"),
-        Some(spec) => {
-            if let Err(found) = parse_spec(name, spec, &path, config) {
-                causes.extend(found);
-            }
-        }
+        Some(spec) => causes.extend(template_causes(name, spec, &path, config)),
     }
 }
 

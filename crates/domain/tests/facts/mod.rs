@@ -15,21 +15,22 @@ pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
 
 pub fn facts(machine: &Machine, kvm: bool) -> Facts {
     let private = |file: &str| format!("/var/run/kubevirt-private/{UID}/{file}").into();
-    let disks = machine.disks.iter().map(|disk| {
+    let media = machine.disks.iter().filter(|disk| disk.source != Source::Empty);
+    let disks = media.map(|disk| {
         let ephemeral = matches!(&disk.source, Source::Claim(claim) if claim.ephemeral);
         let overlay = ephemeral || matches!(disk.source, Source::ContainerDisk { .. });
         // By the name of the volume, as only the pod can tell.
         let block = disk.name.starts_with("block");
         let (path, format) = match &disk.source {
-            Source::ContainerDisk { .. } => ("/disk.qcow2".to_owned(), DiskFormat::Qcow2),
+            _ if overlay => ("/disk.qcow2".to_owned(), DiskFormat::Qcow2),
             Source::EmptyDisk { .. } => (format!("/empty/{}.qcow2", disk.name), DiskFormat::Qcow2),
             Source::HostDisk { path, .. } => (path.clone(), DiskFormat::Raw),
             Source::CloudInit(_) => ("/seed.iso".to_owned(), DiskFormat::Raw),
-            Source::Claim(_) if overlay => ("/disk.qcow2".to_owned(), DiskFormat::Qcow2),
             Source::Claim(_) if block => (format!("/dev/{}", disk.name), DiskFormat::Raw),
             Source::Claim(_) => (format!("/disks/{}/disk.img", disk.name), DiskFormat::Raw),
             Source::DownwardMetrics => ("/metrics/vhostmd0".to_owned(), DiskFormat::Raw),
             Source::Files(_) => (format!("/files/{}.iso", disk.name), DiskFormat::Raw),
+            Source::ContainerDisk { .. } | Source::Empty => unreachable!("an overlay, or no medium"),
         };
         let backing = overlay.then(|| Backing {
             path: if block {

@@ -1,6 +1,6 @@
 //! How a refusal reads. Who called the webhook adds its name: see [`super::as_passed_on`].
 
-use ferrovirt_core::cause::Cause;
+use ferrovirt_core::cause::{Cause, CauseReason};
 use http::StatusCode;
 use serde_json::Value;
 
@@ -56,6 +56,10 @@ impl Denial {
         if causes.is_empty() {
             return Ok(());
         }
+        Err(self.invalid(causes))
+    }
+
+    fn invalid(&self, causes: Vec<Cause>) -> Refusal {
         let shown: Vec<String> = causes.iter().take(MESSAGE_CAUSES).map(ToString::to_string).collect();
         let mut why = shown.join(", ");
         if let Some(more) = causes.len().checked_sub(MESSAGE_CAUSES).filter(|more| *more > 0) {
@@ -63,11 +67,10 @@ impl Denial {
         }
         let refusal = status::failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", why);
         let causes = causes.into_iter().map(Into::into).collect();
-        Err(status::about(refusal, self.kind, &self.name, Some(causes)))
+        status::about(refusal, self.kind, &self.name, Some(causes))
     }
 
-    /// 400 for an object that is not even of its type: with the field, as webhooks are called before the schema is
-    /// looked at, which would name it.
+    /// 422 for an object that is not of its type although its schema has nothing against it.
     pub(super) fn unreadable(&self, error: &serde_path_to_error::Error<serde_json::Error>) -> Refusal {
         let (path, why) = (error.path(), error.inner().to_string());
         // The path of a field that is missing ends with what should have it.
@@ -79,6 +82,14 @@ impl Denial {
             Some(missing) => missing.to_owned(),
             None => path.to_string(),
         };
-        status::bad_request(format!("cannot read {} \"{}\": {field}: {why}", self.kind, self.name))
+        let reason = match missing {
+            Some(_) => CauseReason::FieldValueRequired,
+            None => CauseReason::FieldValueInvalid,
+        };
+        self.invalid(vec![Cause {
+            reason,
+            field,
+            message: why,
+        }])
     }
 }

@@ -17,11 +17,12 @@ use ferrovirt_api::v1::{
 };
 use ferrovirt_core::cause::{Cause, CauseReason};
 use ferrovirt_core::config::{validate_configuration, without_effect};
-use ferrovirt_core::{ClusterConfig, apply_presets, default_vm, default_vmi};
+use ferrovirt_core::{ClusterConfig, apply_presets, default_vm, default_vm_update, default_vmi};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, Time};
 use kube::Api;
 use kube::api::ListParams;
 use kube::runtime::reflector::Store;
+use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -190,15 +191,19 @@ impl Admission {
         self.config.borrow().clone()
     }
 
-    /// Completes a new object in place. Returns warnings for the client.
+    /// Completes an object in place: a new one, or a VM that is changed. Returns warnings for the client.
     ///
     /// # Errors
-    /// The request is refused with this `Status`: presets contradict each other, or the object cannot be read.
+    /// The request is refused with this `Status`: presets contradict each other.
     pub async fn mutate(&self, request: Request<'_>, object: &mut Value) -> Result<Vec<String>, Box<Status>> {
-        let Some(kind) = Kind::of(&request).filter(|_| request.operation == Operation::Create) else {
+        let Some(kind) = Kind::of(&request) else {
             return Ok(Vec::new());
         };
         let denial = Denial::new(kind, &request, object);
+        if request.operation == Operation::Update {
+            let old = request.old.filter(|_| kind == Kind::Machine);
+            return old.map_or(Ok(Vec::new()), |old| carry_over(object, old, &denial, &self.config()));
+        }
         match kind {
             Kind::Machine => object::edit(object, &denial, |vm: &mut VirtualMachine| {
                 default_vm(vm, &self.config(), Uuid::new_v4(), Uuid::new_v4());
@@ -276,6 +281,23 @@ impl Admission {
     }
 }
 
+/// Completes a VM that is changed.
+fn carry_over(
+    object: &mut Value,
+    old: &Value,
+    denial: &Denial,
+    config: &ClusterConfig,
+) -> Result<Vec<String>, Refusal> {
+    // Without what was there, the rules have their say about what comes.
+    let Ok(old) = VirtualMachine::deserialize(old) else {
+        return Ok(Vec::new());
+    };
+    object::edit(object, denial, |vm: &mut VirtualMachine| {
+        default_vm_update(vm, &old, config);
+        Ok(Vec::new())
+    })
+}
+
 /// All causes to refuse a write. Pure.
 fn judge(
     kind: Kind,
@@ -299,6 +321,7 @@ fn judge(
                 None => ferrovirt_core::validate_vmi_create(&vmi, config, ours),
             }
         }
+        Kind::Preset if old.is_some_and(|old| old["spec"] == object["spec"]) => Vec::new(),
         Kind::Preset => ferrovirt_core::validate_preset(&object::read(object, denial)?),
         Kind::ReplicaSet => replica_set(&object::read(object, denial)?, old.is_none()),
         Kind::Migration if old.is_some() => Vec::new(),

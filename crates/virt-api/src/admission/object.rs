@@ -13,18 +13,25 @@ pub(super) fn read<T: DeserializeOwned>(object: &Value, denial: &Denial) -> Resu
     serde_path_to_error::deserialize(object).map_err(|error| denial.unreadable(&error))
 }
 
-/// Lets `change` complete an object. Of its metadata only labels, annotations and finalizers are taken over:
+/// Lets `change` complete an object; what it leaves alone stays as it was written, and what cannot be read is the
+/// schema's to refuse, which names everything that is wrong. Of its metadata only labels, annotations and finalizers are taken over:
 /// the rest belongs to the server.
 pub(super) fn edit<T, F>(object: &mut Value, denial: &Denial, change: F) -> Result<Vec<String>, Refusal>
 where
-    T: DeserializeOwned + Serialize,
+    T: Clone + DeserializeOwned + PartialEq + Serialize,
     F: FnOnce(&mut T) -> Result<Vec<String>, Cause>,
 {
-    let mut typed: T = read(object, denial)?;
+    let Ok(mut typed) = T::deserialize(&*object) else {
+        return Ok(Vec::new());
+    };
+    let before = typed.clone();
     let warnings = match change(&mut typed) {
         Ok(warnings) => warnings,
         Err(cause) => return denial.unless_empty(vec![cause]).map(|()| Vec::new()),
     };
+    if typed == before {
+        return Ok(warnings);
+    }
     let mut changed = serde_json::to_value(&typed).map_err(status::internal)?;
     let mut put = |parent: Option<&str>, field: &str| {
         let (from, to) = match parent {

@@ -82,6 +82,9 @@ pub enum Problem {
         #[source]
         source: io::Error,
     },
+    /// An empty drive.
+    #[error("the drive has no medium")]
+    NoMedium,
     /// `cache: none` without `O_DIRECT`.
     #[error("cache mode none needs O_DIRECT, which {} does not support; choose writethrough or writeback", path.display())]
     NoDirectIo {
@@ -140,7 +143,8 @@ pub async fn prepare(
     machine: &Machine,
 ) -> Result<Vec<Prepared>, Error> {
     let mut prepared = Vec::with_capacity(machine.disks.len());
-    for disk in &machine.disks {
+    // A drive without a medium is ready.
+    for disk in machine.disks.iter().filter(|disk| disk.source != Source::Empty) {
         let ready = prepare_one(layout, children, hooks, machine, disk).await;
         prepared.push(ready.map_err(|source| Error {
             volume: disk.name.clone(),
@@ -193,6 +197,7 @@ async fn prepare_one(
             let size = std::fs::metadata(&path).map(|meta| meta.len()).unwrap_or(0);
             (path, DiskFormat::Raw, size)
         }
+        Source::Empty => return Err(Problem::NoMedium),
     };
     ready(disk, size, path, format, None)
 }

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
-use ferrovirt_core::machine::{AccessCredential, DhcpOptions, Machine};
+use ferrovirt_core::machine::{AccessCredential, DhcpOptions, Machine, Source};
 use ferrovirt_protocol::launcher::{Nic, NodeFacts};
 use tokio_util::sync::CancellationToken;
 
@@ -243,6 +243,12 @@ impl DomainDefined {
             }
             failure.bounded()
         })?;
+        // What is told of disks is told of volumes, and an empty drive has none.
+        let empty = |name: &str| {
+            let mut disks = self.machine.disks.iter();
+            disks.any(|disk| disk.name == name && disk.source == Source::Empty)
+        };
+        description.disks.retain(|disk| !empty(&disk.name));
         for disk in &mut description.disks {
             disk.size = self
                 .disks

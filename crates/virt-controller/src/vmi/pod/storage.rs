@@ -273,7 +273,7 @@ impl Storage {
             Source::Files(files) => self.add_files(&disk.name, &files.origin),
             // With what is known of it.
             Source::Claim(_) => {}
-            Source::EmptyDisk { .. } => {}
+            Source::EmptyDisk { .. } | Source::Empty => {}
         }
     }
 
