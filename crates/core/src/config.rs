@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{
     ArchConfiguration, ArchSpecificConfiguration, DeveloperConfiguration, KubeVirtConfiguration,
-    ResourceRequirementsWithoutClaims,
+    ResourceRequirementsWithoutClaims, VirtualMachineOptions,
 };
 
 use crate::machine::{Architecture, Smbios, TapBinding};
@@ -142,6 +142,8 @@ pub struct ClusterConfig {
     pub disable_serial_console_log: bool,
     /// Seconds between balloon statistics; 0: none.
     pub mem_balloon_stats_period: u32,
+    /// Guests give pages back that they have freed.
+    pub free_page_reporting: bool,
     /// Resources by which machines may ask for devices of nodes; `None`: any.
     pub permitted_devices: Option<BTreeSet<String>>,
     /// Devices that virt-handler offers as resources.
@@ -266,6 +268,7 @@ impl Default for ClusterConfig {
             hook_sidecars: true,
             disable_serial_console_log: false,
             mem_balloon_stats_period: 10,
+            free_page_reporting: true,
             permitted_devices: Some(BTreeSet::new()),
             device_selectors: Vec::new(),
             persistent_reservation: false,
@@ -395,7 +398,12 @@ impl ClusterConfig {
         }
         self.apply_pods(c);
         if let Some(options) = &c.virtual_machine_options {
-            self.disable_serial_console_log = options.disable_serial_console_log.is_some();
+            let VirtualMachineOptions {
+                disable_free_page_reporting,
+                disable_serial_console_log,
+            } = options;
+            self.disable_serial_console_log = disable_serial_console_log.is_some();
+            self.free_page_reporting = disable_free_page_reporting.is_none();
         }
         self.apply_devices(c);
         if let Some(period) = c.mem_balloon_stats_period.and_then(|p| u32::try_from(p).ok()) {
@@ -578,7 +586,7 @@ mod tests {
             "network": {"defaultNetworkInterface": "masquerade", "permitBridgeInterfaceOnPodNetwork": false},
             "seccompConfiguration": {"virtualMachineInstanceProfile": {"customProfile": {"localhostProfile": "vm.json"}}},
             "vmRolloutStrategy": "Stage",
-            "virtualMachineOptions": {"disableSerialConsoleLog": {}}
+            "virtualMachineOptions": {"disableSerialConsoleLog": {}, "disableFreePageReporting": {}}
         }))
         .unwrap();
         let config = ClusterConfig::from_kubevirt(&configuration);
@@ -587,6 +595,7 @@ mod tests {
         assert_eq!(config.cpu_request, Some("250m".into()));
         assert!(config.gate(GATE_HOST_DISK) && !config.gate("Sidecar"));
         assert!(config.use_emulation && !config.live_update && config.disable_serial_console_log);
+        assert!(!config.free_page_reporting);
         assert_eq!((config.cpu_allocation_ratio, config.memory_overcommit), (4, 100));
         assert_eq!(config.default_network_interface, TapBinding::Masquerade);
         assert!(!config.permit_bridge_on_pod_network && !config.image_volumes);

@@ -392,6 +392,7 @@ fn join(disk: &WireDisk, target: Target, volume_index: usize, source: Source) ->
         block_size: target.block_size,
         shareable: on(disk.shareable),
         dedicated_io_thread: on(disk.dedicated_io_thread),
+        thick: false,
         io_threads: Vec::new(),
         pci_address: target.pci_address,
         tag: set(&disk.tag),

@@ -67,9 +67,14 @@ impl Machine {
         let asked = annotations(&vmi.metadata, &path, architecture, config, &mut causes);
         match parse_spec(name, &vmi.spec, &FieldPath::root("spec"), config) {
             Ok(mut machine) if causes.is_empty() => {
-                claims::sizes(&mut machine, vmi);
+                claims::describe(&mut machine, vmi);
                 machine.ignition = asked.ignition;
                 machine.hook_sidecars = asked.sidecars;
+                machine.free_page_reporting &= !asked.no_free_page_reporting;
+                machine.pci_hole64 = !asked.no_pci_hole64;
+                if let Some(pinning) = &mut machine.cpu.pinning {
+                    pinning.even = asked.even_cpus;
+                }
                 machine
                     .hook_sidecars
                     .extend(binding_plugins::sidecars(&machine, config));
@@ -239,6 +244,7 @@ impl Cx<'_> {
             chassis: self.chassis(chassis.as_ref(), path),
             cpu: self.cpu(cpu.as_ref(), path),
             memory: self.memory(memory.as_ref(), resources.as_ref(), path),
+            guaranteed: resources.as_ref().is_some_and(pinning::no_more_than_requested),
             boot: Boot::Bios { use_serial: false },
             acpi: true,
             acpi_tables: Vec::new(),
@@ -264,6 +270,8 @@ impl Cx<'_> {
             video: None,
             mem_balloon: true,
             mem_balloon_stats_period: self.config.mem_balloon_stats_period,
+            free_page_reporting: self.config.free_page_reporting,
+            pci_hole64: true,
             watchdog: None,
             panic_devices: Vec::new(),
             block_multi_queue: false,
@@ -288,6 +296,9 @@ impl Cx<'_> {
             service_account: None,
         };
         parsed.cpu.pinning = self.pinning(cpu.as_ref(), resources.as_ref(), &parsed, path);
+        parsed.guaranteed |= parsed.cpu.pinning.is_some();
+        // What it would give back nobody else may have, and taking it again would make it wait.
+        parsed.free_page_reporting &= parsed.cpu.pinning.is_none() && parsed.memory.huge_page.is_none();
         self.features(features.as_ref(), clock.as_ref(), &mut parsed, path);
         self.firmware(firmware.as_ref(), &mut parsed, path);
         parsed.launch_security = self.launch_security(launch_security.as_ref(), &parsed, path);
