@@ -120,7 +120,7 @@ fn driver(machine: &Machine, disk: &Disk, file: &DiskFile) -> Element {
         .attr("cache", disk.cache.as_ref().unwrap_or(&file.cache))
         .attr("error_policy", disk.error_policy.as_deref().unwrap_or("stop"))
         .attr_if("io", disk.io.as_deref())
-        .attr("discard", "unmap")
+        .attr_if("discard", (!disk.thick).then_some("unmap"))
         .attr_if("queues", queues.then(|| machine.cpu.vcpus()));
     io_threads::driver(driver, &disk.io_threads)
 }
