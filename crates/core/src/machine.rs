@@ -17,7 +17,7 @@ pub use extras::{
     HookSidecar, KernelBoot, ObjectRef, ServiceAccount, Tpm,
 };
 pub use host_devices::{ClaimSource, Display, HostDevice, HostDeviceList, HostDeviceSource, ResourceClaim};
-pub use hyperv::{Enlightenment, Hyperv};
+pub use hyperv::{Enlightenment, Hyperv, api_name as hyperv_name};
 pub use launch_security::LaunchSecurity;
 pub use network::{Attachment, NicNetwork, Plugin};
 

@@ -175,20 +175,15 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
     let (mut requests, mut limits) = (wanted.requests, wanted.limits);
     add_memory(&mut requests, &mut limits, machine, (overhead, uncounted), config);
 
-    let pool = spec
-        .domain
-        .io_threads
-        .as_ref()
-        .and_then(|t| t.supplemental_pool_thread_count);
-    let pool = pool.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
+    let cpus = vcpus(machine, spec);
     requests.entry("cpu".to_owned()).or_insert_with(|| {
-        let millis = (u64::from(machine.cpu.vcpus()) + pool) * 1000 / config.cpu_allocation_ratio.max(1);
+        let millis = cpus * 1000 / config.cpu_allocation_ratio.max(1);
         Quantity(format!("{}m", millis.max(1)))
     });
 
     add_plugins(&mut requests, &mut limits, machine, config);
     if let Some(pinning) = machine.cpu.pinning {
-        let cpus = own_cpus(pinning, u64::from(machine.cpu.vcpus()) + pool);
+        let cpus = own_cpus(pinning, cpus);
         for side in [&mut requests, &mut limits] {
             side.insert("cpu".to_owned(), Quantity(cpus.to_string()));
         }
@@ -221,6 +216,15 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
         devices: devices(machine, config),
         overhead,
     }
+}
+
+/// CPUs that a guest can use at once: its own, and those of threads that serve its disks beside them.
+#[must_use]
+pub fn vcpus(machine: &Machine, spec: &VirtualMachineInstanceSpec) -> u64 {
+    let threads = spec.domain.io_threads.as_ref();
+    let pool = threads.and_then(|threads| threads.supplemental_pool_thread_count);
+    let pool = pool.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
+    u64::from(machine.cpu.vcpus()) + pool
 }
 
 /// Adds memory: the guest's and, unless the overhead is `uncounted`, what there is beside it.

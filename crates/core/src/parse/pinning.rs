@@ -13,8 +13,22 @@ use crate::machine::{Machine, Pinning};
 const MAX_THREADS: u32 = 2;
 
 impl Cx<'_> {
-    /// `machine` has its processor's topology and its memory.
-    pub(super) fn pinning(
+    /// What a guest has to itself, and what that changes. `machine` has its processor's topology and its memory.
+    pub(super) fn own(
+        &mut self,
+        cpu: Option<&CPU>,
+        resources: Option<&ResourceRequirements>,
+        machine: &mut Machine,
+        path: &FieldPath,
+    ) {
+        machine.cpu.pinning = self.pinning(cpu, resources, machine, path);
+        let pinned = machine.cpu.pinning.is_some();
+        machine.guaranteed = pinned || resources.is_some_and(no_more_than_requested);
+        // What it would give back nobody else may have, and taking it again would make it wait.
+        machine.free_page_reporting &= !pinned && machine.memory.huge_page.is_none();
+    }
+
+    fn pinning(
         &mut self,
         cpu: Option<&CPU>,
         resources: Option<&ResourceRequirements>,
@@ -86,7 +100,7 @@ impl Cx<'_> {
 }
 
 /// Whether a pod of the class Guaranteed is asked for: what is limited and not requested is requested, too.
-pub(super) fn no_more_than_requested(resources: &ResourceRequirements) -> bool {
+fn no_more_than_requested(resources: &ResourceRequirements) -> bool {
     ["cpu", "memory"].iter().all(|name| {
         let amount = |side: &BTreeMap<String, Quantity>| side.get(*name).and_then(|quantity| quantity.millis().ok());
         let (request, limit) = (amount(&resources.requests), amount(&resources.limits));
