@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{
     ArchConfiguration, ArchSpecificConfiguration, DeveloperConfiguration, KubeVirtConfiguration,
-    ResourceRequirementsWithoutClaims,
+    ResourceRequirementsWithoutClaims, VirtualMachineOptions,
 };
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use crate::machine::{Architecture, Smbios, TapBinding};
 
@@ -68,6 +70,30 @@ pub const GATE_VSOCK: &str = "VSOCK";
 
 /// Gate of CD-ROM drives without a volume; on unless it is disabled.
 pub const GATE_EMPTY_DRIVES: &str = "DeclarativeHotplugVolumes";
+
+/// Gate of nodes that are chosen by what Windows looks for in its hypervisor.
+pub const GATE_HYPERV_STRICT_CHECK: &str = "HypervStrictCheck";
+
+/// Models of CPUs of which nodes do not tell that guests can have them.
+const OBSOLETE_CPU_MODELS: [&str; 17] = [
+    "486",
+    "Conroe",
+    "Opteron_G1",
+    "Opteron_G2",
+    "athlon",
+    "core2duo",
+    "coreduo",
+    "kvm32",
+    "kvm64",
+    "n270",
+    "pentium",
+    "pentium2",
+    "pentium3",
+    "pentiumpro",
+    "phenom",
+    "qemu32",
+    "qemu64",
+];
 
 /// What readers of admitted objects do not ask for again.
 const ALL_GATES: [&str; 17] = [
@@ -146,6 +172,8 @@ pub struct ClusterConfig {
     pub disable_serial_console_log: bool,
     /// Seconds between balloon statistics; 0: none.
     pub mem_balloon_stats_period: u32,
+    /// Guests give pages back that they have freed.
+    pub free_page_reporting: bool,
     /// Resources by which machines may ask for devices of nodes; `None`: any.
     pub permitted_devices: Option<BTreeSet<String>>,
     /// Devices that virt-handler offers as resources.
@@ -156,6 +184,12 @@ pub struct ClusterConfig {
     pub reservation_daemons: bool,
     /// What guests read in SMBIOS.
     pub smbios: Smbios,
+    /// Namespaces whose pods are limited to as many CPUs as their guests have.
+    pub auto_cpu_limit: Option<LabelSelector>,
+    /// As many guests may share a device of a node.
+    pub guests_per_node: u32,
+    /// Models of CPUs of which nodes do not tell that guests can have them.
+    pub obsolete_cpu_models: BTreeSet<String>,
     /// Factor on the launcher's own memory.
     pub overhead_ratio: Option<f64>,
     /// Labels that every VM's node must have.
@@ -276,6 +310,7 @@ impl Default for ClusterConfig {
             hook_sidecars: true,
             disable_serial_console_log: false,
             mem_balloon_stats_period: 10,
+            free_page_reporting: true,
             permitted_devices: Some(BTreeSet::new()),
             device_selectors: Vec::new(),
             persistent_reservation: false,
@@ -287,6 +322,9 @@ impl Default for ClusterConfig {
                 sku: None,
                 version: None,
             },
+            auto_cpu_limit: None,
+            guests_per_node: 1000,
+            obsolete_cpu_models: OBSOLETE_CPU_MODELS.map(str::to_owned).into(),
             overhead_ratio: None,
             node_selectors: BTreeMap::new(),
             image_pull_policy: "IfNotPresent".to_owned(),
@@ -408,9 +446,15 @@ impl ClusterConfig {
         }
         self.apply_pods(c);
         if let Some(options) = &c.virtual_machine_options {
-            self.disable_serial_console_log = options.disable_serial_console_log.is_some();
+            let VirtualMachineOptions {
+                disable_free_page_reporting,
+                disable_serial_console_log,
+            } = options;
+            self.disable_serial_console_log = disable_serial_console_log.is_some();
+            self.free_page_reporting = disable_free_page_reporting.is_none();
         }
         self.apply_devices(c);
+        self.apply_nodes(c);
         if let Some(period) = c.mem_balloon_stats_period.and_then(|p| u32::try_from(p).ok()) {
             self.mem_balloon_stats_period = period;
         }
@@ -432,6 +476,8 @@ impl ClusterConfig {
     }
 
     fn apply_pods(&mut self, c: &KubeVirtConfiguration) {
+        let selector = c.auto_cpu_limit_namespace_label_selector.clone();
+        self.auto_cpu_limit = selector.or_else(|| self.auto_cpu_limit.take());
         let resources = c.support_container_resources.iter();
         self.support_containers
             .extend(resources.map(|s| (s.r#type.clone(), s.resources.clone())));
@@ -457,6 +503,17 @@ impl ClusterConfig {
         }
         if let Some(reservation) = &c.persistent_reservation_configuration {
             self.persistent_reservation = reservation.enabled == Some(true);
+        }
+    }
+
+    fn apply_nodes(&mut self, c: &KubeVirtConfiguration) {
+        let count = c.virtual_machine_instances_per_node;
+        if let Some(count) = count.and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0) {
+            self.guests_per_node = count;
+        }
+        if !c.obsolete_cpu_models.is_empty() {
+            let obsolete = c.obsolete_cpu_models.iter().filter(|(_, obsolete)| **obsolete);
+            self.obsolete_cpu_models = obsolete.map(|(model, _)| model.clone()).collect();
         }
     }
 
@@ -591,7 +648,10 @@ mod tests {
             "network": {"defaultNetworkInterface": "masquerade", "permitBridgeInterfaceOnPodNetwork": false},
             "seccompConfiguration": {"virtualMachineInstanceProfile": {"customProfile": {"localhostProfile": "vm.json"}}},
             "vmRolloutStrategy": "Stage",
-            "virtualMachineOptions": {"disableSerialConsoleLog": {}}
+            "virtualMachineInstancesPerNode": 7,
+            "obsoleteCPUModels": {"Penryn": true, "Conroe": false},
+            "autoCPULimitNamespaceLabelSelector": {"matchLabels": {"limit": "yes"}},
+            "virtualMachineOptions": {"disableSerialConsoleLog": {}, "disableFreePageReporting": {}}
         }))
         .unwrap();
         let config = ClusterConfig::from_kubevirt(&configuration);
@@ -600,6 +660,14 @@ mod tests {
         assert_eq!(config.cpu_request, Some("250m".into()));
         assert!(config.gate(GATE_HOST_DISK) && !config.gate("Sidecar"));
         assert!(config.use_emulation && !config.live_update && config.disable_serial_console_log);
+        assert!(!config.free_page_reporting);
+        assert_eq!(config.guests_per_node, 7);
+        assert_eq!(config.obsolete_cpu_models, BTreeSet::from(["Penryn".to_owned()]));
+        assert!(
+            config
+                .auto_cpu_limit
+                .is_some_and(|selector| selector.match_labels.is_some())
+        );
         assert_eq!((config.cpu_allocation_ratio, config.memory_overcommit), (4, 100));
         assert_eq!(config.default_network_interface, TapBinding::Masquerade);
         assert!(!config.permit_bridge_on_pod_network && !config.image_volumes);

@@ -17,7 +17,7 @@ pub use extras::{
     HookSidecar, KernelBoot, ObjectRef, ServiceAccount, Tpm,
 };
 pub use host_devices::{ClaimSource, Display, HostDevice, HostDeviceList, HostDeviceSource, ResourceClaim};
-pub use hyperv::{Enlightenment, Hyperv};
+pub use hyperv::{Enlightenment, Hyperv, api_name as hyperv_name};
 pub use launch_security::LaunchSecurity;
 pub use network::{Attachment, NicNetwork, Plugin};
 
@@ -97,6 +97,8 @@ pub struct Machine {
     pub cpu: Cpu,
     /// Memory.
     pub memory: Memory,
+    /// Its pod may have no more CPUs and memory than it asks for.
+    pub guaranteed: bool,
     /// How it boots.
     pub boot: Boot,
     /// ACPI on.
@@ -147,6 +149,10 @@ pub struct Machine {
     pub mem_balloon: bool,
     /// Seconds between balloon statistics; 0: none.
     pub mem_balloon_stats_period: u32,
+    /// The guest gives pages back that it has freed.
+    pub free_page_reporting: bool,
+    /// PCI devices may be above 4 GiB.
+    pub pci_hole64: bool,
     /// Watchdog.
     pub watchdog: Option<Watchdog>,
     /// Panic devices: isa, pvpanic or hyperv.
@@ -338,6 +344,8 @@ pub struct Cpu {
 pub struct Pinning {
     /// One more, for what QEMU does beside running vCPUs.
     pub isolate_emulator: bool,
+    /// That one is two where all of them would be an odd number.
+    pub even: bool,
     /// The guest has NUMA nodes as its CPUs have.
     pub host_numa: bool,
 }
@@ -435,6 +443,8 @@ pub struct Disk {
     pub block_size: Option<BlockSize>,
     /// Other machines may write to it at the same time.
     pub shareable: bool,
+    /// All of its room was taken beforehand, and is kept.
+    pub thick: bool,
     /// A thread serves this disk and no other.
     pub dedicated_io_thread: bool,
     /// Threads that serve it; none: QEMU's main loop, or its controller's thread.

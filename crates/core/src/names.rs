@@ -22,6 +22,18 @@ pub const SCHEDULABLE_LABEL: &str = "kubevirt.io/schedulable";
 pub const REALTIME_LABEL: &str = "kubevirt.io/realtime";
 /// Label of nodes whose kubelet can give CPUs to one container alone.
 pub const CPU_MANAGER_LABEL: &str = "kubevirt.io/cpumanager";
+/// Prefix of labels of nodes by what Windows finds in its hypervisor there, in the API's words.
+pub const HYPERV_PREFIX: &str = "hyperv.node.kubevirt.io/";
+/// Prefix of labels of nodes by the features that CPUs of guests can have there.
+pub const CPU_FEATURE_PREFIX: &str = "cpu-feature.node.kubevirt.io/";
+/// Prefix of a label of nodes by the vendor of their CPUs.
+pub const CPU_VENDOR_PREFIX: &str = "cpu-vendor.node.kubevirt.io/";
+/// Label of nodes whose own CPU model is obsolete.
+pub const OBSOLETE_HOST_MODEL_LABEL: &str = "node-labeller.kubevirt.io/obsolete-host-model";
+/// Label of a namespace: how many times the memory that they request pods may have there.
+pub const MEMORY_LIMIT_RATIO_LABEL: &str = "alpha.kubevirt.io/auto-memory-limits-ratio";
+/// Label of a pod, and annotation of its VMI: whether Istio adds its proxy.
+pub const ISTIO_INJECT: &str = "sidecar.istio.io/inject";
 /// Annotation of nodes: when the node agent was alive, as RFC 3339.
 pub const HEARTBEAT_ANNOTATION: &str = "kubevirt.io/heartbeat";
 /// Annotation of a pod: name of its VMI.

@@ -7,7 +7,7 @@ use ferrovirt_api::v1::VirtualMachineInstanceSpec;
 
 use crate::config::{BindingPlugin, ClusterConfig};
 use crate::defaults::binary;
-use crate::machine::{Architecture, Binding, HostDevice, Interface, LaunchSecurity, Machine};
+use crate::machine::{Architecture, Binding, HostDevice, Interface, LaunchSecurity, Machine, Pinning};
 use crate::names::VHOST_VSOCK_RESOURCE;
 
 const MI: u64 = 1 << 20;
@@ -74,7 +74,7 @@ pub fn memory_overhead(machine: &Machine, spec: &VirtualMachineInstanceSpec, con
     if machine.tpm.is_some() {
         bytes += TPM;
     }
-    if machine.cpu.pinning.is_some() {
+    if machine.guaranteed {
         bytes += GUARANTEED;
     }
     if machine.architecture == Architecture::Arm64 {
@@ -173,53 +173,30 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
     let wanted = spec.domain.resources.clone().unwrap_or_default();
     let uncounted = wanted.overcommit_guest_overhead == Some(true);
     let (mut requests, mut limits) = (wanted.requests, wanted.limits);
+    add_memory(&mut requests, &mut limits, machine, (overhead, uncounted), config);
 
-    let guest = machine.memory.guest.saturating_mul(100) / config.memory_overcommit.max(1);
-    let asked = requests.get("memory").or(limits.get("memory"));
-    let asked = asked.and_then(|m| m.bytes().ok()).and_then(|b| u64::try_from(b).ok());
-    let counted = if uncounted { 0 } else { overhead };
-    let mut request = asked.unwrap_or(guest);
-    if let Some(page) = machine.memory.huge_page {
-        // The guest's memory is not ordinary memory, and none of it can be overcommitted.
-        let held = machine.memory.guest;
-        request = request.saturating_sub(held);
-        let name = huge_page_resource(page);
-        for side in [&mut requests, &mut limits] {
-            side.insert(name.clone(), Quantity(held.to_string()));
-        }
-        if let Some(limit) = limits.get("memory").and_then(|m| m.bytes().ok()) {
-            let rest = limit.saturating_sub(i64::try_from(held).unwrap_or(i64::MAX)).max(0);
-            limits.insert("memory".to_owned(), Quantity(rest.to_string()));
-        }
-    }
-    let request = request.saturating_add(counted);
-    requests.insert("memory".to_owned(), Quantity(request.to_string()));
-    if let Some(limit) = limits.get("memory").and_then(|m| m.bytes().ok()) {
-        let translations = if config.use_emulation { TRANSLATIONS } else { 0 };
-        let limit = u64::try_from(limit).unwrap_or_default();
-        let limit = limit.saturating_add(overhead).saturating_add(translations);
-        limits.insert("memory".to_owned(), Quantity(limit.to_string()));
-    }
-
-    let pool = spec
-        .domain
-        .io_threads
-        .as_ref()
-        .and_then(|t| t.supplemental_pool_thread_count);
-    let pool = pool.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
+    let cpus = vcpus(machine, spec);
     requests.entry("cpu".to_owned()).or_insert_with(|| {
-        let millis = (u64::from(machine.cpu.vcpus()) + pool) * 1000 / config.cpu_allocation_ratio.max(1);
+        let millis = cpus * 1000 / config.cpu_allocation_ratio.max(1);
         Quantity(format!("{}m", millis.max(1)))
     });
 
     add_plugins(&mut requests, &mut limits, machine, config);
     if let Some(pinning) = machine.cpu.pinning {
-        // The kubelet gives whole CPUs to pods that may have no more than they ask for.
-        let cpus = u64::from(machine.cpu.vcpus()) + pool + u64::from(pinning.isolate_emulator);
-        let memory = requests["memory"].clone();
+        let cpus = own_cpus(pinning, cpus);
         for side in [&mut requests, &mut limits] {
             side.insert("cpu".to_owned(), Quantity(cpus.to_string()));
-            side.insert("memory".to_owned(), memory.clone());
+        }
+    }
+    if machine.guaranteed {
+        for name in ["cpu", "memory"] {
+            let most = match (requests.get(name), limits.get(name)) {
+                (Some(request), Some(limit)) if amount(Some(limit)) >= amount(Some(request)) => limit.clone(),
+                (Some(request), _) => request.clone(),
+                (None, _) => continue,
+            };
+            requests.insert(name.to_owned(), most.clone());
+            limits.insert(name.to_owned(), most);
         }
     }
 
@@ -238,6 +215,69 @@ pub fn pod_resources(machine: &Machine, spec: &VirtualMachineInstanceSpec, confi
         limits,
         devices: devices(machine, config),
         overhead,
+    }
+}
+
+/// CPUs that a guest can use at once: its own, and those of threads that serve its disks beside them.
+#[must_use]
+pub fn vcpus(machine: &Machine, spec: &VirtualMachineInstanceSpec) -> u64 {
+    let threads = spec.domain.io_threads.as_ref();
+    let pool = threads.and_then(|threads| threads.supplemental_pool_thread_count);
+    let pool = pool.and_then(|n| u64::try_from(n).ok()).unwrap_or_default();
+    u64::from(machine.cpu.vcpus()) + pool
+}
+
+/// Adds memory: the guest's and, unless the overhead is `uncounted`, what there is beside it.
+fn add_memory(
+    requests: &mut BTreeMap<String, Quantity>,
+    limits: &mut BTreeMap<String, Quantity>,
+    machine: &Machine,
+    (overhead, uncounted): (u64, bool),
+    config: &ClusterConfig,
+) {
+    // What is a guest's own is neither promised to others nor borrowed from them: with its own CPUs it may have no more
+    // than it asks for, and huge pages are there or not.
+    let own = machine.cpu.pinning.is_some() || machine.memory.huge_page.is_some();
+    let percent = if own { 100 } else { config.memory_overcommit.max(1) };
+    let guest = machine.memory.guest.saturating_mul(100) / percent;
+    let asked = requests.get("memory").or(limits.get("memory"));
+    let asked = asked.and_then(|m| m.bytes().ok()).and_then(|b| u64::try_from(b).ok());
+    let counted = if uncounted && !own { 0 } else { overhead };
+    let mut request = asked.unwrap_or(guest);
+    if let Some(page) = machine.memory.huge_page {
+        // The guest's memory is not ordinary memory.
+        let held = machine.memory.guest;
+        request = request.saturating_sub(held);
+        let name = huge_page_resource(page);
+        for side in [&mut *requests, &mut *limits] {
+            side.insert(name.clone(), Quantity(held.to_string()));
+        }
+        if let Some(limit) = limits.get("memory").and_then(|m| m.bytes().ok()) {
+            let rest = limit.saturating_sub(i64::try_from(held).unwrap_or(i64::MAX)).max(0);
+            limits.insert("memory".to_owned(), Quantity(rest.to_string()));
+        }
+    }
+    let request = request.saturating_add(counted);
+    requests.insert("memory".to_owned(), Quantity(request.to_string()));
+    if let Some(limit) = limits.get("memory").and_then(|m| m.bytes().ok()) {
+        let translations = if config.use_emulation { TRANSLATIONS } else { 0 };
+        let limit = u64::try_from(limit).unwrap_or_default();
+        let limit = limit.saturating_add(overhead).saturating_add(translations);
+        limits.insert("memory".to_owned(), Quantity(limit.to_string()));
+    }
+}
+
+/// The kubelet gives whole CPUs: `cpus` of a guest, and those of its isolated emulator.
+fn own_cpus(pinning: Pinning, cpus: u64) -> u64 {
+    let Pinning {
+        isolate_emulator,
+        even,
+        host_numa: _,
+    } = pinning;
+    match isolate_emulator {
+        false => cpus,
+        true if even && cpus.is_multiple_of(2) => cpus + 2,
+        true => cpus + 1,
     }
 }
 
@@ -354,6 +394,78 @@ mod tests {
         let doubled = resources("{devices: {}, memory: {guest: 1Gi}}", &generous);
         assert_eq!(doubled.overhead, 2 * small.overhead);
         assert_eq!(bytes(doubled.requests.get("memory")), gi / 2 + doubled.overhead);
+    }
+
+    #[test]
+    fn what_is_a_guests_own_is_not_overcommitted() {
+        let generous = ClusterConfig {
+            architecture: Architecture::Amd64,
+            memory_overcommit: 200,
+            ..ClusterConfig::default()
+        };
+        let gi = 1 << 30;
+        for (domain, held) in [
+            ("cpu: {dedicatedCpuPlacement: true}, memory: {guest: 1Gi}", gi),
+            (
+                "cpu: {dedicatedCpuPlacement: true}, memory: {guest: 1Gi}, resources: {overcommitGuestOverhead: true}",
+                gi,
+            ),
+            ("memory: {guest: 1Gi, hugepages: {pageSize: 2Mi}}", 0),
+            (
+                "memory: {guest: 1Gi, hugepages: {pageSize: 2Mi}}, resources: {overcommitGuestOverhead: true}",
+                0,
+            ),
+            ("memory: {guest: 1Gi}", gi / 2),
+        ] {
+            let own = resources(&format!("{{devices: {{}}, {domain}}}"), &generous);
+            assert_eq!(bytes(own.requests.get("memory")), held + own.overhead, "{domain}");
+            if let Some(limit) = own.limits.get("memory") {
+                assert_eq!(Some(limit), own.requests.get("memory"), "{domain}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_guaranteed_asks_for_all_that_it_may_have() {
+        let config = ClusterConfig {
+            architecture: Architecture::Amd64,
+            use_emulation: true,
+            ..ClusterConfig::default()
+        };
+        let gi = 1 << 30;
+        let some = "{devices: {}, memory: {guest: 1Gi}, resources: {requests: {cpu: '2', memory: 1Gi}, limits: {cpu: '2', memory: 2Gi}}}";
+        let some = resources(some, &config);
+        for asked in [
+            "requests: {cpu: '2', memory: 1Gi}, limits: {cpu: '2', memory: 1Gi}",
+            "limits: {cpu: '2', memory: 1Gi}",
+        ] {
+            let all = resources(
+                &format!("{{devices: {{}}, memory: {{guest: 1Gi}}, resources: {{{asked}}}}}"),
+                &config,
+            );
+            assert_eq!(all.overhead - some.overhead, GUARANTEED);
+            assert_eq!(bytes(all.requests.get("memory")), gi + all.overhead + TRANSLATIONS);
+            for name in ["cpu", "memory"] {
+                assert_eq!(all.requests[name], all.limits[name], "{asked}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_isolated_emulator_has_cpus_of_its_own() {
+        for (isolate_emulator, even, cpus, all) in [
+            (false, true, 2, 2),
+            (true, false, 2, 3),
+            (true, true, 2, 4),
+            (true, true, 3, 4),
+        ] {
+            let pinning = Pinning {
+                isolate_emulator,
+                even,
+                host_numa: false,
+            };
+            assert_eq!(own_cpus(pinning, cpus), all, "{pinning:?} {cpus}");
+        }
     }
 
     #[test]

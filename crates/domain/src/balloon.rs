@@ -2,6 +2,7 @@
 
 use ferrovirt_core::machine::Machine;
 
+use crate::features::on_off;
 use crate::virtio;
 use crate::xml::{Element, el};
 
@@ -12,7 +13,6 @@ pub(crate) fn balloon(machine: &Machine) -> Element {
     let period = machine.mem_balloon_stats_period;
     el("memballoon")
         .attr("model", virtio(machine))
-        // The guest gives pages back that it has freed.
-        .attr("freePageReporting", "on")
+        .attr("freePageReporting", on_off(machine.free_page_reporting))
         .children((period > 0).then(|| el("stats").attr("period", period)))
 }

@@ -1,6 +1,6 @@
 //! Controllers that the machine's devices need; PCIe ports are left to libvirt.
 
-use ferrovirt_core::machine::{Bus, Machine};
+use ferrovirt_core::machine::{Architecture, Bus, Machine};
 
 use crate::facts::Facts;
 use crate::host_device::has_usb;
@@ -25,5 +25,26 @@ pub(crate) fn controllers(machine: &Machine, facts: &Facts) -> Vec<Element> {
     }
     // For the guest agent's channel, which is always there.
     controllers.push(controller("virtio-serial").attr("model", virtio(machine)));
+    controllers.extend(pci_root(machine));
     controllers
+}
+
+/// The root of the PCI bus, only where it is not as libvirt makes it.
+fn pci_root(machine: &Machine) -> Option<Element> {
+    if machine.pci_hole64 || machine.architecture != Architecture::Amd64 {
+        return None;
+    }
+    let model = if machine.machine_type.contains("q35") {
+        "pcie-root"
+    } else {
+        "pci-root"
+    };
+    let hole = el("pcihole64").attr("unit", "KiB").text(0);
+    Some(
+        el("controller")
+            .attr("type", "pci")
+            .attr("index", 0)
+            .attr("model", model)
+            .child(hole),
+    )
 }

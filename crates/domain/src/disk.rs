@@ -129,7 +129,7 @@ fn driver(machine: &Machine, disk: &Disk, file: Option<&DiskFile>) -> Element {
         .attr_if("cache", cache)
         .attr("error_policy", disk.error_policy.as_deref().unwrap_or("stop"))
         .attr_if("io", disk.io.as_deref().or(native))
-        .attr("discard", "unmap")
+        .attr_if("discard", (!disk.thick).then_some("unmap"))
         .attr_if("queues", queues.then(|| machine.cpu.vcpus()));
     io_threads::driver(driver, &disk.io_threads)
 }

@@ -29,6 +29,10 @@ pub(crate) fn features(machine: &Machine, facts: &Facts) -> Element {
     if machine.smm {
         features = features.child(el("smm").attr("state", "on"));
     }
+    if machine.architecture == Architecture::Amd64 {
+        // VMware's port, which libvirt's default leaves to the machine type.
+        features = features.child(el("vmport").attr("state", "off"));
+    }
     if !machine.cpu.realtime.is_empty() {
         // Its interrupts would come at any time.
         features = features.child(el("pmu").attr("state", "off"));

@@ -5,9 +5,11 @@ use ferrovirt_core::machine::{Architecture, Input, Machine};
 use crate::alias;
 use crate::xml::{Element, el};
 
-/// Architectures without PS/2 need a keyboard with their screen.
+/// Architectures without PS/2 need a keyboard with their screen, and something to point with, unless that is there.
 fn implied(machine: &Machine) -> &'static [(&'static str, &'static str)] {
+    let points = machine.inputs.iter().any(|input| input.kind == "tablet");
     match machine.architecture {
+        Architecture::Arm64 if machine.graphics && points => &[("keyboard", "usb")],
         Architecture::Arm64 if machine.graphics => &[("tablet", "usb"), ("keyboard", "usb")],
         Architecture::S390x if machine.graphics => &[("keyboard", "virtio")],
         Architecture::Amd64 | Architecture::Arm64 | Architecture::S390x => &[],

@@ -1,6 +1,6 @@
 //! NICs: on tap devices that virt-handler or a plugin made, on passt, or virtual functions of the node's network cards.
 
-use ferrovirt_core::machine::{Binding, Interface, Machine, PciAddress};
+use ferrovirt_core::machine::{Architecture, Binding, Interface, Machine, PciAddress};
 
 use crate::facts::{Facts, MissingFact, NicFact};
 use crate::xml::{Element, el};
@@ -94,9 +94,11 @@ fn element(machine: &Machine, interface: &Interface, nic: &NicFact, outside: Ele
         other => other,
     };
     let boot = match interface.boot_order {
-        Some(order) => el("boot").attr("order", order),
+        Some(order) => Some(el("boot").attr("order", order)),
+        // Its firmware needs none, and its bus has no place for it.
+        None if machine.architecture == Architecture::S390x => None,
         // An option ROM costs memory and boot time, and only network boot needs it.
-        None => el("rom").attr("enabled", "no"),
+        None => Some(el("rom").attr("enabled", "no")),
     };
     // Of a NIC without a tap libvirt could not set it; passt tells the guest by DHCP.
     let mtu = (interface.binding != Binding::Passt).then(|| el("mtu").attr("size", nic.mtu));
@@ -107,7 +109,7 @@ fn element(machine: &Machine, interface: &Interface, nic: &NicFact, outside: Ele
         .children(queues)
         .children(mtu)
         .children(down)
-        .child(boot)
+        .children(boot)
         .children(acpi_index(interface))
         .child(alias(&interface.name))
         .children(pci_address(interface.pci_address))

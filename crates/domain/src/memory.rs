@@ -35,7 +35,7 @@ pub(crate) fn backing(machine: &Machine) -> Option<Element> {
     let page = page.map(|page| el("page").attr("size", page >> 10).attr("unit", "KiB"));
     // A page is charged to the container that first touches it. Where none has more than it asked for, that must be the
     // guest's own.
-    let touched = served && machine.cpu.pinning.is_some();
+    let touched = served && machine.guaranteed;
     Some(
         el("memoryBacking")
             .children(page.map(|page| el("hugepages").child(page)))

@@ -15,7 +15,7 @@ use ferrovirt_core::machine::{Architecture, Machine};
 use ferrovirt_domain::{Facts, MissingFact, domain_xml};
 use serde_json::{Value, json};
 
-/// One machine: a patch of [`base`]'s spec, and where it runs.
+/// One machine: a patch of [`base`]'s spec, its annotations and status, and where it runs.
 struct Case {
     name: &'static str,
     yaml: &'static str,
@@ -37,6 +37,7 @@ goldens! {
     filesystems => "{config: {developerConfiguration: {featureGates: [EnableVirtioFsStorageVolumes, ContainerPathVolumes]}}, spec: {domain: {devices: {filesystems: [{name: c, virtiofs: {}}, {name: s, virtiofs: {}}, {name: p, virtiofs: {}}]}}, volumes: [{name: s, secret: {secretName: s}}, {name: c, persistentVolumeClaim: {claimName: c}}, {name: p, containerPath: {path: /x}}]}}"
     filesystem_and_hugepages => "spec: {domain: {memory: {hugepages: {pageSize: 2Mi}}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}"
     filesystem_and_own_cpus => "spec: {domain: {cpu: {cores: 2, dedicatedCpuPlacement: true}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}"
+    filesystem_of_a_guaranteed_guest => "spec: {domain: {resources: {limits: {cpu: '1', memory: 128Mi}}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}]}"
     // Virtual functions of network cards
     plugin_tap => "{config: {network: {binding: {p: {domainAttachmentType: tap}}}}, spec: {networks: [{name: n, pod: {}}], domain: {devices: {interfaces: [{name: n, binding: {name: p}}]}}}}"
     plugin_managed_tap => "{config: {network: {binding: {p: {domainAttachmentType: managedTap}}}}, spec: {networks: [{name: n, pod: {}}], domain: {devices: {interfaces: [{name: n, binding: {name: p}}]}}}}"
@@ -247,6 +248,9 @@ goldens! {
     disk_not_shareable => "spec: {domain: {devices: {disks: [{name: a, shareable: false, disk: {bus: virtio}}]}}, volumes: [{name: a, hostDisk: {path: /data/a.img, type: Disk}}]}"
     disk_multi_queue => "spec: {domain: {cpu: {cores: 4, maxSockets: 1}, devices: {blockMultiQueue: true, disks: [{name: a, disk: {bus: virtio}}, {name: b, disk: {bus: sata}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}, {name: b, emptyDisk: {capacity: 1Gi}}]}"
     disk_claim => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: virtio}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data}}]}"
+    disk_claim_preallocated => "{status: {volumeStatus: [{name: a, target: '', persistentVolumeClaimInfo: {preallocated: true}}]}, spec: {domain: {devices: {disks: [{name: a, disk: {bus: virtio}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data}}]}}"
+    disk_claim_not_preallocated => "{status: {volumeStatus: [{name: a, target: '', persistentVolumeClaimInfo: {preallocated: false}}]}, spec: {domain: {devices: {disks: [{name: a, disk: {bus: virtio}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data}}]}}"
+    disk_claim_preallocated_below_an_overlay => "{status: {volumeStatus: [{name: a, target: '', persistentVolumeClaimInfo: {preallocated: true}}]}, spec: {domain: {devices: {disks: [{name: a, disk: {bus: virtio}}]}}, volumes: [{name: a, ephemeral: {persistentVolumeClaim: {claimName: data}}}]}}"
     disk_claim_read_only => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: virtio}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data, readOnly: true}}]}"
     disk_claim_on_scsi => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: scsi}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data}}]}"
     disk_claim_on_sata => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: sata}}]}}, volumes: [{name: a, persistentVolumeClaim: {claimName: data}}]}"
@@ -272,6 +276,8 @@ goldens! {
     disks_on_all_buses => "spec: {domain: {devices: {disks: [{name: a, disk: {bus: virtio}}, {name: b, disk: {bus: scsi}}, {name: c, disk: {bus: usb}}, {name: d, disk: {bus: sata}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}, {name: b, emptyDisk: {capacity: 1Gi}}, {name: c, emptyDisk: {capacity: 1Gi}}, {name: d, emptyDisk: {capacity: 1Gi}}]}"
     io_threads_shared => "spec: {domain: {ioThreadsPolicy: shared, devices: {disks: [{name: a, disk: {bus: virtio}}, {name: b, disk: {bus: virtio}}, {name: c, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}, {name: b, emptyDisk: {capacity: 1Gi}}, {name: c, emptyDisk: {capacity: 1Gi}}]}"
     io_threads_auto => "spec: {domain: {ioThreadsPolicy: auto, devices: {disks: [{name: a, disk: {bus: virtio}}, {name: b, disk: {bus: virtio}}, {name: c, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}, {name: b, emptyDisk: {capacity: 1Gi}}, {name: c, emptyDisk: {capacity: 1Gi}}]}"
+    io_threads_auto_of_an_isolated_emulator => "spec: {domain: {cpu: {cores: 2, dedicatedCpuPlacement: true, isolateEmulatorThread: true}, ioThreadsPolicy: auto, devices: {disks: [{name: a, disk: {bus: virtio}}, {name: b, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}, {name: b, emptyDisk: {capacity: 1Gi}}]}"
+    io_threads_auto_of_requested_cpus => "spec: {domain: {ioThreadsPolicy: auto, resources: {requests: {cpu: 1500m}}, devices: {disks: [{name: a, disk: {bus: virtio}}, {name: b, disk: {bus: virtio}}, {name: c, disk: {bus: virtio}}, {name: d, disk: {bus: virtio}}, {name: e, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}, {name: b, emptyDisk: {capacity: 1Gi}}, {name: c, emptyDisk: {capacity: 1Gi}}, {name: d, emptyDisk: {capacity: 1Gi}}, {name: e, emptyDisk: {capacity: 1Gi}}]}"
     io_threads_auto_of_few_disks => "spec: {domain: {ioThreadsPolicy: auto, cpu: {cores: 4}, devices: {disks: [{name: a, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
     io_threads_pool => "spec: {domain: {ioThreadsPolicy: supplementalPool, ioThreads: {supplementalPoolThreadCount: 3}, devices: {disks: [{name: a, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
     io_threads_pool_of_one => "spec: {domain: {ioThreadsPolicy: supplementalPool, ioThreads: {supplementalPoolThreadCount: 1}, devices: {disks: [{name: a, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
@@ -421,6 +427,7 @@ goldens! {
     arm64_io_threads => "spec: {architecture: arm64, domain: {cpu: {maxSockets: null}, ioThreadsPolicy: shared, devices: {disks: [{name: a, disk: {bus: virtio}}]}}, volumes: [{name: a, emptyDisk: {capacity: 1Gi}}]}"
     arm64_firmware_serial => "spec: {architecture: arm64, domain: {cpu: {maxSockets: null}, firmware: {serial: S1}}}"
     arm64_video_virtio => "spec: {architecture: arm64, domain: {cpu: {maxSockets: null}, devices: {video: {type: virtio}}}}"
+    arm64_own_tablet => "spec: {architecture: arm64, domain: {cpu: {maxSockets: null}, devices: {inputs: [{name: t, type: tablet, bus: virtio}]}}}"
     arm64_transitional => "spec: {architecture: arm64, domain: {cpu: {maxSockets: null}, devices: {useVirtioTransitional: true}}}"
     arm64_emulated => "{kvm: false, spec: {architecture: arm64, domain: {cpu: {maxSockets: null}}}}"
     s390x_rng => "spec: {architecture: s390x, domain: {devices: {rng: {}}}}"
@@ -453,6 +460,13 @@ goldens! {
     downward_metrics_disk_without_a_disk => "{config: {developerConfiguration: {featureGates: [DownwardMetrics]}}, spec: {volumes: [{name: m, downwardMetrics: {}}]}}"
     downward_metrics_port_and_disk => "{config: {developerConfiguration: {featureGates: [DownwardMetrics]}}, spec: {domain: {devices: {downwardMetrics: {}, disks: [{name: m, disk: {bus: virtio}}]}}, volumes: [{name: m, downwardMetrics: {}}]}}"
     // What annotations ask for
+    free_page_reporting_off => "annotations: {kubevirt.io/free-page-reporting-disabled: 'true'}"
+    free_page_reporting_said => "annotations: {kubevirt.io/free-page-reporting-disabled: 'false'}"
+    free_page_reporting_off_in_the_cluster => "config: {virtualMachineOptions: {disableFreePageReporting: {}}}"
+    pci_hole64_off => "annotations: {kubevirt.io/disablePCIHole64: 'True'}"
+    pci_hole64_said => "annotations: {kubevirt.io/disablePCIHole64: 'false'}"
+    pci_hole64_off_of_i440fx => "{config: {emulatedMachines: ['pc*']}, annotations: {kubevirt.io/disablePCIHole64: 'true'}, spec: {domain: {machine: {type: pc}}}}"
+    pci_hole64_off_on_arm64 => "{annotations: {kubevirt.io/disablePCIHole64: 'true'}, spec: {architecture: arm64, domain: {cpu: {maxSockets: null}}}}"
     ignition => "{annotations: {kubevirt.io/ignitiondata: '{}'}, config: {developerConfiguration: {featureGates: [ExperimentalIgnitionSupport]}}}"
     ignition_arm64 => "{kvm: false, annotations: {kubevirt.io/ignitiondata: '{}'}, config: {developerConfiguration: {featureGates: [ExperimentalIgnitionSupport]}}, spec: {architecture: arm64, domain: {cpu: {maxSockets: null}}}}"
     ignition_is_empty => "annotations: {kubevirt.io/ignitiondata: ''}"
@@ -498,6 +512,9 @@ fn render(case: &Case) -> String {
         &mut vmi["spec"],
         patch.get("spec").cloned().unwrap_or_else(|| json!({})),
     );
+    if let Some(status) = patch.get("status") {
+        vmi["status"] = status.clone();
+    }
     if let Some(annotations) = patch.get("annotations") {
         vmi["metadata"]["annotations"] = annotations.clone();
     }
@@ -557,6 +574,11 @@ fn diff(old: &str, new: &str) -> String {
         }
     }
     text
+}
+
+#[test]
+fn there_are_hundreds_of_cases() {
+    assert!(CASES.len() >= 300);
 }
 
 /// Cases that the libvirt which nodes have today does not define; nodes without a newer one are never chosen for them.

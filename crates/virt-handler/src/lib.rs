@@ -192,7 +192,7 @@ async fn offer(client: &Client, options: &Options, context: &Context, kvm: &Verd
     let plugins = async {
         if let Devices::Plugins(directory) = &options.devices {
             tokio::join!(
-                devices::run(directory, devices::known(kvm), &registered),
+                devices::run(directory, devices::known(kvm), options.config.clone(), &registered),
                 devices::run_pools(directory, options.config.clone()),
                 devices::run_reservations(directory, options.config.clone(), options.launcher_user),
             );
@@ -213,6 +213,7 @@ async fn offer(client: &Client, options: &Options, context: &Context, kvm: &Verd
             capabilities.prepared().await;
             node::publish(client, options, &node::gather(options, kvm).await).await;
         }
+        node::follow(client, options, kvm).await;
     };
     let beat = async {
         if options.heartbeat {

@@ -84,6 +84,8 @@ fn causes(c: &KubeVirtConfiguration, defaults: &ClusterConfig) -> Vec<Cause> {
             format!("\"{ratio}\" is not a factor of at least 1, such as 1.5"),
         );
     }
+    let per_node = c.virtual_machine_instances_per_node;
+    at_least(&mut causes, &path, "virtualMachineInstancesPerNode", per_node, 1);
     for (i, support) in c.support_container_resources.iter().enumerate() {
         let field = path.child("supportContainerResources").index(i).child("type");
         causes.one_of(&field, &support.r#type, &SUPPORT_CONTAINERS);
@@ -276,9 +278,8 @@ fn machine_types(causes: &mut Causes, c: &KubeVirtConfiguration, defaults: &Clus
 }
 
 /// Fields that are read and change nothing here.
-const WITHOUT_EFFECT: [&str; 26] = [
+const WITHOUT_EFFECT: [&str; 23] = [
     "apiConfiguration",
-    "autoCPULimitNamespaceLabelSelector",
     "changedBlockTrackingLabelSelectors",
     "commonInstancetypesDeployment",
     "confidentialCompute",
@@ -295,13 +296,11 @@ const WITHOUT_EFFECT: [&str; 26] = [
     "mediatedDevicesConfiguration",
     "migrations",
     "minCPUModel",
-    "obsoleteCPUModels",
     "ovmfPath",
     "selinuxLauncherType",
     "supportedGuestAgentVersions",
     "tlsConfiguration",
     "virtTemplateDeployment",
-    "virtualMachineInstancesPerNode",
     "webhookConfiguration",
 ];
 
@@ -340,6 +339,10 @@ mod tests {
         (r#"{"vmRolloutStrategy": "Now"}"#, "vmRolloutStrategy"),
         (r#"{"roleAggregationStrategy": "manual"}"#, "roleAggregationStrategy"),
         (r#"{"cpuRequest": "0"}"#, "cpuRequest"),
+        (
+            r#"{"virtualMachineInstancesPerNode": 0}"#,
+            "virtualMachineInstancesPerNode",
+        ),
         (r#"{"memBalloonStatsPeriod": -1}"#, "memBalloonStatsPeriod"),
         (
             r#"{"additionalGuestMemoryOverheadRatio": "0.5"}"#,

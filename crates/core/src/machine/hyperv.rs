@@ -21,3 +21,13 @@ pub struct Enlightenment {
     /// Parts of it that are switched on their own: `direct`, `extended`.
     pub parts: Vec<(&'static str, bool)>,
 }
+
+/// What the API calls an enlightenment that libvirt calls `name`.
+#[must_use]
+pub fn api_name(name: &str) -> &str {
+    match name {
+        "stimer" => "synictimer",
+        "vendor_id" => "vendorid",
+        same => same,
+    }
+}

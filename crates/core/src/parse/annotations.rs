@@ -15,6 +15,12 @@ use super::volumes::PULL_POLICIES;
 /// Configuration that Ignition finds in the guest's firmware.
 const IGNITION: &str = "kubevirt.io/ignitiondata";
 
+/// With an isolated emulator, CPUs in pairs; whatever its value.
+const EVEN_CPUS: &str = "alpha.kubevirt.io/EmulatorThreadCompleteToEvenParity";
+/// Memory that the guest frees stays its own.
+const NO_FREE_PAGE_REPORTING: &str = "kubevirt.io/free-page-reporting-disabled";
+/// All PCI devices below 4 GiB, for guests that know no more.
+const NO_PCI_HOLE64: &str = "kubevirt.io/disablePCIHole64";
 /// Hook sidecars, as JSON.
 const SIDECARS: &str = "hooks.kubevirt.io/hookSidecars";
 /// Each one delays the start of the guest.
@@ -59,7 +65,10 @@ struct WireClaim {
 /// What they ask for.
 #[derive(Debug, Default)]
 pub(crate) struct Annotations {
+    pub(crate) even_cpus: bool,
     pub(crate) ignition: Option<String>,
+    pub(crate) no_free_page_reporting: bool,
+    pub(crate) no_pci_hole64: bool,
     pub(crate) sidecars: Vec<HookSidecar>,
 }
 
@@ -92,8 +101,12 @@ pub(crate) fn annotations(
         }
         sidecars(list, &field, causes)
     });
+    let all = metadata.annotations.as_ref();
     Annotations {
+        even_cpus: all.is_some_and(|all| all.contains_key(EVEN_CPUS)),
         ignition,
+        no_free_page_reporting: asked(NO_FREE_PAGE_REPORTING) == Some("true"),
+        no_pci_hole64: asked(NO_PCI_HOLE64).is_some_and(|value| value.eq_ignore_ascii_case("true")),
         sidecars: sidecars.unwrap_or_default(),
     }
 }

@@ -51,8 +51,8 @@ impl Cx<'_> {
     }
 }
 
-/// How large new images in claims become, by what the VMI's status tells of the claims.
-pub(super) fn sizes(machine: &mut Machine, vmi: &VirtualMachineInstance) {
+/// How large new images in claims become, and which room is taken already, by what the VMI's status tells of the claims.
+pub(super) fn describe(machine: &mut Machine, vmi: &VirtualMachineInstance) {
     let volumes = vmi.status.iter().flat_map(|status| &status.volume_status);
     for volume in volumes {
         let Some(info) = &volume.persistent_volume_claim_info else {
@@ -62,6 +62,8 @@ pub(super) fn sizes(machine: &mut Machine, vmi: &VirtualMachineInstance) {
         for disk in disks {
             if let Source::Claim(claim) = &mut disk.source {
                 claim.size = size(info);
+                // What is written to an overlay is elsewhere.
+                disk.thick = info.preallocated == Some(true) && !claim.ephemeral;
             }
         }
     }

@@ -427,6 +427,7 @@ fn join(disk: &WireDisk, target: Target, volume_index: usize, source: Source) ->
             .filter(|size| source != Source::Empty || *size != BlockSize::MatchVolume),
         shareable: on(disk.shareable),
         dedicated_io_thread: on(disk.dedicated_io_thread),
+        thick: false,
         io_threads: Vec::new(),
         pci_address: target.pci_address,
         tag: set(&disk.tag),

@@ -1,6 +1,6 @@
 //! `spec.domain.ioThreadsPolicy`, `ioThreads` and the disks' `dedicatedIOThread`: which thread serves which disk.
 
-use ferrovirt_api::v1::DiskIOThreads;
+use ferrovirt_api::v1::{DiskIOThreads, ResourceRequirements};
 
 use super::Cx;
 use crate::cause::FieldPath;
@@ -16,6 +16,7 @@ impl Cx<'_> {
         &mut self,
         policy: Option<&str>,
         threads: Option<&DiskIOThreads>,
+        resources: Option<&ResourceRequirements>,
         machine: &mut Machine,
         path: &FieldPath,
     ) {
@@ -46,11 +47,26 @@ impl Cx<'_> {
             }
             // The number is that policy's, and waits for it.
             (Some("shared"), _) => Some(Pool::Turns(1)),
-            (Some(_), _) => Some(Pool::Turns(machine.cpu.vcpus().saturating_mul(2))),
-            (None, _) => None,
+            (Some(_), _) => Some(Pool::Turns(most(machine, resources))),
+            // What a disk has of its own shall not make the others wait for QEMU's main loop.
+            (None, _) => {
+                let own = machine.disks.iter().any(|disk| disk.dedicated_io_thread);
+                own.then_some(Pool::Turns(1))
+            }
         };
         assign(machine, pool);
     }
+}
+
+/// How many threads the policy `auto` makes at most: two for each CPU that the guest is sure to have. An emulator with a
+/// CPU of its own shares it with one thread.
+fn most(machine: &Machine, resources: Option<&ResourceRequirements>) -> u32 {
+    if machine.cpu.pinning.is_some_and(|pinning| pinning.isolate_emulator) {
+        return 1;
+    }
+    let cpus = resources.and_then(|r| r.requests.get("cpu").or(r.limits.get("cpu"))?.millis().ok());
+    let cpus = cpus.and_then(|millis| Some(u32::try_from(millis).ok()?.max(1).div_ceil(1000)));
+    cpus.unwrap_or(1).saturating_mul(2)
 }
 
 /// Threads that disks share.

@@ -30,7 +30,7 @@ mod volumes;
 use crate::cause::{Cause, Causes, FieldPath};
 use crate::config::ClusterConfig;
 use crate::defaults::default_spec;
-use crate::machine::{Architecture, Boot, Clock, Machine};
+use crate::machine::{Architecture, Boot, Chassis, Clock, Cpu, Machine, Memory};
 use crate::names::firmware_uuid;
 use ferrovirt_api::v1::{DomainSpec, Machine as WireMachine, VirtualMachineInstance, VirtualMachineInstanceSpec};
 
@@ -67,9 +67,14 @@ impl Machine {
         let asked = annotations(&vmi.metadata, &path, architecture, config, &mut causes);
         match parse_spec(name, &vmi.spec, &FieldPath::root("spec"), config) {
             Ok(mut machine) if causes.is_empty() => {
-                claims::sizes(&mut machine, vmi);
+                claims::describe(&mut machine, vmi);
                 machine.ignition = asked.ignition;
                 machine.hook_sidecars = asked.sidecars;
+                machine.free_page_reporting &= !asked.no_free_page_reporting;
+                machine.pci_hole64 = !asked.no_pci_hole64;
+                if let Some(pinning) = &mut machine.cpu.pinning {
+                    pinning.even = asked.even_cpus;
+                }
                 machine
                     .hook_sidecars
                     .extend(binding_plugins::sidecars(&machine, config));
@@ -202,6 +207,7 @@ impl Cx<'_> {
         self.io_threads(
             domain.io_threads_policy.as_deref(),
             domain.io_threads.as_ref(),
+            domain.resources.as_ref(),
             &mut machine,
             &path.child("domain"),
         );
@@ -273,15 +279,37 @@ impl Cx<'_> {
             reboot_policy,
             resources,
         } = domain;
+        let machine_type = self.machine_type(machine.as_ref(), path);
+        let chassis = self.chassis(chassis.as_ref(), path);
+        let cpus = self.cpu(cpu.as_ref(), path);
+        let sizes = self.memory(memory.as_ref(), resources.as_ref(), path);
         let mut parsed = Machine {
+            machine_type,
+            chassis,
+            terminate_on_reboot: self.reboot_policy(reboot_policy.as_deref(), path),
+            ..self.plain(name, cpus, sizes)
+        };
+        self.own(cpu.as_ref(), resources.as_ref(), &mut parsed, path);
+        self.features(features.as_ref(), clock.as_ref(), &mut parsed, path);
+        self.firmware(firmware.as_ref(), &mut parsed, path);
+        parsed.launch_security = self.launch_security(launch_security.as_ref(), &parsed, path);
+        self.clock(clock.as_ref(), &mut parsed, path);
+        self.devices(devices, &mut parsed, path);
+        parsed
+    }
+
+    /// A machine of which nothing else is said.
+    fn plain(&self, name: &str, cpu: Cpu, memory: Memory) -> Machine {
+        Machine {
             architecture: self.architecture,
-            machine_type: self.machine_type(machine.as_ref(), path),
+            machine_type: String::new(),
             uuid: firmware_uuid(name),
             serial: None,
             smbios: self.config.smbios.clone(),
-            chassis: self.chassis(chassis.as_ref(), path),
-            cpu: self.cpu(cpu.as_ref(), path),
-            memory: self.memory(memory.as_ref(), resources.as_ref(), path),
+            chassis: Chassis::default(),
+            cpu,
+            memory,
+            guaranteed: false,
             boot: Boot::Bios { use_serial: false },
             acpi: true,
             acpi_tables: Vec::new(),
@@ -307,6 +335,8 @@ impl Cx<'_> {
             video: None,
             mem_balloon: true,
             mem_balloon_stats_period: self.config.mem_balloon_stats_period,
+            free_page_reporting: self.config.free_page_reporting,
+            pci_hole64: true,
             watchdog: None,
             panic_devices: Vec::new(),
             block_multi_queue: false,
@@ -320,7 +350,7 @@ impl Cx<'_> {
             subdomain: None,
             termination_grace_seconds: TERMINATION_GRACE_SECONDS,
             start_paused: false,
-            terminate_on_reboot: self.reboot_policy(reboot_policy.as_deref(), path),
+            terminate_on_reboot: false,
             launch_security: None,
             kernel_boot: None,
             ignition: None,
@@ -329,14 +359,7 @@ impl Cx<'_> {
             vsock: false,
             access_credentials: Vec::new(),
             service_account: None,
-        };
-        parsed.cpu.pinning = self.pinning(cpu.as_ref(), resources.as_ref(), &parsed, path);
-        self.features(features.as_ref(), clock.as_ref(), &mut parsed, path);
-        self.firmware(firmware.as_ref(), &mut parsed, path);
-        parsed.launch_security = self.launch_security(launch_security.as_ref(), &parsed, path);
-        self.clock(clock.as_ref(), &mut parsed, path);
-        self.devices(devices, &mut parsed, path);
-        parsed
+        }
     }
 
     fn machine_type(&mut self, machine: Option<&WireMachine>, path: &FieldPath) -> String {

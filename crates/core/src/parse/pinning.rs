@@ -13,8 +13,22 @@ use crate::machine::{Machine, Pinning};
 const MAX_THREADS: u32 = 2;
 
 impl Cx<'_> {
-    /// `machine` has its processor's topology and its memory.
-    pub(super) fn pinning(
+    /// What a guest has to itself, and what that changes. `machine` has its processor's topology and its memory.
+    pub(super) fn own(
+        &mut self,
+        cpu: Option<&CPU>,
+        resources: Option<&ResourceRequirements>,
+        machine: &mut Machine,
+        path: &FieldPath,
+    ) {
+        machine.cpu.pinning = self.pinning(cpu, resources, machine, path);
+        let pinned = machine.cpu.pinning.is_some();
+        machine.guaranteed = pinned || resources.is_some_and(no_more_than_requested);
+        // What it would give back nobody else may have, and taking it again would make it wait.
+        machine.free_page_reporting &= !pinned && machine.memory.huge_page.is_none();
+    }
+
+    fn pinning(
         &mut self,
         cpu: Option<&CPU>,
         resources: Option<&ResourceRequirements>,
@@ -53,6 +67,8 @@ impl Cx<'_> {
         }
         Some(Pinning {
             isolate_emulator: on(cpu.isolate_emulator_thread),
+            // Only an annotation says so.
+            even: false,
             host_numa,
         })
     }
@@ -79,6 +95,47 @@ impl Cx<'_> {
                 &path.child("limits.memory"),
                 "with dedicated CPUs, requests and limits of memory are the same",
             );
+        }
+    }
+}
+
+/// Whether a pod of the class Guaranteed is asked for: what is limited and not requested is requested, too.
+fn no_more_than_requested(resources: &ResourceRequirements) -> bool {
+    ["cpu", "memory"].iter().all(|name| {
+        let amount = |side: &BTreeMap<String, Quantity>| side.get(*name).and_then(|quantity| quantity.millis().ok());
+        let (request, limit) = (amount(&resources.requests), amount(&resources.limits));
+        limit.is_some_and(|limit| limit > 0 && request.is_none_or(|request| request == limit))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_limited_to_its_request_is_guaranteed() {
+        for (resources, guaranteed) in [
+            (
+                "{requests: {cpu: '1', memory: 1Gi}, limits: {cpu: 1000m, memory: 1024Mi}}",
+                true,
+            ),
+            ("{limits: {cpu: '1', memory: 1Gi}}", true),
+            ("{requests: {memory: 1Gi}, limits: {cpu: '1', memory: 1Gi}}", true),
+            (
+                "{requests: {cpu: '1', memory: 1Gi}, limits: {cpu: '2', memory: 1Gi}}",
+                false,
+            ),
+            (
+                "{requests: {cpu: '1', memory: 1Gi}, limits: {cpu: '1', memory: 2Gi}}",
+                false,
+            ),
+            ("{requests: {cpu: '1', memory: 1Gi}, limits: {memory: 1Gi}}", false),
+            ("{requests: {cpu: '1', memory: 1Gi}}", false),
+            ("{limits: {cpu: '0', memory: 1Gi}}", false),
+            ("{}", false),
+        ] {
+            let read: ResourceRequirements = serde_yaml_ng::from_str(resources).unwrap();
+            assert_eq!(no_more_than_requested(&read), guaranteed, "{resources}");
         }
     }
 }

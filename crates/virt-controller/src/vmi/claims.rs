@@ -20,6 +20,11 @@ use crate::cache::{Cache, Key};
 pub const STATE_LABEL: &str = "persistent-state-for";
 /// Size of such a claim.
 const STATE_SIZE: &str = "10Mi";
+/// Annotations by which CDI tells that it took all room of a claim at once, and that somebody else did.
+const THICK: [&str; 2] = [
+    "cdi.kubevirt.io/storage.preallocation",
+    "cdi.kubevirt.io/storage.thick-provisioned",
+];
 /// Annotation of the storage class for disks of VMs.
 const DEFAULT_VIRT_CLASS: &str = "storageclass.kubevirt.io/is-default-virt-class";
 /// Annotation of the storage class for everything.
@@ -115,10 +120,17 @@ fn info(claim: &PersistentVolumeClaim) -> PersistentVolumeClaimInfo {
         access_modes: spec.and_then(|spec| spec.access_modes.clone()).unwrap_or_default(),
         capacity: amounts(status.and_then(|status| status.capacity.as_ref())),
         claim_name: Some(claim.name_any()),
+        preallocated: is_thick(claim).then_some(true),
         requests: amounts(resources.and_then(|resources| resources.requests.as_ref())),
         volume_mode: spec.and_then(|spec| spec.volume_mode.clone()),
         ..PersistentVolumeClaimInfo::default()
     }
+}
+
+/// Whether all room of a claim's image was taken when CDI made it.
+fn is_thick(claim: &PersistentVolumeClaim) -> bool {
+    let said = |annotation: &str| claim.annotations().get(annotation).is_some_and(|value| value == "true");
+    THICK.into_iter().any(said)
 }
 
 /// Whether a claim that a spec names exists and is not bound.
@@ -278,6 +290,24 @@ mod tests {
             "metadata": {"name": name, "annotations": {annotation: "true"}}, "provisioner": "p",
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn claims_whose_room_is_taken_are_told() {
+        for (annotations, thick) in [
+            (json!({"cdi.kubevirt.io/storage.preallocation": "true"}), true),
+            (json!({"cdi.kubevirt.io/storage.thick-provisioned": "true"}), true),
+            (json!({"cdi.kubevirt.io/storage.preallocation": "false"}), false),
+            (
+                json!({"cdi.kubevirt.io/storage.preallocation.requested": "true"}),
+                false,
+            ),
+            (json!({}), false),
+        ] {
+            let claim = json!({"metadata": {"name": "c", "annotations": annotations}});
+            let claim: PersistentVolumeClaim = serde_json::from_value(claim).unwrap();
+            assert_eq!(info(&claim).preallocated == Some(true), thick, "{annotations}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod claims;
 pub mod devices;
+mod limits;
 mod network_info;
 mod networks;
 pub mod plan;
@@ -169,6 +170,13 @@ async fn create_pod(
     let devices = networks::resources(&context.client, vmi).await?;
     if !devices.is_empty() {
         networks::ask(pod.to_mut(), &devices);
+    }
+    if context.options.home == Home::Cluster {
+        let config = Arc::clone(&context.config.borrow());
+        let wanted = limits::wanted(&context.client, namespace, &pod, &config).await?;
+        if wanted != limits::Wanted::default() {
+            limits::add(pod.to_mut(), vmi, &config, wanted);
+        }
     }
     match pods.create(&PostParams::default(), &pod).await {
         Ok(created) => {

@@ -8,8 +8,8 @@ use ferrovirt_api::v1::{Probe, VirtualMachineInstance, VirtualMachineInstanceSpe
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::cause::{self, Cause, CauseReason};
 use ferrovirt_core::machine::{
-    ClaimSource, CpuModel, Disk, DiskDevice, Filesystem, FilesystemSource, HostDeviceSource, Interface, Machine,
-    NicNetwork, ResourceClaim, Source,
+    ClaimSource, Disk, DiskDevice, Filesystem, FilesystemSource, HostDeviceSource, Interface, Machine, NicNetwork,
+    ResourceClaim, Source,
 };
 use ferrovirt_core::names;
 use ferrovirt_core::overhead::{PodResources, pod_resources};
@@ -34,6 +34,7 @@ use storage::{Storage, mount};
 mod container_disk;
 mod filesystem;
 mod hook_sidecar;
+mod scheduling;
 mod storage;
 mod support;
 #[cfg(test)]
@@ -130,15 +131,16 @@ pub fn render(
     helpers.extend(hook_sidecar::containers(&machine));
     for helper in &mut helpers {
         support::supply(helper, config);
-        if machine.cpu.pinning.is_some() {
+        if machine.guaranteed {
             support::guarantee(helper);
         }
     }
     Ok(Pod {
         metadata: metadata(vmi, &machine, &resources),
         spec: Some(PodSpec {
-            affinity: spec.affinity.clone(),
-            automount_service_account_token: Some(account.is_some_and(|account| account.token)),
+            affinity: scheduling::affinity(vmi, &machine, options),
+            // Istio's proxy shows by it who it is.
+            automount_service_account_token: Some(account.is_some_and(|account| account.token) || has_proxy(vmi)),
             containers: vec![compute(vmi, &machine, config, options, &resources, &storage)],
             dns_config: spec.dns_config.clone(),
             dns_policy: spec.dns_policy.clone(),
@@ -146,7 +148,7 @@ pub fn render(
             hostname: Some(machine.hostname.clone()),
             image_pull_secrets: storage.pull_secrets,
             init_containers: (!helpers.is_empty()).then_some(helpers),
-            node_selector: Some(node_selector(vmi, &machine, config, options)),
+            node_selector: Some(scheduling::node_selector(vmi, &machine, config, options)),
             priority_class_name: spec.priority_class_name.clone(),
             readiness_gates: (options.home == Home::Cluster).then(|| {
                 vec![PodReadinessGate {
@@ -225,6 +227,8 @@ fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodReso
         (names::VM_NAME_LABEL.to_owned(), machine.hostname.clone()),
         (names::VMI_ID_LABEL.to_owned(), label_of(&vmi_name)),
     ]);
+    // Istio looks at labels of pods only.
+    labels.extend(proxy(vmi).map(|inject| (names::ISTIO_INJECT.to_owned(), inject.clone())));
     let public = |key: &String| !PRIVATE_ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix));
     let mut annotations: BTreeMap<String, String> = meta
         .annotations
@@ -260,6 +264,15 @@ fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodReso
         owner_references: Some(vec![owner(vmi)]),
         ..ObjectMeta::default()
     }
+}
+
+/// What a VMI's annotation says of Istio's proxy.
+fn proxy(vmi: &VirtualMachineInstance) -> Option<&String> {
+    vmi.metadata.annotations.as_ref()?.get(names::ISTIO_INJECT)
+}
+
+fn has_proxy(vmi: &VirtualMachineInstance) -> bool {
+    proxy(vmi).is_some_and(|inject| inject.eq_ignore_ascii_case("true"))
 }
 
 /// What makes a VMI the owner of an object.
@@ -570,40 +583,4 @@ fn quantities(pairs: &[(&str, &str)]) -> BTreeMap<String, K8sQuantity> {
         .iter()
         .map(|&(name, value)| (name.to_owned(), K8sQuantity(value.to_owned())))
         .collect()
-}
-
-fn node_selector(
-    vmi: &VirtualMachineInstance,
-    machine: &Machine,
-    config: &ClusterConfig,
-    options: &Options,
-) -> BTreeMap<String, String> {
-    let yes = || "true".to_owned();
-    let mut all = BTreeMap::from([
-        (names::SCHEDULABLE_LABEL.to_owned(), yes()),
-        ("kubernetes.io/arch".to_owned(), machine.architecture.name().to_owned()),
-    ]);
-    if options.home == Home::Cluster {
-        all.insert(format!("machine-type.node.kubevirt.io/{}", machine.machine_type), yes());
-        if machine.cpu.pinning.is_some() {
-            all.insert(names::CPU_MANAGER_LABEL.to_owned(), yes());
-        }
-        if !machine.cpu.realtime.is_empty() {
-            all.insert(names::REALTIME_LABEL.to_owned(), yes());
-        }
-        if let Some(security) = &machine.launch_security {
-            all.insert(format!("kubevirt.io/{}", security.node_label()), yes());
-        }
-        if let CpuModel::Named(model) = &machine.cpu.model {
-            all.insert(format!("cpu-model.node.kubevirt.io/{model}"), yes());
-        }
-        for (feature, policy) in &machine.cpu.features {
-            if policy == "require" {
-                all.insert(format!("cpu-feature.node.kubevirt.io/{feature}"), yes());
-            }
-        }
-    }
-    all.extend(config.node_selectors.clone());
-    all.extend(vmi.spec.node_selector.clone());
-    all
 }

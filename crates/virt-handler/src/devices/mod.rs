@@ -41,8 +41,6 @@ mod api {
 const RESOURCE_PREFIX: &str = "devices.kubevirt.io/";
 /// The resource of `/dev/kvm`.
 pub(crate) const KVM_RESOURCE: &str = "devices.kubevirt.io/kvm";
-/// As many guests may share a device; it is not used up.
-pub(crate) const COUNT: usize = 1000;
 /// Pause before the node's devices are looked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// Pause before a directory that could not be watched is tried again.
@@ -74,47 +72,47 @@ impl Device {
 /// What one plugin offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Offer {
-    /// A device that guests share.
-    Shared(Device),
+    /// A device that so many guests share. It is not used up.
+    Shared(Device, u32),
     /// Devices that are one guest's each.
     Pool(Pool),
-    /// A daemon of the node that guests share.
-    Daemon(Daemon),
+    /// A daemon of the node that so many guests share.
+    Daemon(Daemon, u32),
 }
 
 impl Offer {
     /// Whether each of its devices is there.
     fn present(&self) -> Vec<bool> {
         match self {
-            Self::Shared(device) => vec![device.path.exists()],
+            Self::Shared(device, _) => vec![device.path.exists()],
             Self::Pool(pool) => pool.present(),
-            Self::Daemon(daemon) => vec![daemon.is_there()],
+            Self::Daemon(daemon, _) => vec![daemon.is_there()],
         }
     }
 
     fn resource(&self) -> String {
         match self {
-            Self::Shared(device) => device.resource(),
+            Self::Shared(device, _) => device.resource(),
             Self::Pool(pool) => pool.resource.clone(),
-            Self::Daemon(daemon) => format!("{RESOURCE_PREFIX}{}", daemon.name),
+            Self::Daemon(daemon, _) => format!("{RESOURCE_PREFIX}{}", daemon.name),
         }
     }
 
     /// Name of its socket.
     fn socket(&self) -> String {
         let name = match self {
-            Self::Shared(device) => device.name.to_owned(),
+            Self::Shared(device, _) => device.name.to_owned(),
             Self::Pool(pool) => pool.resource.replace('/', "-"),
-            Self::Daemon(daemon) => daemon.name.to_owned(),
+            Self::Daemon(daemon, _) => daemon.name.to_owned(),
         };
         format!("kubevirt-{name}.sock")
     }
 
     fn directories(&self) -> Vec<&Path> {
         match self {
-            Self::Shared(device) => device.path.parent().into_iter().collect(),
+            Self::Shared(device, _) => device.path.parent().into_iter().collect(),
             Self::Pool(pool) => pool.directories().collect(),
-            Self::Daemon(daemon) => vec![&daemon.directory],
+            Self::Daemon(daemon, _) => vec![&daemon.directory],
         }
     }
 }
@@ -133,10 +131,34 @@ pub(crate) fn known(kvm: &Verdict) -> Vec<Device> {
     all
 }
 
-/// Offers `devices` to the kubelet whose plugin directory is `directory`, for ever. `registered` counts those that the
-/// kubelet has accepted at least once. Cancel safe; the sockets go with it.
-pub(crate) async fn run(directory: &Path, devices: Vec<Device>, registered: &watch::Sender<usize>) {
-    offer(directory, devices.into_iter().map(Offer::Shared).collect(), registered).await;
+/// Offers `devices` to the kubelet whose plugin directory is `directory`, for ever, to as many guests as the cluster's
+/// configuration says. `registered` counts those that the kubelet has accepted at least once. Cancel safe; the sockets
+/// go with it.
+pub(crate) async fn run(
+    directory: &Path,
+    devices: Vec<Device>,
+    mut config: watch::Receiver<Arc<ClusterConfig>>,
+    registered: &watch::Sender<usize>,
+) {
+    loop {
+        let guests = config.borrow_and_update().guests_per_node;
+        let offers = devices.iter().map(|device| Offer::Shared(device.clone(), guests));
+        tokio::select! {
+            () = offer(directory, offers.collect(), registered) => {}
+            () = unlike(&mut config, &guests, |config| config.guests_per_node) => {}
+        }
+    }
+}
+
+/// Returns when the configuration says something else than `said`.
+async fn unlike<T: PartialEq>(
+    config: &mut watch::Receiver<Arc<ClusterConfig>>,
+    said: &T,
+    read: impl Fn(&ClusterConfig) -> T,
+) {
+    if config.wait_for(|config| read(config) != *said).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// Offers what the cluster's configuration selects of the node's devices, as [`run`] does.
@@ -169,20 +191,13 @@ pub(crate) async fn run_pools(directory: &Path, mut config: watch::Receiver<Arc<
 /// Offers the daemon that reserves LUNs while the cluster's configuration says that nodes have it, as [`run`] does.
 pub(crate) async fn run_reservations(directory: &Path, mut config: watch::Receiver<Arc<ClusterConfig>>, user: u32) {
     let (registered, _) = watch::channel(0);
+    let read = |config: &ClusterConfig| config.persistent_reservation.then_some(config.guests_per_node);
     loop {
-        let enabled = config.borrow_and_update().persistent_reservation;
-        let offers = enabled.then(|| Offer::Daemon(Daemon::of_reservations(user)));
-        let other = async {
-            while config.changed().await.is_ok() {
-                if config.borrow_and_update().persistent_reservation != enabled {
-                    return;
-                }
-            }
-            std::future::pending::<()>().await;
-        };
+        let guests = read(&config.borrow_and_update());
+        let offers = guests.map(|guests| Offer::Daemon(Daemon::of_reservations(user), guests));
         tokio::select! {
             () = offer(directory, offers.into_iter().collect(), &registered) => {}
-            () = other => {}
+            () = unlike(&mut config, &guests, read) => {}
         }
     }
 }

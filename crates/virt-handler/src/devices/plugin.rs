@@ -25,7 +25,7 @@ use super::api::{
     Empty, ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
     PreferredAllocationResponse, RegisterRequest,
 };
-use super::{COUNT, Daemon, Device, Offer};
+use super::{Daemon, Device, Offer};
 
 /// The interface's version.
 const VERSION: &str = "v1beta1";
@@ -128,7 +128,7 @@ pub(super) async fn run(
 /// Brings the plugin to where it should be now.
 async fn step(directory: &Path, offer: &Offer, slot: &mut Option<Serving>) -> Result<(), Error> {
     let present = offer.present();
-    if let Offer::Daemon(daemon) = offer
+    if let Offer::Daemon(daemon, _) = offer
         && present.contains(&true)
     {
         daemon.open();
@@ -227,9 +227,9 @@ struct Plugin {
 /// All shares of what is offered, each with its health. A device that is shared has many.
 fn list(offer: &Offer, healthy: &[bool]) -> ListAndWatchResponse {
     let ids: Vec<(String, bool)> = match offer {
-        Offer::Shared(Device { name, .. }) | Offer::Daemon(Daemon { name, .. }) => {
+        Offer::Shared(Device { name, .. }, guests) | Offer::Daemon(Daemon { name, .. }, guests) => {
             let healthy = healthy.contains(&true);
-            (0..COUNT).map(|n| (format!("{name}{n}"), healthy)).collect()
+            (0..*guests).map(|n| (format!("{name}{n}"), healthy)).collect()
         }
         Offer::Pool(pool) => pool.ids().into_iter().zip(healthy.iter().copied()).collect(),
     };
@@ -282,9 +282,9 @@ impl DevicePlugin for Plugin {
     async fn allocate(&self, request: Request<AllocateRequest>) -> Result<Response<AllocateResponse>, Status> {
         let request = request.into_inner();
         Ok(Response::new(match &self.offer {
-            Offer::Shared(device) => allocate(device, request.container_requests.len()),
+            Offer::Shared(device, _) => allocate(device, request.container_requests.len()),
             Offer::Pool(pool) => pool.allocate(&request),
-            Offer::Daemon(daemon) => daemon.allocate(request.container_requests.len()),
+            Offer::Daemon(daemon, _) => daemon.allocate(request.container_requests.len()),
         }))
     }
 

@@ -59,6 +59,13 @@ async fn next<T>(receiver: &mut mpsc::UnboundedReceiver<T>) -> T {
     tokio::time::timeout(DEADLINE, receiver.recv()).await.unwrap().unwrap()
 }
 
+fn guests(guests_per_node: u32) -> Arc<ClusterConfig> {
+    Arc::new(ClusterConfig {
+        guests_per_node,
+        ..ClusterConfig::default()
+    })
+}
+
 /// The next list of a plugin's devices.
 async fn next_list(lists: &mut tonic::Streaming<ListAndWatchResponse>) -> ListAndWatchResponse {
     let list = tokio::time::timeout(DEADLINE, lists.message()).await;
@@ -79,9 +86,10 @@ async fn a_device_is_registered_listed_allocated_and_follows_the_kubelet() {
         Device::new("absent", "/nonexistent/device"),
     ];
     let (registered, mut seen) = watch::channel(0);
+    let (config, given) = watch::channel(guests(1000));
     let plugins = tokio::spawn({
         let directory = directory.clone();
-        async move { run(&directory, devices, &registered).await }
+        async move { run(&directory, devices, given, &registered).await }
     });
 
     let request = next(&mut registrations).await;
@@ -101,7 +109,7 @@ async fn a_device_is_registered_listed_allocated_and_follows_the_kubelet() {
     let mut client = plugin(&directory, &request.endpoint).await;
     let mut lists = client.list_and_watch(Empty {}).await.unwrap().into_inner();
     let list = lists.message().await.unwrap().unwrap();
-    assert_eq!((list.devices.len(), list.devices[7].id.as_str()), (COUNT, "tun7"));
+    assert_eq!((list.devices.len(), list.devices[7].id.as_str()), (1000, "tun7"));
     assert!(list.devices.iter().all(|device| device.health == "Healthy"));
 
     let container = ContainerAllocateRequest {
@@ -137,6 +145,12 @@ async fn a_device_is_registered_listed_allocated_and_follows_the_kubelet() {
     let mut client = plugin(&directory, &request.endpoint).await;
     client.get_device_plugin_options(Empty {}).await.unwrap();
 
+    config.send_replace(guests(3));
+    let request = next(&mut registrations).await;
+    let mut client = plugin(&directory, &request.endpoint).await;
+    let mut lists = client.list_and_watch(Empty {}).await.unwrap().into_inner();
+    assert_eq!(next_list(&mut lists).await.devices.len(), 3);
+
     plugins.abort();
     assert!(plugins.await.unwrap_err().is_cancelled());
     assert!(!directory.join(&request.endpoint).exists());
@@ -148,7 +162,7 @@ async fn a_daemon_is_offered_with_the_directory_of_its_socket() {
     let (directory, path) = (sockets.path().to_owned(), daemons.path().to_owned());
     let (mut registrations, _kubelet) = kubelet(&directory);
     let user = nix::unistd::getuid().as_raw();
-    let daemon = Offer::Daemon(Daemon::at("pr-helper", &path, user));
+    let daemon = Offer::Daemon(Daemon::at("pr-helper", &path, user), 9);
     assert_eq!(daemon.present(), [false]);
     let (registered, _) = watch::channel(0);
     let _plugin = AbortOnDropHandle::new(tokio::spawn({
@@ -176,7 +190,7 @@ async fn a_daemon_is_offered_with_the_directory_of_its_socket() {
 
     let mut lists = client.list_and_watch(Empty {}).await.unwrap().into_inner();
     let list = lists.message().await.unwrap().unwrap();
-    assert_eq!((list.devices.len(), list.devices[7].id.as_str()), (COUNT, "pr-helper7"));
+    assert_eq!((list.devices.len(), list.devices[7].id.as_str()), (9, "pr-helper7"));
     assert!(list.devices.iter().all(|device| device.health == "Healthy"));
     drop(listener);
     std::fs::remove_file(&socket).unwrap();

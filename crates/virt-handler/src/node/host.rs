@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use ferrovirt_core::machine::hyperv_name;
 use quick_xml::Reader;
 use quick_xml::events::{BytesStart, Event};
 
@@ -42,6 +43,35 @@ fn protects(xml: &str, kind: &str) -> bool {
             Ok(Event::End(tag)) if tag.name().as_ref() == b"launchSecurity" => return false,
             Ok(Event::Text(text)) if inside && text.decode().is_ok_and(|text| text.trim() == kind) => return true,
             Ok(Event::Eof) | Err(_) => return false,
+            Ok(_) => {}
+        }
+    }
+}
+
+/// What Windows finds in its hypervisor here, in the API's words, by a file of libvirt's domain capabilities.
+pub(crate) fn hyperv(path: &Path) -> BTreeSet<String> {
+    read(path).map(|xml| enlightenments(&xml)).unwrap_or_default()
+}
+
+/// The values of `hyperv`, which are its features, in the API's words.
+fn enlightenments(xml: &str) -> BTreeSet<String> {
+    let mut reader = Reader::from_str(xml);
+    let (mut inside, mut features, mut found) = (false, false, BTreeSet::new());
+    loop {
+        match reader.read_event() {
+            Ok(Event::Start(tag)) if tag.name().as_ref() == b"hyperv" => {
+                inside = attribute(&tag, "supported").is_some_and(|supported| supported == "yes");
+            }
+            Ok(Event::Start(tag)) if tag.name().as_ref() == b"enum" => {
+                features = inside && attribute(&tag, "name").is_some_and(|name| name == "features");
+            }
+            Ok(Event::End(tag)) if tag.name().as_ref() == b"enum" => features = false,
+            Ok(Event::End(tag)) if tag.name().as_ref() == b"hyperv" => return found,
+            Ok(Event::Text(text)) if features => {
+                let name = text.decode().map(|text| text.trim().to_owned()).unwrap_or_default();
+                found.extend(Some(hyperv_name(&name).to_owned()).filter(|name| !name.is_empty()));
+            }
+            Ok(Event::Eof) | Err(_) => return BTreeSet::new(),
             Ok(_) => {}
         }
     }
@@ -174,6 +204,32 @@ mod tests {
             "no XML",
         ] {
             assert_eq!(HostModel::of_domain_capabilities(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn libvirt_says_what_windows_finds() {
+        let xml = "<domainCapabilities><os><enum name='firmware'><value>efi</value></enum></os><features>
+            <hyperv supported='yes'>
+              <enum name='features'>
+                <value>relaxed</value>
+                <value>stimer</value>
+                <value>vendor_id</value>
+              </enum>
+              <defaults><spinlocks>4095</spinlocks></defaults>
+            </hyperv>
+            <launchSecurity supported='no'><enum name='sectype'><value>sev</value></enum></launchSecurity>
+            </features></domainCapabilities>";
+        let all: Vec<String> = enlightenments(xml).into_iter().collect();
+        assert_eq!(all, ["relaxed", "synictimer", "vendorid"]);
+        for none in [
+            "",
+            "no XML",
+            "<features><hyperv supported='no'><enum name='features'><value>ipi</value></enum></hyperv></features>",
+            "<features><hyperv supported='yes'><enum name='features'><value>ipi</value>",
+            "<features><enum name='features'><value>ipi</value></enum></features>",
+        ] {
+            assert_eq!(enlightenments(none), BTreeSet::new(), "{none}");
         }
     }
 

@@ -1,8 +1,11 @@
 //! What labels and annotations a node should have. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ferrovirt_core::names::{CPU_MANAGER_LABEL, REALTIME_LABEL, SCHEDULABLE_LABEL};
+use ferrovirt_core::names::{
+    CPU_FEATURE_PREFIX, CPU_MANAGER_LABEL, CPU_VENDOR_PREFIX, HYPERV_PREFIX, OBSOLETE_HOST_MODEL_LABEL, REALTIME_LABEL,
+    SCHEDULABLE_LABEL,
+};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -22,12 +25,10 @@ const SKIP_ANNOTATION: &str = "node-labeller.kubevirt.io/skip-node";
 const MACHINE_PREFIX: &str = "machine-type.node.kubevirt.io/";
 const CPU_PREFIX: &str = "cpu-model.node.kubevirt.io/";
 const CPU_MIGRATION_PREFIX: &str = "cpu-model-migration.node.kubevirt.io/";
-const FEATURE_PREFIX: &str = "cpu-feature.node.kubevirt.io/";
-const VENDOR_PREFIX: &str = "cpu-vendor.node.kubevirt.io/";
 const HOST_MODEL_PREFIX: &str = "host-model-cpu.node.kubevirt.io/";
 const HOST_FEATURE_PREFIX: &str = "host-model-required-features.node.kubevirt.io/";
 /// Prefixes under which every label is ours: what no longer holds is removed.
-const OWNED: [&str; 11] = [
+const OWNED: [&str; 13] = [
     REALTIME_LABEL,
     "kubevirt.io/sev",
     "kubevirt.io/s390-pv",
@@ -35,8 +36,10 @@ const OWNED: [&str; 11] = [
     MACHINE_PREFIX,
     CPU_PREFIX,
     CPU_MIGRATION_PREFIX,
-    FEATURE_PREFIX,
-    VENDOR_PREFIX,
+    CPU_FEATURE_PREFIX,
+    CPU_VENDOR_PREFIX,
+    HYPERV_PREFIX,
+    OBSOLETE_HOST_MODEL_LABEL,
     HOST_MODEL_PREFIX,
     HOST_FEATURE_PREFIX,
 ];
@@ -54,6 +57,10 @@ pub(crate) struct Facts {
     pub(crate) realtime: bool,
     /// How guests' memory can be protected, as labels below `kubevirt.io`.
     pub(crate) protections: Vec<&'static str>,
+    /// What Windows finds in its hypervisor here, in the API's words.
+    pub(crate) hyperv: BTreeSet<String>,
+    /// CPU models that nobody shall be offered.
+    pub(crate) obsolete: BTreeSet<String>,
 }
 
 impl Facts {
@@ -79,21 +86,29 @@ fn wanted(facts: &Facts) -> BTreeMap<String, String> {
         cpu_manager,
         realtime,
         protections,
+        hyperv,
+        obsolete,
     } = facts;
     let mut named: Vec<(&str, &str)> = Vec::new();
     named.extend(capabilities.machines.iter().map(|name| (MACHINE_PREFIX, name.as_str())));
-    for model in &capabilities.cpu_models {
+    for model in capabilities.cpu_models.difference(obsolete) {
         named.extend([(CPU_PREFIX, model.as_str()), (CPU_MIGRATION_PREFIX, model)]);
     }
     named.extend(
         capabilities
             .cpu_features
             .iter()
-            .map(|name| (FEATURE_PREFIX, name.as_str())),
+            .map(|name| (CPU_FEATURE_PREFIX, name.as_str())),
     );
-    named.extend(vendor.iter().map(|vendor| (VENDOR_PREFIX, vendor.0)));
+    named.extend(vendor.iter().map(|vendor| (CPU_VENDOR_PREFIX, vendor.0)));
+    named.extend(hyperv.iter().map(|name| (HYPERV_PREFIX, name.as_str())));
+    // Without KVM nobody gets it.
+    let old = host_model
+        .as_ref()
+        .filter(|model| kvm.usable && obsolete.contains(&model.name));
     if let Some(HostModel { name, features }) = host_model {
-        named.extend([(HOST_MODEL_PREFIX, name.as_str()), (CPU_MIGRATION_PREFIX, name)]);
+        named.push((HOST_MODEL_PREFIX, name));
+        named.extend(old.is_none().then_some((CPU_MIGRATION_PREFIX, name.as_str())));
         named.extend(features.iter().map(|feature| (HOST_FEATURE_PREFIX, feature.as_str())));
     }
     let labels = named.into_iter().filter(|(_, name)| fits(name));
@@ -106,6 +121,9 @@ fn wanted(facts: &Facts) -> BTreeMap<String, String> {
             .iter()
             .map(|name| (format!("kubevirt.io/{name}"), "true".to_owned())),
     );
+    if old.is_some() {
+        wanted.insert(OBSOLETE_HOST_MODEL_LABEL.to_owned(), "true".to_owned());
+    }
     if *realtime {
         wanted.insert(REALTIME_LABEL.to_owned(), "true".to_owned());
     }
@@ -144,8 +162,6 @@ pub(super) fn patch(node: &Node, facts: &Facts) -> Option<Value> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     fn set(names: &[&str]) -> BTreeSet<String> {
@@ -160,7 +176,7 @@ mod tests {
             },
             capabilities: Capabilities {
                 machines: set(&["q35"]),
-                cpu_models: set(&["EPYC"]),
+                cpu_models: set(&["EPYC", "qemu64"]),
                 cpu_features: set(&["sse4.1", "-bad", "x".repeat(64).as_str()]),
             },
             vendor: Some(CpuVendor("AMD")),
@@ -171,6 +187,8 @@ mod tests {
             cpu_manager: true,
             realtime: false,
             protections: vec!["sev"],
+            hyperv: set(&["synictimer"]),
+            obsolete: set(&["EPYC-Rome", "qemu64"]),
         }
     }
 
@@ -208,10 +226,27 @@ mod tests {
                 "cpu-feature.node.kubevirt.io/sse4.1": "true",
                 "host-model-cpu.node.kubevirt.io/EPYC-Rome": "true",
                 "host-model-required-features.node.kubevirt.io/ibpb": "true",
+                "hyperv.node.kubevirt.io/synictimer": "true",
             })
         );
         apply(&mut node, &change);
         assert_eq!(patch(&node, &facts()), None);
+    }
+
+    #[test]
+    fn an_obsolete_host_model_is_told() {
+        let mut facts = facts();
+        facts.kvm.usable = true;
+        let node = Node::default();
+        let labels = |facts: &Facts| patch(&node, facts).unwrap()["labels"].clone();
+        let old = labels(&facts);
+        assert_eq!(old[OBSOLETE_HOST_MODEL_LABEL], "true");
+        assert_eq!(old["host-model-cpu.node.kubevirt.io/EPYC-Rome"], "true");
+        assert_eq!(old.get("cpu-model-migration.node.kubevirt.io/EPYC-Rome"), None);
+        facts.obsolete.remove("EPYC-Rome");
+        let new = labels(&facts);
+        assert_eq!(new.get(OBSOLETE_HOST_MODEL_LABEL), None);
+        assert_eq!(new["cpu-model-migration.node.kubevirt.io/EPYC-Rome"], "true");
     }
 
     #[test]

@@ -4,10 +4,11 @@ mod host;
 mod labels;
 mod qemu;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
+use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::names::SCHEDULABLE_LABEL;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
@@ -43,12 +44,30 @@ pub(crate) async fn gather(options: &Options, kvm: &Verdict) -> Facts {
             Devices::Plugins(directory) => host::cpu_manager(&directory.with_file_name(CPU_MANAGER_STATE)),
         },
         realtime: host::realtime(Path::new(REALTIME_LIMIT)),
+        hyperv: match options.domain_capabilities(true) {
+            Some(capabilities) if kvm.usable => host::hyperv(&capabilities),
+            _ => BTreeSet::new(),
+        },
+        obsolete: options.config.borrow().obsolete_cpu_models.clone(),
         protections: if kvm.usable {
             let capabilities = options.domain_capabilities(kvm.usable);
             host::protections(Path::new("/sys"), capabilities.as_deref())
         } else {
             Vec::new()
         },
+    }
+}
+
+/// Publishes again whenever the configuration says otherwise what a node should tell, for ever.
+pub(crate) async fn follow(client: &Client, options: &Options, kvm: &Verdict) {
+    let mut config = options.config.clone();
+    let told = |config: &ClusterConfig| (config.obsolete_cpu_models.clone(), config.guests_per_node);
+    loop {
+        let now = told(&config.borrow_and_update());
+        if config.wait_for(|config| told(config) != now).await.is_err() {
+            return std::future::pending().await;
+        }
+        publish(client, options, &gather(options, kvm).await).await;
     }
 }
 
@@ -76,6 +95,7 @@ pub(crate) async fn publish(client: &Client, options: &Options, facts: &Facts) {
 async fn publish_once(nodes: &Api<Node>, options: &Options, facts: &Facts) -> Result<(), kube::Error> {
     let name = &options.node_name;
     let node = nodes.get(name).await?;
+    let guests = options.config.borrow().guests_per_node;
     let mut metadata = labels::patch(&node, facts);
     if options.heartbeat {
         let change = metadata.get_or_insert_with(|| json!({}));
@@ -86,7 +106,7 @@ async fn publish_once(nodes: &Api<Node>, options: &Options, facts: &Facts) -> Re
         nodes.patch(name, &PatchParams::default(), &patch).await?;
     }
     if let Devices::Status = options.devices
-        && let Some(patch) = device_status(&node, &facts.kvm)
+        && let Some(patch) = device_status(&node, &facts.kvm, guests)
     {
         let patch = Patch::Merge(patch);
         nodes.patch_status(name, &PatchParams::default(), &patch).await?;
@@ -100,8 +120,8 @@ fn now() -> String {
 }
 
 /// The status of a node that has no kubelet to count devices, if it is not so already.
-fn device_status(node: &Node, kvm: &Verdict) -> Option<Value> {
-    let count = |device: &Device| if device.path.exists() { devices::COUNT } else { 0 }.to_string();
+fn device_status(node: &Node, kvm: &Verdict, guests: u32) -> Option<Value> {
+    let count = |device: &Device| if device.path.exists() { guests } else { 0 }.to_string();
     let mut counts: BTreeMap<String, String> = devices::known(kvm)
         .iter()
         .map(|device| (device.resource(), count(device)))

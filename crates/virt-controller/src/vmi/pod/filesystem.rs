@@ -69,9 +69,9 @@ pub(super) fn containers<'a>(
 }
 
 fn resources(machine: &Machine) -> ResourceRequirements {
-    // The container is charged for pages of the guest's memory that it is the first to touch; with CPUs of its own, the
-    // guest has touched all of them before.
-    let (cpu, memory) = if machine.cpu.pinning.is_some() {
+    // The container is charged for pages of the guest's memory that it is the first to touch; where it is guaranteed
+    // what it has, the guest has touched all of them before.
+    let (cpu, memory) = if machine.guaranteed {
         ("100m", MEMORY)
     } else {
         ("1", machine.memory.guest.saturating_add(MEMORY))

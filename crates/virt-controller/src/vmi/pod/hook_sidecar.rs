@@ -70,12 +70,12 @@ pub(super) fn add_volumes(machine: &Machine, storage: &mut Storage) {
 
 /// The containers, in order.
 pub(super) fn containers(machine: &Machine) -> impl Iterator<Item = Container> {
-    let dedicated = machine.cpu.pinning.is_some();
+    let guaranteed = machine.guaranteed;
     let sidecars = machine.hook_sidecars.iter().enumerate();
-    sidecars.map(move |(i, sidecar)| container(i, sidecar, dedicated))
+    sidecars.map(move |(i, sidecar)| container(i, sidecar, guaranteed))
 }
 
-fn container(index: usize, sidecar: &HookSidecar, dedicated: bool) -> Container {
+fn container(index: usize, sidecar: &HookSidecar, guaranteed: bool) -> Container {
     let HookSidecar {
         image,
         pull_policy,
@@ -117,8 +117,8 @@ fn container(index: usize, sidecar: &HookSidecar, dedicated: bool) -> Container 
         image: Some(image.clone()),
         image_pull_policy: pull_policy.clone(),
         name,
-        // What a pod with CPUs of its own has to say; in others it is the namespace's business.
-        resources: dedicated.then(|| ResourceRequirements {
+        // What a pod has to say of which all is guaranteed; in others it is the namespace's business.
+        resources: guaranteed.then(|| ResourceRequirements {
             claims: None,
             limits: Some(quantities(&[("cpu", "200m"), ("memory", "64M")])),
             requests: None,

@@ -51,7 +51,8 @@ fn lower<'a>(
     }
 }
 
-/// The kubelet gives CPUs away to pods only whose containers all ask for as much as they may have.
+/// All that a pod has is guaranteed, and CPUs are given away, only if each of its containers asks for as much as it may
+/// have.
 pub(super) fn guarantee(container: &mut Container) {
     if let Some(resources) = &mut container.resources {
         let limits = resources.limits.clone().unwrap_or_default();

@@ -62,6 +62,13 @@ goldens! {
     cpu_model => "spec: {domain: {cpu: {model: Skylake-Client}}}"
     cpu_host_passthrough => "spec: {domain: {cpu: {model: host-passthrough}}}"
     cpu_features => "spec: {domain: {cpu: {features: [{name: vmx, policy: require}, {name: pcid, policy: optional}, {name: svm, policy: disable}, {name: apic}]}}}"
+    cpu_features_forbidden => "spec: {domain: {cpu: {model: EPYC, features: [{name: vmx, policy: forbid}, {name: svm, policy: disable}]}}}"
+    cpu_features_forbidden_beside_affinity => "spec: {affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: {nodeSelectorTerms: [{matchExpressions: [{key: zone, operator: In, values: [a]}]}, {matchFields: [{key: metadata.name, operator: In, values: [n]}]}]}}}, domain: {cpu: {features: [{name: vmx, policy: forbid}]}}}"
+    cpu_features_forbidden_on_one_machine => "{standalone: true, spec: {domain: {cpu: {features: [{name: vmx, policy: forbid}]}}}}"
+    hyperv_unchecked => "spec: {domain: {features: {hyperv: {vpindex: {}, synic: {}}}}}"
+    hyperv_checked => "{config: {developerConfiguration: {featureGates: [HypervStrictCheck]}}, spec: {domain: {clock: {timer: {hyperv: {}}}, features: {hyperv: {relaxed: {}, vapic: {}, vpindex: {}, runtime: {enabled: true}, synic: {}, synictimer: {direct: {}}, frequencies: {enabled: false}, vendorid: {vendorid: x}, evmcs: {}}}}}}"
+    istio => "metadata: {annotations: {sidecar.istio.io/inject: 'true'}}"
+    istio_not => "metadata: {annotations: {sidecar.istio.io/inject: 'false'}}"
     // DNS
     dns_policy => "spec: {dnsPolicy: Default}"
     dns_config => "spec: {dnsPolicy: None, dnsConfig: {nameservers: [10.0.0.1], searches: [example.org], options: [{name: ndots, value: '2'}]}}"
@@ -92,6 +99,12 @@ goldens! {
     memory_limit => "spec: {domain: {resources: {limits: {memory: 512Mi}}}}"
     memory_overcommit => "config: {developerConfiguration: {memoryOvercommit: 150}}"
     overhead_not_requested => "spec: {domain: {resources: {overcommitGuestOverhead: true}}}"
+    memory_overcommit_not_of_own_cpus => "{config: {developerConfiguration: {memoryOvercommit: 150}}, spec: {domain: {cpu: {dedicatedCpuPlacement: true}, resources: {overcommitGuestOverhead: true}}}}"
+    memory_overcommit_not_of_huge_pages => "{config: {developerConfiguration: {memoryOvercommit: 150}}, spec: {domain: {memory: {hugepages: {pageSize: 2Mi}}, resources: {overcommitGuestOverhead: true}}}}"
+    guaranteed => "spec: {domain: {resources: {requests: {cpu: '1', memory: 128Mi}, limits: {cpu: '1', memory: 128Mi}}}}"
+    guaranteed_with_helpers => "{helper: true, metadata: {annotations: {hooks.kubevirt.io/hookSidecars: '[{\"image\": \"r/hook\"}]'}}, config: {developerConfiguration: {featureGates: [Sidecar]}}, spec: {domain: {resources: {limits: {cpu: '1', memory: 128Mi}}, devices: {filesystems: [{name: a, virtiofs: {}}]}}, volumes: [{name: a, secret: {secretName: s}}, {name: root, containerDisk: {image: 'r/guest:1'}}]}}"
+    even_cpus => "{metadata: {annotations: {alpha.kubevirt.io/EmulatorThreadCompleteToEvenParity: ''}}, spec: {domain: {cpu: {cores: 2, dedicatedCpuPlacement: true, isolateEmulatorThread: true}}}}"
+    even_cpus_of_odd_ones => "{metadata: {annotations: {alpha.kubevirt.io/EmulatorThreadCompleteToEvenParity: ''}}, spec: {domain: {cpu: {cores: 3, dedicatedCpuPlacement: true, isolateEmulatorThread: true}}}}"
     overhead_ratio => "config: {additionalGuestMemoryOverheadRatio: '2.0'}"
     overhead_reserved => "spec: {domain: {memory: {reservedOverhead: {addedOverhead: 100Mi}}}}"
     overhead_without_graphics => "spec: {domain: {devices: {autoattachGraphicsDevice: false}}}"
@@ -344,7 +357,7 @@ fn every_case_shows_something() {
     let meant = [
         "node_name_label_is_not_copied",
         "private_annotations_are_not_copied",
-        "cpu_host_passthrough",
+        "hyperv_unchecked",
     ];
     assert_eq!(same, meant);
 }
