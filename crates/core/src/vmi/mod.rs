@@ -12,6 +12,8 @@
 //! | conditions `Paused`, `AgentConnected`, `AgentVersionNotSupported`, `LiveMigratable`, `StorageLiveMigratable`, `AccessCredentialsSynchronized`; `Synchronized` with other reasons | – | yes |
 
 pub mod actions;
+pub mod addresses;
+pub mod agent;
 pub mod attestation;
 pub mod conditions;
 pub mod migratable;
