@@ -107,6 +107,9 @@ impl Admission for Stamps {
     async fn mutate(&self, input: &AdmissionInput<'_>, object: &mut Value) -> Result<Vec<String>, Box<Status>> {
         self.note("mutate", input);
         object["metadata"]["annotations"]["stamped"] = json!("yes");
+        if input.resource == "persistentvolumeclaims" {
+            object["status"] = json!({"phase": "Bound", "capacity": {"storage": "9Gi"}});
+        }
         Ok(vec!["it was \"stamped\"".into()])
     }
 
@@ -120,6 +123,20 @@ impl Admission for Stamps {
         }
         Ok(Vec::new())
     }
+}
+
+#[tokio::test]
+async fn admission_creates_no_status() {
+    let server = server().await;
+    server.set_admission(Arc::new(Stamps::default()));
+    let claim = json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}});
+    let claims = "/api/v1/namespaces/default/persistentvolumeclaims";
+    let created = admin(&server, Method::POST, claims, claim).await;
+    assert_eq!(created.code, StatusCode::CREATED, "{}", created.body);
+    assert_eq!(created.body["metadata"]["annotations"]["stamped"], "yes");
+    assert_eq!(created.body["status"]["capacity"], Value::Null);
+    assert_ne!(created.body["status"]["phase"], "Bound");
 }
 
 #[tokio::test]

@@ -133,6 +133,24 @@ pub fn put<C: Condition>(
     true
 }
 
+/// Makes the list have this condition as it is, with its time. Returns whether the list changed.
+pub fn copy<C: Condition>(list: &mut Vec<C>, other: &impl Condition) -> bool {
+    let transition = other.transition().cloned();
+    let new = C::make(
+        other.kind(),
+        other.status(),
+        other.reason(),
+        other.message(),
+        transition,
+    );
+    match list.iter_mut().find(|c| c.kind() == other.kind()) {
+        Some(old) if *old == new => return false,
+        Some(old) => *old = new,
+        None => list.push(new),
+    }
+    true
+}
+
 /// Removes the condition of type `kind`. Returns whether the list changed.
 pub fn remove<C: Condition>(list: &mut Vec<C>, kind: &str) -> bool {
     let before = list.len();

@@ -174,10 +174,6 @@ fn version<K: Resource>(object: &K) -> u64 {
 impl<K: Kept> Inner<K> {
     fn put(&mut self, mut object: K, now: Timestamp) -> Option<Change<K>> {
         let key = Key::of(&object);
-        let uid = object.meta().uid.clone().unwrap_or_default();
-        if self.tombstones.contains(&uid) {
-            return None;
-        }
         if let Some(listing) = &mut self.listing {
             listing.insert(key.clone());
         }
@@ -224,6 +220,11 @@ impl<K: Kept> Inner<K> {
         Some(old)
     }
 
+    /// Whether an object of this UID is known to be gone.
+    fn buried(&self, uid: Option<&str>) -> bool {
+        uid.is_some_and(|uid| self.tombstones.iter().any(|buried| buried == uid))
+    }
+
     fn bury(&mut self, uid: Option<&str>) {
         let Some(uid) = uid else { return };
         if self.tombstones.len() == TOMBSTONES {
@@ -268,7 +269,7 @@ impl<K: Kept> Cache<K> {
     pub fn observe(&self, object: K, now: Timestamp) {
         let mut inner = self.write();
         let fresh = inner.entries.contains_key(&Key::of(&object)) || object.meta().deletion_timestamp.is_none();
-        if fresh {
+        if fresh && !inner.buried(object.meta().uid.as_deref()) {
             inner.put(object, now);
         }
     }
@@ -277,7 +278,14 @@ impl<K: Kept> Cache<K> {
     pub fn apply(&self, event: Event<K>, now: Timestamp) -> Vec<Change<K>> {
         let mut inner = self.write();
         match event {
-            Event::Apply(object) | Event::InitApply(object) => inner.put(object, now).into_iter().collect(),
+            Event::Apply(object) | Event::InitApply(object) => {
+                // The watch knows: an object that could not be read for a while is back.
+                let uid = object.meta().uid.as_deref();
+                if inner.buried(uid) {
+                    inner.tombstones.retain(|buried| Some(buried.as_str()) != uid);
+                }
+                inner.put(object, now).into_iter().collect()
+            }
             Event::Delete(object) => {
                 inner.bury(object.meta().uid.as_deref());
                 let key = Key::of(&object);
@@ -301,13 +309,16 @@ impl<K: Kept> Cache<K> {
             Event::InitDone => {
                 let listed = inner.listing.take().unwrap_or_default();
                 let gone: Vec<Key> = inner.entries.keys().filter(|k| !listed.contains(*k)).cloned().collect();
-                let removed = gone.iter().filter_map(|key| inner.remove(key));
-                removed
-                    .map(|old| Change {
-                        old: Some(old),
-                        new: None,
-                    })
-                    .collect()
+                let removed: Vec<Arc<K>> = gone.iter().filter_map(|key| inner.remove(key)).collect();
+                // An answer that was on its way does not bring it back.
+                for old in &removed {
+                    inner.bury(old.meta().uid.as_deref());
+                }
+                let change = |old| Change {
+                    old: Some(old),
+                    new: None,
+                };
+                removed.into_iter().map(change).collect()
             }
         }
     }
@@ -391,5 +402,12 @@ mod tests {
         cache.observe(pod("c", "3", 3), now);
         assert_eq!(cache.apply(Event::InitDone, now).len(), 1);
         expect(&cache, &[("b", 2), ("c", 3)]);
+        cache.observe(pod("a", "1", 4), now);
+        expect(&cache, &[("b", 2), ("c", 3)]);
+        cache.observe(pod("a", "4", 5), now);
+        expect(&cache, &[("a", 5), ("b", 2), ("c", 3)]);
+        cache.apply(Event::Apply(pod("a", "1", 6)), now);
+        cache.observe(pod("a", "1", 7), now);
+        expect(&cache, &[("a", 7), ("b", 2), ("c", 3)]);
     }
 }

@@ -322,5 +322,8 @@ async fn config_changes(context: Arc<Context>, shutdown: CancellationToken) {
         for key in context.vmis.keys() {
             context.vmi_queue.send(key);
         }
+        for key in context.vms.keys() {
+            context.vm_queue.send(key);
+        }
     }
 }

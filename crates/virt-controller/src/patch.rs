@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::object::HasStatus;
 use kube::{Resource, ResourceExt};
@@ -12,7 +13,8 @@ use serde_json::{Map, Value, json};
 use crate::context::{Trouble, gone, outdated};
 
 /// The patch that turns one status into another, field by field, or `None` if they are equal. `tested` names the
-/// fields whose old value must still be there even if they do not change: what the decision was based on.
+/// fields whose old value must still be there even if they do not change: what the decision was based on. An object of
+/// the same name that came later is not meant, so the UID is tested, too.
 ///
 /// # Errors
 /// A status cannot be serialized.
@@ -20,15 +22,16 @@ pub fn status_patch<S: Serialize>(
     old: Option<&S>,
     new: &S,
     tested: &[&str],
-    resource_version: Option<&str>,
+    meta: &ObjectMeta,
 ) -> Result<Option<Patch<()>>, serde_json::Error> {
     let new = fields(new)?;
+    let same = test_uid(meta);
     let Some(old) = old else {
         if new.is_empty() {
             return Ok(None);
         }
-        let mut ops = Vec::new();
-        if let Some(version) = resource_version {
+        let mut ops: Vec<Value> = same.into_iter().collect();
+        if let Some(version) = &meta.resource_version {
             ops.push(json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}));
         }
         ops.push(json!({"op": "add", "path": "/status", "value": new}));
@@ -51,8 +54,15 @@ pub fn status_patch<S: Serialize>(
         let value = old.get(*field)?;
         Some(json!({"op": "test", "path": path(field), "value": value}))
     });
-    let ops = tests.chain(changes.iter().cloned()).collect();
+    let ops = same.into_iter().chain(tests).chain(changes.iter().cloned()).collect();
     patch(ops).map(Some)
+}
+
+/// The operation that fails on another object of the same name.
+#[must_use]
+pub fn test_uid(meta: &ObjectMeta) -> Option<Value> {
+    let uid = meta.uid.as_ref()?;
+    Some(json!({"op": "test", "path": "/metadata/uid", "value": uid}))
 }
 
 fn path(field: &str) -> String {
@@ -93,7 +103,13 @@ where
     K::Status: Serialize + PartialEq + Clone,
 {
     let (name, parameters) = (object.name_any(), PatchParams::default());
-    let change = status_patch(object.status(), status, tested, resource_version).map_err(Trouble::patch)?;
+    let meta = |version: Option<String>| ObjectMeta {
+        uid: object.meta().uid.clone(),
+        resource_version: version,
+        ..ObjectMeta::default()
+    };
+    let version = meta(resource_version.map(str::to_owned));
+    let change = status_patch(object.status(), status, tested, &version).map_err(Trouble::patch)?;
     let Some(change) = change else {
         return Ok(Written::Nothing);
     };
@@ -111,8 +127,8 @@ where
         return Ok(Written::Outdated(fresh));
     }
     // The same status, spelled differently by another writer: its text fails the tests, its version does not.
-    let version = fresh.resource_version();
-    let Some(change) = status_patch(None, status, tested, version.as_deref()).map_err(Trouble::patch)? else {
+    let version = meta(fresh.resource_version());
+    let Some(change) = status_patch(None, status, tested, &version).map_err(Trouble::patch)? else {
         return Ok(Written::Nothing);
     };
     match api.patch_status(&name, &parameters, &change).await {
@@ -135,7 +151,12 @@ mod tests {
     use super::*;
 
     fn diff(old: Option<Value>, new: Value, tested: &[&str]) -> Value {
-        let patch = status_patch(old.as_ref(), &new, tested, Some("7")).unwrap();
+        let meta = ObjectMeta {
+            uid: Some("u".to_owned()),
+            resource_version: Some("7".to_owned()),
+            ..ObjectMeta::default()
+        };
+        let patch = status_patch(old.as_ref(), &new, tested, &meta).unwrap();
         match patch {
             None => Value::Null,
             Some(Patch::Json(patch)) => serde_json::to_value(patch).unwrap(),
@@ -150,6 +171,7 @@ mod tests {
         assert_eq!(
             diff(Some(old.clone()), new, &["phase", "conditions", "absent"]),
             json!([
+                {"op": "test", "path": "/metadata/uid", "value": "u"},
                 {"op": "test", "path": "/status/phase", "value": "Pending"},
                 {"op": "test", "path": "/status/conditions", "value": [1]},
                 {"op": "add", "path": "/status/phase", "value": "Scheduled"},
@@ -160,6 +182,7 @@ mod tests {
         assert_eq!(
             diff(None, json!({"phase": "Pending"}), &["phase"]),
             json!([
+                {"op": "test", "path": "/metadata/uid", "value": "u"},
                 {"op": "test", "path": "/metadata/resourceVersion", "value": "7"},
                 {"op": "add", "path": "/status", "value": {"phase": "Pending"}},
             ])

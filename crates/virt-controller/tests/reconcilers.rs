@@ -15,7 +15,7 @@ use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::vm::actions::{self, Effect};
 use futures::StreamExt;
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use k8s_openapi::api::core::v1::{Event, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
 use k8s_openapi::api::resource::v1::{ResourceClaim, ResourceSlice};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::{Client, Resource, ResourceExt};
@@ -579,10 +579,43 @@ async fn a_paused_start_of_a_halted_vm_turns_it_on() {
 }
 
 #[tokio::test]
-async fn a_vmi_in_the_way_is_a_failure_that_heals() {
+async fn a_vmi_that_is_nobodys_becomes_the_vms() {
     let world = World::new().await;
     let vmi = serde_json::from_value(json!({
         "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": "vm"},
+        "spec": {"domain": {"memory": {"guest": "64Mi"}, "devices": {}}}
+    }))
+    .unwrap();
+    let vmis = world.api::<VirtualMachineInstance>();
+    let orphan = vmis.create(&PostParams::default(), &vmi).await.unwrap();
+    let vm = world.create("Always").await;
+    let adopted = world
+        .vmi("an owner", |vmi| vmi.metadata.owner_references.is_some())
+        .await;
+    assert_eq!(adopted.metadata.uid, orphan.metadata.uid);
+    let owner = &adopted.owner_references()[0];
+    assert_eq!(
+        (Some(&owner.uid), owner.controller),
+        (vm.metadata.uid.as_ref(), Some(true))
+    );
+    let vm = world
+        .vm("its VMI", |vm| {
+            vm.status.as_ref().is_some_and(|s| s.created == Some(true))
+        })
+        .await;
+    assert_eq!(reasons(&vm, "Failure"), None);
+}
+
+#[tokio::test]
+async fn a_vmi_in_the_way_is_a_failure_that_heals() {
+    let world = World::new().await;
+    let map = serde_json::from_value(json!({"metadata": {"name": "owner"}})).unwrap();
+    let owner: ConfigMap = world.api().create(&PostParams::default(), &map).await.unwrap();
+    let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner.metadata.uid,
+        "controller": true});
+    let vmi = serde_json::from_value(json!({
+        "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+        "metadata": {"name": "vm", "ownerReferences": [owner]},
         "spec": {"domain": {"memory": {"guest": "64Mi"}, "devices": {}}}
     }))
     .unwrap();

@@ -3,14 +3,15 @@
 //! Two watches, both filtered by the server: launcher pods bound to this node, and VMIs labelled with it. A pod
 //! opens a session before its VMI is labelled, so that the guest's network is ready when its turn comes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::sync::Arc;
 
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_core::machine::Attachment;
 use ferrovirt_core::names::{
-    APP_LABEL, ATTACHMENTS_ANNOTATION, CREATED_BY_LABEL, DOMAIN_ANNOTATION, NODE_NAME_LABEL, VIRT_LAUNCHER,
+    APP_LABEL, ATTACHMENTS_ANNOTATION, CREATED_BY_LABEL, DOMAIN_ANNOTATION, NETWORK_STATUS_ANNOTATION, NODE_NAME_LABEL,
+    VIRT_LAUNCHER,
 };
 use ferrovirt_protocol::paths::CONTAINER_DISKS_VOLUME;
 use futures::{StreamExt, TryStreamExt};
@@ -20,6 +21,7 @@ use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, ResourceExt};
+use serde::Deserialize;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -47,6 +49,8 @@ pub(crate) struct PodFacts {
     pub(crate) holds_container_disks: bool,
     /// What each network binding plugin left to us when the pod was made.
     pub(crate) attachments: BTreeMap<String, Attachment>,
+    /// The pod's interfaces that Multus tells of.
+    pub(crate) network_status: BTreeSet<String>,
     created: Option<Time>,
 }
 
@@ -87,6 +91,11 @@ impl PodFacts {
                 .get(ATTACHMENTS_ANNOTATION)
                 .map(|text| attachments(text))
                 .unwrap_or_default(),
+            network_status: pod
+                .annotations()
+                .get(NETWORK_STATUS_ANNOTATION)
+                .map(|text| network_status(text))
+                .unwrap_or_default(),
             created: pod.creation_timestamp(),
         })
     }
@@ -97,6 +106,17 @@ fn attachments(text: &str) -> BTreeMap<String, Attachment> {
     let named: BTreeMap<String, String> = serde_json::from_str(text).unwrap_or_default();
     let known = |(plugin, name): (String, String)| Some((plugin, Attachment::from_name(&name)?));
     named.into_iter().filter_map(known).collect()
+}
+
+fn network_status(text: &str) -> BTreeSet<String> {
+    #[derive(Deserialize)]
+    struct Told {
+        #[serde(default)]
+        interface: String,
+    }
+    let told: Vec<Told> = serde_json::from_str(text).unwrap_or_default();
+    let names = told.into_iter().map(|told| told.interface);
+    names.filter(|name| !name.is_empty()).collect()
 }
 
 struct Entry {
@@ -303,5 +323,19 @@ fn remove_record(path: &std::path::Path) {
             tracing::warn!(path = %path.display(), %error, "cannot remove the network record of a pod that is gone");
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::network_status;
+
+    #[test]
+    fn a_network_status_names_interfaces_or_is_nonsense() {
+        let names = |text: &str| network_status(text).into_iter().collect::<Vec<_>>();
+        let told = r#"[{"name": "cni", "interface": "eth0", "default": true, "ips": ["10.0.0.1"]}, {"name": "x"},
+            {"name": "n/red", "interface": "podb1f51a511f1"}]"#;
+        assert_eq!(names(told), ["eth0", "podb1f51a511f1"]);
+        assert!(names("{").is_empty() && names("3").is_empty());
     }
 }

@@ -13,10 +13,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use ferrovirt_api::v1::{
-    GuestAgentCommandInfo, VirtualMachineInstanceFileSystem, VirtualMachineInstanceFileSystemInfo,
-    VirtualMachineInstanceGuestAgentInfo, VirtualMachineInstanceGuestOSInfo, VirtualMachineInstanceGuestOSUser,
-    VirtualMachineInstanceNetworkInterface,
+    GuestAgentCommandInfo, VirtualMachineInstanceFileSystem, VirtualMachineInstanceFileSystemDisk,
+    VirtualMachineInstanceFileSystemInfo, VirtualMachineInstanceGuestAgentInfo, VirtualMachineInstanceGuestOSInfo,
+    VirtualMachineInstanceGuestOSUser, VirtualMachineInstanceNetworkInterface,
 };
+use ferrovirt_core::vmi::addresses;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -36,6 +37,9 @@ const MAX_ITEMS: usize = 128;
 const MAX_INTERFACES: usize = 64;
 const MAX_ADDRESSES: usize = 16;
 const MAX_TEXT: usize = 256;
+/// Longest name of a bus and longest serial number of a disk.
+const MAX_BUS: usize = 16;
+const MAX_SERIAL: usize = 64;
 /// What file systems do.
 const FROZEN: &str = "frozen";
 const THAWED: &str = "thawed";
@@ -296,6 +300,16 @@ struct FileSystem {
     kind: String,
     used_bytes: Option<i64>,
     total_bytes: Option<i64>,
+    #[serde(default)]
+    disk: Vec<Disk>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Disk {
+    #[serde(default)]
+    bus_type: String,
+    serial: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -377,7 +391,7 @@ fn report(say: impl Fn(&str) -> Result<String, AgentError>) -> Report {
             .map(user)
             .collect(),
         fs_info: file_systems.map(|list| VirtualMachineInstanceFileSystemInfo {
-            disks: list.into_iter().take(MAX_ITEMS).map(file_system).collect(),
+            disks: known_file_systems(list),
         }),
         ..known
     };
@@ -417,8 +431,12 @@ fn is_loopback(interface: &Interface) -> bool {
 }
 
 /// Strings of the guest, on one line and cut where they get absurd.
-fn text(mut value: String) -> String {
-    value.truncate(value.floor_char_boundary(MAX_TEXT));
+fn text(value: String) -> String {
+    cut(value, MAX_TEXT)
+}
+
+fn cut(mut value: String, limit: usize) -> String {
+    value.truncate(value.floor_char_boundary(limit));
     if value.contains(char::is_control) {
         value = value.replace(char::is_control, " ");
     }
@@ -450,34 +468,43 @@ fn user(user: User) -> VirtualMachineInstanceGuestOSUser {
     }
 }
 
-/// The wire type is a 32 bit integer; more is told as its largest value.
-fn bytes(count: Option<i64>) -> i32 {
-    i32::try_from(count.unwrap_or(0).max(0)).unwrap_or(i32::MAX)
+fn known_file_systems(list: Vec<FileSystem>) -> Vec<VirtualMachineInstanceFileSystem> {
+    // Of all together.
+    let mut disks = MAX_ITEMS;
+    let list = list.into_iter().take(MAX_ITEMS);
+    list.map(|fs| {
+        let known: Vec<_> = fs.disk.into_iter().take(disks).map(disk).collect();
+        disks -= known.len();
+        VirtualMachineInstanceFileSystem {
+            disk: known,
+            disk_name: text(fs.name),
+            mount_point: text(fs.mountpoint),
+            file_system_type: text(fs.kind),
+            used_bytes: fs.used_bytes.unwrap_or(0).max(0),
+            total_bytes: fs.total_bytes.unwrap_or(0).max(0),
+        }
+    })
+    .collect()
 }
 
-fn file_system(fs: FileSystem) -> VirtualMachineInstanceFileSystem {
-    VirtualMachineInstanceFileSystem {
-        disk_name: text(fs.name),
-        mount_point: text(fs.mountpoint),
-        file_system_type: text(fs.kind),
-        used_bytes: bytes(fs.used_bytes),
-        total_bytes: bytes(fs.total_bytes),
-        ..VirtualMachineInstanceFileSystem::default()
+fn disk(disk: Disk) -> VirtualMachineInstanceFileSystemDisk {
+    VirtualMachineInstanceFileSystemDisk {
+        bus_type: cut(disk.bus_type, MAX_BUS),
+        serial: disk.serial.map(|serial| cut(serial, MAX_SERIAL)),
     }
 }
 
 fn network(interface: Interface) -> VirtualMachineInstanceNetworkInterface {
-    let addresses: Vec<String> = interface
-        .ip_addresses
-        .into_iter()
-        .map(|address| address.ip_address)
+    let told = interface.ip_addresses.into_iter().map(|address| address.ip_address);
+    let mut addresses: Vec<String> = told
         .filter(|address| address.parse::<std::net::IpAddr>().is_ok())
-        .take(MAX_ADDRESSES)
         .collect();
+    addresses::sort(&mut addresses);
+    addresses.truncate(MAX_ADDRESSES);
     VirtualMachineInstanceNetworkInterface {
         interface_name: Some(text(interface.name)),
         mac: interface.hardware_address.map(text),
-        ip_address: addresses.first().cloned(),
+        ip_address: addresses::first(&addresses).cloned(),
         ip_addresses: addresses,
         info_source: Some("guest-agent".into()),
         ..VirtualMachineInstanceNetworkInterface::default()

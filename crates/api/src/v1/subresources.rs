@@ -389,9 +389,9 @@ pub struct VirtualMachineInstanceFileSystem {
     /// Where it is mounted.
     pub mount_point: String,
     /// Size in bytes.
-    pub total_bytes: i32,
+    pub total_bytes: i64,
     /// Used bytes.
-    pub used_bytes: i32,
+    pub used_bytes: i64,
 }
 
 /// A disk behind a file system.

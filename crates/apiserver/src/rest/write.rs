@@ -370,6 +370,10 @@ async fn judge(
     if before != *object {
         meta::decode(object)?;
         served.info.schema.prune(object);
+        // Nor is a status created by those who complete objects.
+        if operation == Operation::Create {
+            kinds::drop_status(context, object);
+        }
         settle(context, old, object)?;
     }
     context.warnings.extend(admission.validate(&input, Some(object)).await?);

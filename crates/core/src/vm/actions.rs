@@ -1,6 +1,7 @@
 //! `start`, `stop` and `restart`: what they do to a VM in which state, or why not.
 
 use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineStateChangeRequest};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde_json::{Value, json};
 
 use super::conditions::MANUAL_RECOVERY_REQUIRED;
@@ -194,13 +195,12 @@ fn queue(subject: &Subject<'_>, all: Vec<VirtualMachineStateChangeRequest>) -> R
     if !waiting.is_empty() && !lone_stop && !stopped {
         return subject.conflict(UNDERWAY);
     }
+    let mut ops = same(&subject.vm.metadata);
     let Some(status) = status else {
-        return Ok(Effect::PatchVmStatus(json!([
-            {"op": "add", "path": "/status", "value": {"stateChangeRequests": all}}
-        ])));
+        ops.push(json!({"op": "add", "path": "/status", "value": {"stateChangeRequests": all}}));
+        return Ok(Effect::PatchVmStatus(Value::Array(ops)));
     };
     let path = "/status/stateChangeRequests";
-    let mut ops = Vec::new();
     if waiting.is_empty() {
         ops.push(json!({"op": "add", "path": path, "value": all}));
     } else {
@@ -225,24 +225,32 @@ pub fn turn(vm: &VirtualMachine, on: bool) -> Effect {
             ("/spec/runStrategy", json!(vm.spec.run_strategy), json!(new.as_str()))
         }
     };
+    Effect::PatchVm(replace(&vm.metadata, path, &old, &new))
+}
+
+/// The operation that fails on another object of the same name.
+fn same(meta: &ObjectMeta) -> Vec<Value> {
+    let uid = meta.uid.iter();
+    uid.map(|uid| json!({"op": "test", "path": "/metadata/uid", "value": uid}))
+        .collect()
+}
+
+/// The patch that changes the value at `path` from `old`, which is null if there is none.
+fn replace(meta: &ObjectMeta, path: &str, old: &Value, new: &Value) -> Value {
+    let mut ops = same(meta);
     if old.is_null() {
-        return Effect::PatchVm(json!([{"op": "add", "path": path, "value": new}]));
+        ops.push(json!({"op": "add", "path": path, "value": new}));
+    } else {
+        ops.push(json!({"op": "test", "path": path, "value": old}));
+        ops.push(json!({"op": "replace", "path": path, "value": new}));
     }
-    Effect::PatchVm(json!([
-        {"op": "test", "path": path, "value": old},
-        {"op": "replace", "path": path, "value": new},
-    ]))
+    Value::Array(ops)
 }
 
 fn grace(vmi: &VirtualMachineInstance, seconds: i64) -> Effect {
     let path = "/spec/terminationGracePeriodSeconds";
-    Effect::PatchVmi(match vmi.spec.termination_grace_period_seconds {
-        Some(old) => json!([
-            {"op": "test", "path": path, "value": old},
-            {"op": "replace", "path": path, "value": seconds},
-        ]),
-        None => json!([{"op": "add", "path": path, "value": seconds}]),
-    })
+    let old = json!(vmi.spec.termination_grace_period_seconds);
+    Effect::PatchVmi(replace(&vmi.metadata, path, &old, &json!(seconds)))
 }
 
 #[cfg(test)]
@@ -251,7 +259,7 @@ mod tests {
 
     fn vm(strategy: &str, status: Value) -> VirtualMachine {
         serde_json::from_value(json!({
-            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": "x"},
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine", "metadata": {"name": "x", "uid": "v"},
             "spec": {"runStrategy": strategy, "template": {}}, "status": status
         }))
         .unwrap()
@@ -265,14 +273,24 @@ mod tests {
         .unwrap()
     }
 
+    /// What a patch changes, which is only ever done to the object that was decided on.
+    fn change(patch: &Value) -> &Value {
+        let list = patch.as_array().unwrap();
+        assert_eq!(
+            (&list[0]["op"], &list[0]["path"]),
+            (&json!("test"), &json!("/metadata/uid"))
+        );
+        list.iter().find(|o| o["op"] != "test").unwrap()
+    }
+
     fn outcome(result: &Result<Vec<Effect>, Refusal>) -> String {
         match result {
             Err(refusal) => refusal.code.to_string(),
             Ok(effects) => {
                 let kinds = effects.iter().map(|e| match e {
-                    Effect::PatchVm(p) => format!("spec={}", p[1]["value"].as_str().unwrap_or_default()),
+                    Effect::PatchVm(p) => format!("spec={}", change(p)["value"].as_str().unwrap_or_default()),
                     Effect::PatchVmStatus(p) => {
-                        let value = p.as_array().unwrap().iter().find(|o| o["op"] != "test").unwrap();
+                        let value = change(p);
                         let list = if value["path"] == "/status" {
                             &value["value"]["stateChangeRequests"]
                         } else {
@@ -286,7 +304,7 @@ mod tests {
                             .collect();
                         names.join(",")
                     }
-                    Effect::PatchVmi(p) => format!("grace={}", p[0]["value"]),
+                    Effect::PatchVmi(p) => format!("grace={}", change(p)["value"]),
                 });
                 kinds.collect::<Vec<_>>().join(" ")
             }

@@ -4,10 +4,11 @@ use ferrovirt_api::v1::{VirtualMachineCondition, VirtualMachineInstance, Virtual
 use jiff::Timestamp;
 
 use crate::conditions::{self, Condition, Desired};
+use crate::vmi::conditions::SYNCHRONIZED;
 
 /// Condition type: the VMI's Ready.
 pub const READY: &str = "Ready";
-/// Condition type: the last reconcile failed; absent otherwise.
+/// Condition type: the last reconcile failed, or the last start did; absent otherwise.
 pub const FAILURE: &str = "Failure";
 /// Condition type: the guest runs with an older template.
 pub const RESTART_REQUIRED: &str = "RestartRequired";
@@ -29,26 +30,39 @@ pub fn mirror(list: &mut Vec<VirtualMachineCondition>, vmi: Option<&VirtualMachi
         (Some(_), Some(condition)) => Ok(condition),
     };
     match ready {
-        Ok(c) => conditions::put(list, READY, c.status(), c.reason(), c.message(), now),
+        Ok(condition) => conditions::copy(list, condition),
         Err((reason, message)) => conditions::set(list, &Desired::new(READY, false, reason, message), now),
     };
     for c in theirs.iter().filter(|c| !OWN.contains(&c.kind())) {
-        conditions::put(list, c.kind(), c.status(), c.reason(), c.message(), now);
+        conditions::copy(list, c);
     }
     list.retain(|c| OWN.contains(&c.kind()) || conditions::find(theirs, c.kind()).is_some());
 }
 
-/// `RestartRequired`, if the VM's template is not the one that its guest was started with. Nothing of a template is
-/// changed in a running guest yet, so every change counts.
+/// `RestartRequired`: see [`super::template::needs_restart`].
 #[must_use]
-pub fn restart_required(started: &VirtualMachineSpec, now: &VirtualMachineSpec) -> Option<Desired> {
-    let same = started.template.spec == now.template.spec
-        && started.instancetype == now.instancetype
-        && started.preference == now.preference;
-    (!same).then(|| {
-        let message = "a non-live-updatable field was changed in the template spec";
-        Desired::new(RESTART_REQUIRED, true, RESTART_REQUIRED, message)
-    })
+pub fn restart_required() -> Desired {
+    let message = "a non-live-updatable field was changed in the template spec";
+    Desired::new(RESTART_REQUIRED, true, RESTART_REQUIRED, message)
+}
+
+/// `Failure` of a VM whose VMI ended before its guest ever ran: why, in the VMI's own words, which go with it.
+#[must_use]
+pub fn failed_start(vmi: &VirtualMachineInstance) -> Desired {
+    let status = vmi.status.as_ref();
+    let synchronized = status.and_then(|s| conditions::find(&s.conditions, SYNCHRONIZED));
+    let why = synchronized
+        .filter(|c| c.status() == conditions::FALSE)
+        .map(Condition::message);
+    let why = why.filter(|why| !why.is_empty());
+    let reason = status.and_then(|s| s.reason.as_deref().or(s.phase.as_deref()));
+    let reason = reason.unwrap_or_default();
+    let name = vmi.metadata.name.as_deref().unwrap_or_default();
+    let message = match why {
+        Some(why) => format!("virtual machine instance {name} ended before its guest ran: {why}"),
+        None => format!("virtual machine instance {name} ended before its guest ran"),
+    };
+    Desired::new(FAILURE, true, reason, message)
 }
 
 /// `status.volumeSnapshotStatuses`. None of the volume sources that are built can be snapshotted.
@@ -107,6 +121,58 @@ mod tests {
         assert_eq!(reasons(&list), [(RESTART_REQUIRED, "True", ""), (READY, "True", "")]);
     }
 
+    #[test]
+    fn what_is_mirrored_changed_when_it_did_and_not_when_it_was_seen() {
+        let mut source = vmi(&[("Paused", true, "PausedByUser"), (READY, false, "GuestPaused")]);
+        let later = Timestamp::from_second(60).unwrap();
+        let mut list = Vec::new();
+        mirror(&mut list, None, later);
+        mirror(&mut list, Some(&source), later);
+        let times = |list: &[VirtualMachineCondition]| -> Vec<i64> {
+            let times = list.iter().filter_map(Condition::transition);
+            times.map(|time| time.0.as_second()).collect()
+        };
+        assert_eq!(times(&list), [0, 0]);
+        let theirs = &mut source.status.as_mut().unwrap().conditions;
+        conditions::set(
+            theirs,
+            &Desired::new(READY, true, "", ""),
+            Timestamp::from_second(30).unwrap(),
+        );
+        mirror(&mut list, Some(&source), later);
+        assert_eq!(times(&list), [30, 0]);
+    }
+
+    #[test]
+    fn a_start_that_failed_is_told_of_in_the_vmis_words() {
+        for (entries, reason, expected) in [
+            (
+                &[(SYNCHRONIZED, false, "Synchronizing with the Domain failed.")][..],
+                Some("GuestStartFailed"),
+                (
+                    "GuestStartFailed",
+                    "virtual machine instance x ended before its guest ran",
+                ),
+            ),
+            (
+                &[],
+                None,
+                ("Failed", "virtual machine instance x ended before its guest ran"),
+            ),
+        ] {
+            let mut vmi = vmi(entries);
+            vmi.metadata.name = Some("x".to_owned());
+            let status = vmi.status.as_mut().unwrap();
+            (status.phase, status.reason) = (Some("Failed".to_owned()), reason.map(str::to_owned));
+            let desired = failed_start(&vmi);
+            assert_eq!((desired.reason.as_str(), desired.message.as_str()), expected);
+            let list = &mut vmi.status.as_mut().unwrap().conditions;
+            let told = Desired::new(SYNCHRONIZED, false, "r", "no such disk");
+            conditions::set(list, &told, Timestamp::UNIX_EPOCH);
+            assert!(failed_start(&vmi).message.ends_with("ran: no such disk"));
+        }
+    }
+
     proptest! {
         #[test]
         fn mirroring_is_idempotent(entries in proptest::collection::vec((0..5usize, any::<bool>(), "[ab]"), 0..6)) {
@@ -120,16 +186,5 @@ mod tests {
             mirror(&mut list, Some(&source), Timestamp::from_second(60).unwrap());
             prop_assert_eq!(first, list);
         }
-    }
-
-    #[test]
-    fn restarts_are_for_templates() {
-        let mut started = VirtualMachineSpec::default();
-        started.template.spec.get_or_insert_default().hostname = Some("a".into());
-        let mut changed = started.clone();
-        changed.run_strategy = Some("Manual".into());
-        assert_eq!(restart_required(&started, &changed), None);
-        changed.template.spec.as_mut().unwrap().hostname = Some("b".into());
-        assert!(restart_required(&started, &changed).is_some());
     }
 }

@@ -6,6 +6,7 @@ pub mod conditions;
 pub mod printable;
 pub mod requests;
 pub mod strategy;
+pub mod template;
 
 pub use printable::PrintableStatus;
 pub use strategy::RunStrategy;

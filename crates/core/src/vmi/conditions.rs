@@ -17,6 +17,8 @@ pub const SYNCHRONIZED: &str = "Synchronized";
 pub const PAUSED: &str = "Paused";
 /// Condition type.
 pub const AGENT_CONNECTED: &str = "AgentConnected";
+/// Condition type: the agent lacks what the VMI uses.
+pub const AGENT_VERSION_NOT_SUPPORTED: &str = "AgentVersionNotSupported";
 /// Condition type.
 pub const LIVE_MIGRATABLE: &str = "LiveMigratable";
 

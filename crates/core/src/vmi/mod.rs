@@ -4,14 +4,16 @@
 //!
 //! | Field | virt-controller | virt-handler of `status.nodeName` |
 //! |---|---|---|
-//! | `metadata.labels["kubevirt.io/nodeName"]`, finalizers | yes | – |
+//! | `metadata.labels["kubevirt.io/nodeName"]`, finalizers, the owner of an orphan; `nodeSelector`, `affinity` and `tolerations` of the spec, after the VM's | yes | – |
 //! | `status.phase`, `phaseTransitionTimestamps`, `reason` | see [`phase`] | see [`phase`] |
-//! | `volumeStatus[].persistentVolumeClaimInfo`, `nodeName`, `activePods`, `qosClass`, `runtimeUser`, `migrationTransport`, `virtualMachineRevisionName`, `launcherContainerImageVersion`, `memory`, `currentCPUTopology`, `deviceStatus` | yes | – |
+//! | the entries of `volumeStatus` and their `persistentVolumeClaimInfo`, `nodeName`, `activePods`, `qosClass`, `runtimeUser`, `migrationTransport`, `virtualMachineRevisionName`, `launcherContainerImageVersion`, `memory`, `currentCPUTopology`, `deviceStatus` | yes | – |
 //! | `interfaces`, the rest of `volumeStatus`, `guestOSInfo`, `machine`, `fsFreezeStatus`, `migrationMethod` | – | yes |
 //! | conditions `Ready`, `PodScheduled`; `Synchronized` with the reasons of [`conditions::CONTROLLER_REASONS`] | yes | – |
 //! | conditions `Paused`, `AgentConnected`, `AgentVersionNotSupported`, `LiveMigratable`, `StorageLiveMigratable`, `AccessCredentialsSynchronized`; `Synchronized` with other reasons | – | yes |
 
 pub mod actions;
+pub mod addresses;
+pub mod agent;
 pub mod attestation;
 pub mod conditions;
 pub mod migratable;

@@ -11,13 +11,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineSpec, VirtualMachineStatus};
-use ferrovirt_core::conditions::{self, Desired};
 use ferrovirt_core::names;
-use ferrovirt_core::vm::{actions, conditions as rules};
+use ferrovirt_core::vm::actions;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
-use kube::Api;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, ListParams, PatchParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::cache::{Key, owner_uid};
@@ -26,10 +26,8 @@ use crate::events::Notice;
 use crate::patch::{self, Written};
 use crate::queue::Outcome;
 use crate::vmi::claims;
-use plan::{Effect, Observed, Plan, started_generation};
+use plan::{Effect, FAILED_CREATE, FAILED_DELETE, Observed, Plan, started_generation};
 
-const FAILED_CREATE: &str = "FailedCreate";
-const FAILED_DELETE: &str = "FailedDelete";
 /// The fields of a VM's status that others write, too: subresources queue requests and clear failures.
 const TESTED: [&str; 2] = ["stateChangeRequests", "startFailure"];
 
@@ -93,8 +91,7 @@ async fn attempt(context: &Context, key: &Key) -> Result<Outcome, Trouble> {
         vm = after.vm;
     }
     if let Some(Trouble::Failed { reason, message }) = &failure {
-        let desired = Desired::new(rules::FAILURE, true, *reason, message.clone());
-        conditions::set(&mut plan.status.conditions, &desired, Timestamp::now());
+        plan::fail(&mut plan.status, &vm, (reason, message), Timestamp::now());
         context.events.tell(&*vm, Notice::warning(reason, message.clone()));
     }
     write_status(context, &vm, &plan.status).await?;
@@ -108,8 +105,10 @@ async fn gather(context: &Context, key: &Key) -> Result<Option<Observed>, Troubl
     let Some(vm) = context.vms.get(key) else {
         return Ok(None);
     };
-    let ours = |vmi: &Arc<VirtualMachineInstance>| owner_uid(&**vmi) == vm.metadata.uid.as_deref();
-    let vmi = context.vmis.get(key).filter(ours);
+    let known = context.vmis.get(key);
+    let owner = known.as_ref().map(|vmi| owner_uid(&**vmi).map(str::to_owned));
+    let orphan = known.clone().filter(|_| owner == Some(None));
+    let vmi = known.filter(|_| owner == Some(vm.metadata.uid.clone()));
     let started = match &vmi {
         Some(vmi) => started_spec(context, &vm, vmi).await?,
         None => None,
@@ -119,8 +118,10 @@ async fn gather(context: &Context, key: &Key) -> Result<Option<Observed>, Troubl
     Ok(Some(Observed {
         vm,
         vmi,
+        orphan,
         started,
         unbound_claims,
+        live_update: context.config.borrow().live_update,
         jitter: rand::random(),
     }))
 }
@@ -165,17 +166,15 @@ async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Resul
     match effect {
         Effect::SetFinalizers { old, new } => patch_vm(context, vm, finalizers(old, new, &vm.metadata)).await,
         Effect::CreateVmi { revision, vmi } => create(context, vm, revision, vmi).await,
+        Effect::AdoptVmi(vmi) => patch_vmi(context, vmi, adoption(vm, vmi), "adopting the VMI").await,
+        Effect::UpdateVmi(operations) => {
+            let Some(vmi) = &observed.vmi else { return Ok(()) };
+            patch_vmi(context, vmi, operations.clone(), "changing the VMI").await
+        }
         Effect::DeleteVmi { uid } => delete(context, vm, uid).await,
         Effect::ReleaseVmi { old, new } => {
             let Some(vmi) = &observed.vmi else { return Ok(()) };
-            let change = patch::patch(finalizers(old, new, &vmi.metadata)).map_err(Trouble::patch)?;
-            let api: Api<VirtualMachineInstance> = Api::namespaced(context.client.clone(), namespace(vm));
-            let answer = api.patch(name(vm), &PatchParams::default(), &change).await;
-            taken(answer, "releasing the VMI").map(|patched| {
-                if let Some(patched) = patched {
-                    context.vmis.observe(patched, Timestamp::now());
-                }
-            })
+            patch_vmi(context, vmi, finalizers(old, new, &vmi.metadata), "releasing the VMI").await
         }
         Effect::TurnOn => {
             let actions::Effect::PatchVm(Value::Array(operations)) = actions::turn(vm, true) else {
@@ -186,11 +185,20 @@ async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Resul
     }
 }
 
-fn finalizers(
-    old: &[String],
-    new: &[String],
-    meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-) -> Vec<Value> {
+/// Makes a VM the controller of a VMI that has none.
+fn adoption(vm: &VirtualMachine, vmi: &VirtualMachineInstance) -> Vec<Value> {
+    let path = "/metadata/ownerReferences";
+    let owner = render::owner(vm);
+    let meta = &vmi.metadata;
+    let same = json!({"op": "test", "path": "/metadata/resourceVersion", "value": meta.resource_version});
+    let add = match &meta.owner_references {
+        Some(_) => json!({"op": "add", "path": format!("{path}/-"), "value": owner}),
+        None => json!({"op": "add", "path": path, "value": [owner]}),
+    };
+    vec![same, add]
+}
+
+fn finalizers(old: &[String], new: &[String], meta: &ObjectMeta) -> Vec<Value> {
     let path = "/metadata/finalizers";
     let test = match &meta.finalizers {
         Some(_) => json!({"op": "test", "path": path, "value": old}),
@@ -208,8 +216,26 @@ fn taken<K>(answer: Result<K, kube::Error>, doing: &'static str) -> Result<Optio
     }
 }
 
+async fn patch_vmi(
+    context: &Context,
+    vmi: &VirtualMachineInstance,
+    operations: Vec<Value>,
+    doing: &'static str,
+) -> Result<(), Trouble> {
+    let same = patch::test_uid(&vmi.metadata).into_iter();
+    let change = patch::patch(same.chain(operations).collect()).map_err(Trouble::patch)?;
+    let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
+    let api: Api<VirtualMachineInstance> = Api::namespaced(context.client.clone(), namespace);
+    let answer = api.patch(&vmi.name_any(), &PatchParams::default(), &change).await;
+    if let Some(patched) = taken(answer, doing)? {
+        context.vmis.observe(patched, Timestamp::now());
+    }
+    Ok(())
+}
+
 async fn patch_vm(context: &Context, vm: &VirtualMachine, operations: Vec<Value>) -> Result<(), Trouble> {
-    let change = patch::patch(operations).map_err(Trouble::patch)?;
+    let same = patch::test_uid(&vm.metadata).into_iter();
+    let change = patch::patch(same.chain(operations).collect()).map_err(Trouble::patch)?;
     let api: Api<VirtualMachine> = Api::namespaced(context.client.clone(), namespace(vm));
     let answer = api.patch(name(vm), &PatchParams::default(), &change).await;
     if let Some(patched) = taken(answer, "patching the VM")? {
@@ -250,6 +276,11 @@ async fn create(
         // Created before, and not seen yet; or somebody else's.
         Err(error) if conflict(&error) => {
             let existing = vmis.get(name).await.map_err(|e| Trouble::call("getting the VMI", e))?;
+            if owner_uid(&existing).is_none() {
+                // It is adopted next.
+                context.vmis.observe(existing, Timestamp::now());
+                return Err(Trouble::Outdated);
+            }
             if owner_uid(&existing) != vm.metadata.uid.as_deref() {
                 let message = format!("VirtualMachineInstance {name} exists and belongs to something else; delete it");
                 return Err(Trouble::Failed {

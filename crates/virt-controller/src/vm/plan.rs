@@ -8,16 +8,25 @@ use ferrovirt_core::conditions::{self, Desired};
 use ferrovirt_core::names;
 use ferrovirt_core::vm::printable::{Facts, printable_status};
 use ferrovirt_core::vm::strategy::{Situation, Step, decide, mirror};
-use ferrovirt_core::vm::{RunStrategy, backoff, conditions as rules, requests};
+use ferrovirt_core::vm::{RunStrategy, backoff, conditions as rules, requests, template};
 use ferrovirt_core::vmi::{VmiFacts, conditions as vmi_rules};
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
+use serde_json::Value;
 
 use super::render;
 
 /// How long a change that only concerns the reason why a starting VM is not ready may wait to be written: it is
 /// overtaken by Running.
 pub const SOFT_DELAY: Duration = Duration::from_secs(2);
+
+/// Reason of `Failure`: the VMI could not be created.
+pub const FAILED_CREATE: &str = "FailedCreate";
+/// Reason of `Failure`: the VMI could not be deleted.
+pub const FAILED_DELETE: &str = "FailedDelete";
+const INVALID_RUN_STRATEGY: &str = "InvalidRunStrategy";
+/// The reasons of `Failure` that go when there is nothing more to do.
+const UNDONE: [&str; 3] = [FAILED_CREATE, FAILED_DELETE, INVALID_RUN_STRATEGY];
 
 /// All that a decision about a VM depends on.
 #[derive(Clone, Debug)]
@@ -26,10 +35,14 @@ pub struct Observed {
     pub vm: Arc<VirtualMachine>,
     /// Its VMI.
     pub vmi: Option<Arc<VirtualMachineInstance>>,
+    /// A VMI of its name that is nobody's.
+    pub orphan: Option<Arc<VirtualMachineInstance>>,
     /// The spec that the VMI was started with, if the VM's has changed since.
     pub started: Option<Arc<VirtualMachineSpec>>,
     /// A claim that the VM's volumes name exists and is not bound.
     pub unbound_claims: bool,
+    /// Running VMIs are changed where that is possible.
+    pub live_update: bool,
     /// A random number below 1.
     pub jitter: f64,
 }
@@ -51,6 +64,10 @@ pub enum Effect {
         /// The VMI.
         vmi: Box<VirtualMachineInstance>,
     },
+    /// Make a VMI that is nobody's this VM's.
+    AdoptVmi(Arc<VirtualMachineInstance>),
+    /// Change the spec of the running VMI.
+    UpdateVmi(Vec<Value>),
     /// Delete the VMI.
     DeleteVmi {
         /// Its UID: a VMI of the same name that came later is not meant.
@@ -90,12 +107,17 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let mut requeue = None;
     let mut effects = Vec::new();
     let deleting = vm.metadata.deletion_timestamp.is_some();
-    conditions::remove(&mut status.conditions, rules::FAILURE);
+    let orphan = observed.orphan.as_ref().filter(|_| observed.vmi.is_none());
     match &strategy {
         _ if deleting => remove(observed, &mut effects),
         Err(error) => {
-            let desired = Desired::new(rules::FAILURE, true, "InvalidRunStrategy", error.to_string());
+            let desired = Desired::new(rules::FAILURE, true, INVALID_RUN_STRATEGY, error.to_string());
             conditions::set(&mut status.conditions, &desired, now);
+        }
+        // What becomes of it is decided when it is the VM's.
+        Ok(_) if orphan.is_some() => {
+            let alive = orphan.filter(|vmi| vmi.metadata.deletion_timestamp.is_none());
+            effects.extend(alive.map(|vmi| Effect::AdoptVmi(Arc::clone(vmi))));
         }
         Ok(strategy) => {
             let jitter = observed.jitter;
@@ -120,6 +142,10 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
         }
     }
     release(observed, facts.as_ref(), &mut effects);
+    update(observed, facts.as_ref(), &mut effects);
+    if strategy.is_ok() || deleting {
+        settle_failure(observed, facts.as_ref(), &effects, &mut status, now);
+    }
     describe(observed, facts.as_ref(), strategy.ok(), &mut status, now);
     if let Some(wait) = postpone(observed, facts.as_ref(), &old, &status, now) {
         status = old;
@@ -210,6 +236,55 @@ fn release(observed: &Observed, facts: Option<&VmiFacts>, effects: &mut Vec<Effe
     }
 }
 
+/// Changes the running VMI where its VM's template has changed since, as far as that is possible.
+fn update(observed: &Observed, facts: Option<&VmiFacts>, effects: &mut Vec<Effect>) {
+    let live = observed.live_update && facts.is_some_and(VmiFacts::is_live) && effects.is_empty();
+    let (true, Some(_), Some(vmi)) = (live, &observed.started, &observed.vmi) else {
+        return;
+    };
+    let template = observed.vm.spec.template.spec.as_ref();
+    let operations = template.map(|template| template::live_changes(&vmi.spec, template));
+    if let Some(operations) = operations.filter(|list| !list.is_empty()) {
+        effects.push(Effect::UpdateVmi(operations));
+    }
+}
+
+/// `Failure`: why the last start failed, until one succeeds. That something could not be done stays while it is still
+/// to be done.
+fn settle_failure(
+    observed: &Observed,
+    facts: Option<&VmiFacts>,
+    effects: &[Effect],
+    status: &mut VirtualMachineStatus,
+    now: Timestamp,
+) {
+    let counted = status.start_failure.as_ref();
+    let last = counted.and_then(|failure| failure.last_failed_vmiuid.as_deref());
+    let ended = facts.filter(|f| f.phase.is_final() && last == Some(f.uid.as_str()));
+    if let (Some(_), Some(vmi)) = (ended, &observed.vmi) {
+        conditions::set(&mut status.conditions, &rules::failed_start(vmi), now);
+        return;
+    }
+    let reason = conditions::find(&status.conditions, rules::FAILURE).and_then(|c| c.reason.as_deref());
+    let undone = reason.is_some_and(|reason| UNDONE.contains(&reason));
+    if (undone && effects.is_empty()) || (!undone && counted.is_none()) {
+        conditions::remove(&mut status.conditions, rules::FAILURE);
+    }
+}
+
+/// Makes a status say what could not be done. A failure that lasts changes nothing.
+pub fn fail(status: &mut VirtualMachineStatus, vm: &VirtualMachine, (reason, message): (&str, &str), now: Timestamp) {
+    let before = vm
+        .status
+        .as_ref()
+        .and_then(|s| conditions::find(&s.conditions, rules::FAILURE));
+    if let (None, Some(before)) = (conditions::find(&status.conditions, rules::FAILURE), before) {
+        status.conditions.push(before.clone());
+    }
+    let desired = Desired::new(rules::FAILURE, true, reason, message);
+    conditions::set(&mut status.conditions, &desired, now);
+}
+
 /// The fields that follow from what is there.
 fn describe(
     observed: &Observed,
@@ -247,16 +322,18 @@ fn describe(
     rules::mirror(&mut status.conditions, vmi, now);
 
     let changed = observed.started.as_deref().filter(|_| vmi.is_some());
-    match changed.and_then(|started| rules::restart_required(started, &vm.spec)) {
-        Some(desired) => {
-            conditions::set(&mut status.conditions, &desired, now);
-            status.observed_generation = vmi.and_then(started_generation);
-        }
-        None => {
-            conditions::remove(&mut status.conditions, rules::RESTART_REQUIRED);
-            status.observed_generation = vm.metadata.generation;
-        }
+    let live = observed.live_update;
+    if changed.is_some_and(|started| template::needs_restart(started, &vm.spec, live)) {
+        conditions::set(&mut status.conditions, &rules::restart_required(), now);
+    } else {
+        conditions::remove(&mut status.conditions, rules::RESTART_REQUIRED);
     }
+    let met = changed.is_none_or(|started| template::is_met(started, &vm.spec, live));
+    status.observed_generation = if met {
+        vm.metadata.generation
+    } else {
+        vmi.and_then(started_generation)
+    };
     status.desired_generation = vm.metadata.generation;
     status.volume_snapshot_statuses = rules::volume_snapshot_statuses(&vm.spec);
 }
@@ -287,7 +364,7 @@ fn postpone(
     let hard = |status: &VirtualMachineStatus| {
         let mut status = status.clone();
         for c in status.conditions.iter_mut().filter(|c| c.r#type == rules::READY) {
-            (c.reason, c.message) = (None, None);
+            (c.reason, c.message, c.last_transition_time) = (None, None, None);
         }
         status
     };

@@ -8,7 +8,9 @@ use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
 use kube::Resource;
 use serde_json::json;
 
-fn owner(vm: &VirtualMachine) -> OwnerReference {
+/// The reference by which a VM controls something.
+#[must_use]
+pub fn owner(vm: &VirtualMachine) -> OwnerReference {
     OwnerReference {
         api_version: VirtualMachine::api_version(&()).into_owned(),
         block_owner_deletion: Some(true),

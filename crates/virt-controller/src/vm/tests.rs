@@ -7,7 +7,7 @@ use ferrovirt_core::conditions::Condition;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::plan::{Effect, Observed, Plan, plan};
+use super::plan::{Effect, Observed, Plan, fail, plan};
 
 fn now() -> Timestamp {
     "2026-01-01T00:01:00Z".parse().unwrap()
@@ -46,8 +46,10 @@ fn observed(vm: VirtualMachine, vmi: Option<VirtualMachineInstance>) -> Observed
     Observed {
         vm: Arc::new(vm),
         vmi: vmi.map(Arc::new),
+        orphan: None,
         started: None,
         unbound_claims: false,
+        live_update: true,
         jitter: 0.0,
     }
 }
@@ -56,6 +58,8 @@ fn effects(plan: &Plan) -> String {
     let names = plan.effects.iter().map(|effect| match effect {
         Effect::SetFinalizers { new, .. } => format!("finalizers({})", new.len()),
         Effect::CreateVmi { vmi, .. } => format!("create{}", vmi.spec.start_strategy.as_deref().unwrap_or_default()),
+        Effect::AdoptVmi(vmi) => format!("adopt({})", vmi.metadata.uid.as_deref().unwrap_or_default()),
+        Effect::UpdateVmi(operations) => format!("update({})", operations.len()),
         Effect::DeleteVmi { uid } => format!("delete({uid})"),
         Effect::ReleaseVmi { new, .. } => format!("release({})", new.len()),
         Effect::TurnOn => "on".to_owned(),
@@ -276,6 +280,122 @@ fn a_changed_template_asks_for_a_restart() {
     let same = plan(&with(same, Some(vmi("Running", json!({})))), now());
     assert_eq!(kinds(&same), ["Ready"]);
     assert_eq!(same.status.observed_generation, Some(3));
+}
+
+#[test]
+fn the_rollout_strategy_says_what_reaches_a_running_vmi() {
+    let old = vm("Always", Value::Null);
+    let selected = |vm: &mut VirtualMachine| {
+        let spec = vm.spec.template.spec.as_mut().unwrap();
+        spec.node_selector = [("disk".to_owned(), "ssd".to_owned())].into();
+    };
+    let labelled = |vm: &mut VirtualMachine| {
+        let meta = vm.spec.template.metadata.as_mut().unwrap();
+        meta.labels = Some([("app".to_owned(), "mail".to_owned())].into());
+    };
+    let mut moved = vmi("Running", json!({}));
+    moved.spec.node_selector = [("disk".to_owned(), "ssd".to_owned())].into();
+    let live = vmi("Running", json!({}));
+    let changes: [&dyn Fn(&mut VirtualMachine); 2] = [&selected, &labelled];
+    for (change, vmi, live_update, want_effects, restart, seen) in [
+        (0, &live, true, "update(1)", false, 3),
+        (0, &moved, true, "", false, 3),
+        (0, &live, false, "", true, 2),
+        (0, &dying(live.clone()), true, "", false, 3),
+        (1, &live, true, "", false, 2),
+        (1, &live, false, "", false, 2),
+    ] {
+        let mut changed = old.clone();
+        changed.metadata.generation = Some(3);
+        changes[change](&mut changed);
+        let plan = plan(
+            &Observed {
+                started: Some(Arc::new(old.spec.clone())),
+                live_update,
+                ..observed(changed, Some(vmi.clone()))
+            },
+            now(),
+        );
+        let kinds = plan.status.conditions.iter().map(Condition::kind);
+        let required = kinds.into_iter().any(|kind| kind == "RestartRequired");
+        assert_eq!(
+            (effects(&plan).as_str(), required, plan.status.observed_generation),
+            (want_effects, restart, Some(seen)),
+            "{change} {live_update}"
+        );
+    }
+}
+
+#[test]
+fn a_vmi_of_the_same_name_that_is_nobodys_becomes_the_vms() {
+    for strategy in ["Always", "Manual", "Halted"] {
+        let with = |vm, orphan| Observed {
+            orphan: Some(Arc::new(orphan)),
+            ..observed(vm, None)
+        };
+        let orphan = vmi("Running", json!({}));
+        let adopted = plan(&with(vm(strategy, Value::Null), orphan.clone()), now());
+        assert_eq!(effects(&adopted), "adopt(u)", "{strategy}");
+        // It goes, and is not in the way then.
+        let dead = plan(&with(vm(strategy, Value::Null), dying(orphan.clone())), now());
+        assert_eq!(effects(&dead), "", "{strategy}");
+        let mut leaving = vm(strategy, Value::Null);
+        leaving.metadata.deletion_timestamp = serde_json::from_value(json!(now())).unwrap();
+        assert_eq!(effects(&plan(&with(leaving, orphan), now())), "finalizers(0)");
+    }
+}
+
+#[test]
+fn a_failure_that_lasts_changes_nothing_and_goes_with_its_cause() {
+    let told = json!({"conditions": [{"type": "Failure", "status": "True", "reason": "FailedCreate", "message": "no",
+        "lastTransitionTime": "2026-01-01T00:00:30Z"}]});
+    let failed = vm("Always", told);
+    let mut retried = plan(&observed(failed.clone(), None), now());
+    assert_eq!(effects(&retried), "create");
+    let before = retried.status.clone();
+    fail(&mut retried.status, &failed, ("FailedCreate", "no"), now());
+    assert_eq!(retried.status, before);
+    let failure = |plan: &Plan| {
+        let list = plan.status.conditions.iter();
+        let found = list.clone().find(|c| c.kind() == "Failure");
+        found.map(|c| (c.reason().to_owned(), c.transition().unwrap().0.to_string()))
+    };
+    let since = "2026-01-01T00:00:30Z".to_owned();
+    assert_eq!(failure(&retried), Some(("FailedCreate".to_owned(), since.clone())));
+    let mut created = plan(&observed(failed.clone(), Some(vmi("Pending", json!({})))), now());
+    assert_eq!(failure(&created), None);
+    fail(&mut created.status, &failed, ("FailedDelete", "never"), now());
+    assert_eq!(failure(&created), Some(("FailedDelete".to_owned(), since)));
+}
+
+#[test]
+fn why_the_last_start_failed_is_told_until_one_succeeds() {
+    let said = json!({"reason": "GuestStartFailed", "conditions": [{"type": "Synchronized", "status": "False",
+        "reason": "Synchronizing with the Domain failed.", "message": "no such disk"}]});
+    let told = |plan: &Plan| {
+        let found = plan.status.conditions.iter().find(|c| c.kind() == "Failure");
+        found.map(|c| format!("{}: {}", c.reason(), c.message()))
+    };
+    let why = "GuestStartFailed: virtual machine instance x ended before its guest ran: no such disk";
+    let first = plan(&observed(vm("Always", Value::Null), Some(vmi("Failed", said))), now());
+    assert_eq!(told(&first).as_deref(), Some(why));
+    let mut status = serde_json::to_value(&first.status).unwrap();
+    let waiting = plan(&observed(vm("Always", status.clone()), None), now());
+    assert_eq!(
+        (printable(&waiting), told(&waiting).as_deref()),
+        ("CrashLoopBackOff", Some(why))
+    );
+    status["startFailure"]["retryAfterTimestamp"] = json!("2026-01-01T00:00:00Z");
+    let again = plan(&observed(vm("Always", status.clone()), None), now());
+    assert_eq!(
+        (effects(&again).as_str(), told(&again).as_deref()),
+        ("create", Some(why))
+    );
+    let starting = observed(vm("Always", status.clone()), Some(vmi("Scheduling", json!({}))));
+    assert_eq!(told(&plan(&starting, now())).as_deref(), Some(why));
+    let running = observed(vm("Always", status.clone()), Some(vmi("Running", json!({}))));
+    assert_eq!(told(&plan(&running, now())), None);
+    assert_eq!(told(&plan(&observed(vm("Halted", status), None), now())), None);
 }
 
 #[test]

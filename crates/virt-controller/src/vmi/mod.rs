@@ -72,7 +72,11 @@ pub async fn reconcile(context: Arc<Context>, key: Key) -> Outcome {
             break;
         }
     }
+    plan::begin(&observed.vmi, &mut status);
     let written = write_status(&context, &observed.vmi, &status).await;
+    if let (Ok(()), Some(notice)) = (&written, plan.notice) {
+        context.events.tell(&*observed.vmi, notice);
+    }
     match failure.or(written.err()) {
         Some(trouble) => {
             tracing::debug!(vmi = %key, %trouble, "a VMI could not be reconciled");
@@ -141,18 +145,21 @@ async fn apply(context: &Context, observed: &Observed, effect: &Effect) -> Resul
             grace_seconds,
         } => delete_pod(context, vmi, namespace, (name, uid), *grace_seconds).await,
         Effect::LabelNode(node) => {
-            let change = json!({"metadata": {"labels": {ferrovirt_core::names::NODE_NAME_LABEL: node}}});
+            let labels = json!({ferrovirt_core::names::NODE_NAME_LABEL: node});
+            // Another VMI of the same name has another UID, which no patch can change.
+            let change = json!({"metadata": {"uid": vmi.metadata.uid, "labels": labels}});
             patch_vmi(context, vmi, &Patch::Merge(change)).await
         }
         Effect::OpenGate { name, open } => open_gate(context, namespace, name, *open).await,
         Effect::TellNetworks { name, info } => tell_networks(context, namespace, name, info).await,
         Effect::SetFinalizers { old, new } => {
             let path = "/metadata/finalizers";
-            let operations = vec![
+            let operations = [
                 json!({"op": "test", "path": path, "value": old}),
                 json!({"op": "replace", "path": path, "value": new}),
             ];
-            let change = patch::patch(operations).map_err(Trouble::patch)?;
+            let same = patch::test_uid(&vmi.metadata).into_iter();
+            let change = patch::patch(same.chain(operations).collect()).map_err(Trouble::patch)?;
             patch_vmi(context, vmi, &change).await
         }
     }

@@ -17,6 +17,7 @@ use super::claims::Claims;
 use super::devices::{self, Devices};
 use super::{network_info, pod, status};
 use crate::cache::Entry;
+use crate::events::Notice;
 use crate::image_volumes::ContainerDisks;
 use crate::node::NODE_UNRESPONSIVE;
 use crate::{Home, Options};
@@ -107,6 +108,8 @@ pub struct Plan {
     pub effects: Vec<Effect>,
     /// The whole status as it should be.
     pub status: VirtualMachineInstanceStatus,
+    /// What users should hear of when the status is written.
+    pub notice: Option<Notice>,
     /// Look again then, even if nothing changes.
     pub requeue: Option<Duration>,
 }
@@ -140,6 +143,7 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan {
         effects: Vec::new(),
         status: old,
+        notice: None,
         requeue,
     };
     if let Some((next, reason)) = next {
@@ -151,7 +155,9 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     if deleting {
         remove(observed, next.is_some(), &mut plan);
     } else if pod.is_none() && phase == Phase::Pending {
-        return create(observed, plan, now);
+        let mut plan = create(observed, plan, now);
+        begin(&observed.vmi, &mut plan.status);
+        return plan;
     }
     let pod = pod.map(|entry| &*entry.object);
     if let Some(pod) = pod {
@@ -166,9 +172,33 @@ pub fn plan(observed: &Observed, now: Timestamp) -> Plan {
     let released = plan.effects.iter().any(|e| matches!(e, Effect::SetFinalizers { .. }));
     // A pod that comes up quickly is not worth a write before the VMI is Scheduled.
     if phase != Phase::Pending && !released {
-        status::describe(&mut plan.status, observed, phase, pod, now);
+        let deletes = plan.effects.iter().any(|e| matches!(e, Effect::DeletePod { .. }));
+        // What failed before is tried again next; what becomes of that is not known yet.
+        let unsettled = deletes.then_some(rules::FAILED_DELETE);
+        status::describe(&mut plan.status, observed, phase, pod, (unsettled, now));
     }
+    begin(&observed.vmi, &mut plan.status);
     plan
+}
+
+/// Makes the first status that is written say that the VMI was Pending: the API server takes none of those who create
+/// objects. That alone is not worth a write, since a VMI moves on.
+pub fn begin(vmi: &VirtualMachineInstance, status: &mut VirtualMachineInstanceStatus) {
+    let old = vmi.status.clone().unwrap_or_default();
+    if *status == old || !old.phase_transition_timestamps.is_empty() || Phase::of(vmi) != Phase::Pending {
+        return;
+    }
+    let pending = Phase::Pending.as_str();
+    status.phase.get_or_insert_with(|| pending.to_owned());
+    let first = status.phase_transition_timestamps.first();
+    if first.is_some_and(|first| first.phase.as_deref() == Some(pending)) {
+        return;
+    }
+    let first = VirtualMachineInstancePhaseTransitionTimestamp {
+        phase: Some(pending.to_owned()),
+        phase_transition_timestamp: vmi.metadata.creation_timestamp.clone(),
+    };
+    status.phase_transition_timestamps.insert(0, first);
 }
 
 /// The pod of a VMI that is to be handed over to its node, and whose devices by resource claims are not known yet.
@@ -282,10 +312,22 @@ fn create(observed: &Observed, mut plan: Plan, now: Timestamp) -> Plan {
     if let Some(name) = observed.claims.missing(&vmi.spec) {
         let namespace = vmi.metadata.namespace.as_deref().unwrap_or_default();
         let message = format!("PVC {namespace}/{name} does not exist, waiting for it to appear");
-        failed(&mut plan.status, rules::FAILED_PVC_NOT_FOUND, &message, now);
-        let desired = Desired::new(rules::POD_SCHEDULED, false, "Unschedulable", message);
-        conditions::set(&mut plan.status.conditions, &desired, now);
+        let list = &mut plan.status.conditions;
+        if let Some(desired) = rules::ready(vmi, Phase::Pending, None) {
+            conditions::set(list, &desired, now);
+        }
+        let desired = Desired::new(rules::POD_SCHEDULED, false, "Unschedulable", message.clone());
+        conditions::set(list, &desired, now);
+        if failed(&mut plan.status, rules::FAILED_PVC_NOT_FOUND, &message, now) {
+            plan.notice = Some(Notice::normal(rules::FAILED_PVC_NOT_FOUND, message));
+        }
         return plan;
+    }
+    // The claims are there, and there is no pod that something could be wrong with.
+    conditions::remove(&mut plan.status.conditions, rules::POD_SCHEDULED);
+    let synchronized = conditions::find(&plan.status.conditions, rules::SYNCHRONIZED);
+    if synchronized.is_some_and(|c| c.reason.as_deref() == Some(rules::FAILED_PVC_NOT_FOUND)) {
+        conditions::remove(&mut plan.status.conditions, rules::SYNCHRONIZED);
     }
     if keeps_state(&vmi.spec) && observed.claims.state().is_none() {
         plan.effects.push(Effect::CreateStateClaim);
@@ -295,17 +337,17 @@ fn create(observed: &Observed, mut plan: Plan, now: Timestamp) -> Plan {
     match pod::render(vmi, config, options, observed.container_disks, &observed.claims) {
         Ok(pod) => plan.effects.push(Effect::CreatePod(Box::new(pod))),
         // Not retried: only another spec or another configuration helps, and both come as events.
-        Err(error) => failed(&mut plan.status, rules::FAILED_CREATE, &error.to_string(), now),
+        Err(error) => {
+            failed(&mut plan.status, rules::FAILED_CREATE, &error.to_string(), now);
+        }
     }
     plan
 }
 
-/// Makes a status say that something failed.
-pub fn failed(status: &mut VirtualMachineInstanceStatus, reason: &str, message: &str, now: Timestamp) {
-    // It is written anyway, so it says where the VMI stands.
-    status.phase.get_or_insert_with(|| Phase::Pending.as_str().to_owned());
+/// Makes a status say that something failed. Returns whether that is new.
+pub fn failed(status: &mut VirtualMachineInstanceStatus, reason: &str, message: &str, now: Timestamp) -> bool {
     let desired = Desired::new(rules::SYNCHRONIZED, false, reason, message);
-    conditions::set(&mut status.conditions, &desired, now);
+    conditions::set(&mut status.conditions, &desired, now)
 }
 
 /// Deletes what is left of a VMI that is being deleted; then lets it go.

@@ -15,15 +15,16 @@ use super::plan::Observed;
 use super::pod;
 use crate::cache::owner_uid;
 
-/// Brings the controller's part of a status up to date for a VMI in `phase` with `pod`.
+/// Brings the controller's part of a status up to date for a VMI in `phase` with `pod`. `unsettled`: the reason of
+/// `Synchronized` that stays, if it is there.
 pub fn describe(
     status: &mut VirtualMachineInstanceStatus,
     observed: &Observed,
     phase: Phase,
     pod: Option<&Pod>,
-    now: Timestamp,
+    (unsettled, now): (Option<&str>, Timestamp),
 ) {
-    set_conditions(status, observed, phase, pod, now);
+    set_conditions(status, observed, phase, pod, (unsettled, now));
     if phase.is_final() {
         return;
     }
@@ -45,11 +46,19 @@ pub fn describe(
     }
     status.runtime_user.get_or_insert(names::RUNTIME_USER);
     size(status, observed);
-    claims(status, observed);
+    volumes(status, observed);
 }
 
-/// What the launcher needs to know of claims, and users like to.
-fn claims(status: &mut VirtualMachineInstanceStatus, observed: &Observed) {
+/// Every volume; and of claims what the launcher needs to know, and users like to.
+fn volumes(status: &mut VirtualMachineInstanceStatus, observed: &Observed) {
+    for volume in &observed.vmi.spec.volumes {
+        if !status.volume_status.iter().any(|known| known.name == volume.name) {
+            status.volume_status.push(VolumeStatus {
+                name: volume.name.clone(),
+                ..VolumeStatus::default()
+            });
+        }
+    }
     for (name, info) in observed.claims.describe(&observed.vmi.spec) {
         match status.volume_status.iter_mut().find(|volume| volume.name == name) {
             Some(volume) => volume.persistent_volume_claim_info = Some(info),
@@ -67,7 +76,7 @@ fn set_conditions(
     observed: &Observed,
     phase: Phase,
     pod: Option<&Pod>,
-    now: Timestamp,
+    (unsettled, now): (Option<&str>, Timestamp),
 ) {
     let list = &mut status.conditions;
     if let Some(desired) = rules::ready(&observed.vmi, phase, pod) {
@@ -87,8 +96,8 @@ fn set_conditions(
         Devices::Settled | Devices::Given(_) => None,
     });
     let trouble = trouble.filter(|_| !phase.is_final());
-    let ours = conditions::find(list, rules::SYNCHRONIZED)
-        .is_some_and(|c| rules::CONTROLLER_REASONS.contains(&c.reason.as_deref().unwrap_or_default()));
+    let reason = conditions::find(list, rules::SYNCHRONIZED).and_then(|c| c.reason.as_deref());
+    let ours = reason.is_some_and(|reason| rules::CONTROLLER_REASONS.contains(&reason) && unsettled != Some(reason));
     match trouble {
         Some(desired) => {
             conditions::set(list, &desired, now);

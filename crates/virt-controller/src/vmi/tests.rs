@@ -30,6 +30,7 @@ fn vmi(phase: &str) -> VirtualMachineInstance {
         "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
         "metadata": {
             "name": "x", "namespace": "n", "uid": "u", "finalizers": ["kubevirt.io/foregroundDeleteVirtualMachine"],
+            "creationTimestamp": "2026-01-01T00:00:58Z",
         },
         "spec": {"domain": {"memory": {"guest": "128Mi"}, "devices": {}}},
         "status": {"phase": phase},
@@ -224,6 +225,7 @@ fn scheduled_hands_over_all_that_the_node_needs() {
             "virtualMachineRevisionName": "revision-start-vm-vm-3",
             "currentCPUTopology": {"cores": 1, "sockets": 1, "threads": 1},
             "phaseTransitionTimestamps": [
+                {"phase": "Pending", "phaseTransitionTimestamp": "2026-01-01T00:00:58Z"},
                 {"phase": "Scheduled", "phaseTransitionTimestamp": "2026-01-01T00:01:00Z"}],
             "conditions": [{"type": "Ready", "status": "False", "reason": "GuestNotRunning",
                 "message": "Guest VM is not reported as running", "lastTransitionTime": "2026-01-01T00:01:00Z"}],
@@ -372,6 +374,98 @@ fn a_spec_that_no_pod_can_give_is_a_condition_and_no_retry() {
     assert_eq!((effects(&plan).as_str(), plan.requeue), ("", None));
     assert_eq!(conditions(&plan), "Synchronized=False/FailedCreate");
     assert!(plan.status.conditions[0].message().contains("memory"));
+}
+
+#[test]
+fn a_vmi_was_pending_before_anything_else_and_is_not_written_for_that_alone() {
+    let phases = |plan: &Plan| -> Vec<String> {
+        let list = plan.status.phase_transition_timestamps.iter();
+        list.filter_map(|t| t.phase.clone()).collect()
+    };
+    let mut fresh = vmi("");
+    fresh.status = None;
+    let mut wrong = fresh.clone();
+    wrong.spec.domain.memory = None;
+    for (vmi, pod, want_phase, want) in [
+        (&fresh, None, None, &[][..]),
+        (&fresh, Some(pod(up())), Some("Scheduled"), &["Pending", "Scheduled"]),
+        (&wrong, None, Some("Pending"), &["Pending"]),
+    ] {
+        let plan = plan(&observed(vmi.clone(), pod, now(), Home::Cluster), now());
+        assert_eq!(plan.status.phase.as_deref(), want_phase);
+        assert_eq!(phases(&plan), want);
+    }
+    // What comes later is the second.
+    let mut vmi = wrong.clone();
+    vmi.status = Some(plan(&observed(wrong, None, now(), Home::Cluster), now()).status);
+    let later = plan(&observed(vmi, Some(pod(up())), now(), Home::Cluster), now());
+    assert_eq!(phases(&later), ["Pending", "Scheduled"]);
+}
+
+#[test]
+fn a_claim_that_is_missing_is_told_of_once_and_only_until_it_is_there() {
+    let claim: k8s_openapi::api::core::v1::PersistentVolumeClaim =
+        serde_json::from_value(json!({"metadata": {"name": "data", "namespace": "n"}, "spec": {}})).unwrap();
+    let mut vmi = vmi("Pending");
+    vmi.spec.volumes =
+        serde_json::from_value(json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}])).unwrap();
+    vmi.spec.domain.devices.disks =
+        serde_json::from_value(json!([{"name": "data", "disk": {"bus": "virtio"}}])).unwrap();
+    let first = plan(&observed(vmi.clone(), None, now(), Home::Cluster), now());
+    assert_eq!(
+        conditions(&first),
+        "Ready=False/PodNotExists PodScheduled=False/Unschedulable Synchronized=False/FailedPvcNotFound"
+    );
+    let notice = first.notice.as_ref().unwrap();
+    assert_eq!((notice.warning, notice.reason), (false, "FailedPvcNotFound"));
+    vmi.status = Some(first.status.clone());
+    let again = plan(&observed(vmi.clone(), None, now(), Home::Cluster), now());
+    assert_eq!((again.notice, &again.status), (None, &first.status));
+    let mut there = observed(vmi, None, now(), Home::Cluster);
+    there.claims = Claims::new(vec![claim], None);
+    let there = plan(&there, now());
+    assert_eq!(
+        (effects(&there).as_str(), conditions(&there).as_str()),
+        ("create", "Ready=False/PodNotExists")
+    );
+}
+
+#[test]
+fn a_pod_that_cannot_be_deleted_is_told_of_until_it_can() {
+    let mut dying = vmi("Running");
+    dying.metadata.deletion_timestamp = serde_json::from_value(json!(now())).unwrap();
+    let failed = json!([{"type": "Synchronized", "status": "False", "reason": "FailedDelete", "message": "no",
+        "lastTransitionTime": "2026-01-01T00:00:30Z"}]);
+    dying.status.as_mut().unwrap().conditions = serde_json::from_value(failed).unwrap();
+    let mut gone = pod(up());
+    for deleting in [false, true] {
+        gone.metadata.deletion_timestamp = dying.metadata.deletion_timestamp.clone().filter(|_| deleting);
+        let mut plan = plan(
+            &observed(dying.clone(), Some(gone.clone()), now(), Home::Cluster),
+            now(),
+        );
+        let kept = !deleting;
+        assert_eq!(conditions(&plan).contains("FailedDelete"), kept);
+        if kept {
+            let before = plan.status.clone();
+            assert!(!super::plan::failed(&mut plan.status, "FailedDelete", "no", now()));
+            assert_eq!(plan.status, before);
+        }
+    }
+}
+
+#[test]
+fn every_volume_is_told_of() {
+    let mut vmi = vmi("Pending");
+    let volumes =
+        json!([{"name": "root", "containerDisk": {"image": "x"}}, {"name": "keys", "secret": {"secretName": "s"}}]);
+    vmi.spec.volumes = serde_json::from_value(volumes).unwrap();
+    vmi.status.as_mut().unwrap().volume_status =
+        serde_json::from_value(json!([{"name": "root", "target": "vda"}])).unwrap();
+    let plan = plan(&observed(vmi, Some(pod(up())), now(), Home::Cluster), now());
+    let told = plan.status.volume_status.iter();
+    let told: Vec<(&str, &str)> = told.map(|v| (v.name.as_str(), v.target.as_str())).collect();
+    assert_eq!(told, [("root", "vda"), ("keys", "")]);
 }
 
 #[test]

@@ -116,7 +116,8 @@ pub(crate) struct Session {
     write_failures: u32,
     write_at: Option<Instant>,
     guard: Guard,
-    told: Vec<Note>,
+    /// The failure that was told of last, while it lasts.
+    told: Option<Note>,
 }
 
 impl Drop for Session {
@@ -151,7 +152,7 @@ impl Session {
             write_failures: 0,
             write_at: None,
             guard: Guard::Fields,
-            told: Vec::new(),
+            told: None,
         }
     }
 
@@ -264,7 +265,8 @@ impl Session {
     fn observe(&mut self, vmi: &Arc<VirtualMachineInstance>) -> Observed {
         let now = Instant::now();
         let link = self.link.borrow().clone();
-        let pod_ended = self.inputs.borrow().pod.as_ref().and_then(|pod| pod.ended);
+        let pod = self.inputs.borrow().pod.clone();
+        let pod_ended = pod.as_ref().and_then(|pod| pod.ended);
         let unused = vmi.metadata.deletion_timestamp.is_some()
             && link
                 .guest
@@ -286,6 +288,7 @@ impl Session {
             guest: link.guest.as_ref(),
             gone,
             nics: self.nics.as_deref(),
+            multus: pod.as_ref().map(|pod| &pod.network_status),
             trouble: self.trouble.as_deref(),
             hopeless: self.hopeless.as_deref(),
         };
@@ -482,7 +485,7 @@ impl Session {
         let Err(error) = result else {
             (*failures, *at) = (0, None);
             if step != Step::Write {
-                self.trouble = None;
+                (self.trouble, self.told) = (None, None);
             }
             return;
         };
@@ -507,17 +510,21 @@ impl Session {
         }
     }
 
-    /// Emits an event, the same one only once.
+    /// Emits an event. One of a failure that lasts is emitted only once; every other tells of something that happened.
     fn tell(&mut self, vmi: &VirtualMachineInstance, note: Note) {
-        if self.told.contains(&note) {
+        if !is_news(&mut self.told, &note) {
             return;
-        }
-        self.told.push(note.clone());
-        if self.told.len() > 16 {
-            self.told.remove(0);
         }
         events::emit(self.context.client.clone(), &self.context.options.node_name, vmi, note);
     }
+}
+
+/// Whether a note is worth an event, after the failure that was told of last.
+fn is_news(told: &mut Option<Note>, note: &Note) -> bool {
+    if note.reason != events::SYNC_FAILED {
+        return true;
+    }
+    told.replace(note.clone()).as_ref() != Some(note)
 }
 
 async fn call<T>(answer: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>) -> Result<T, StepError> {
@@ -547,5 +554,37 @@ fn is_newer(new: &VirtualMachineInstance, old: &VirtualMachineInstance) -> bool 
     match (version(new), version(old)) {
         (Some(new), Some(old)) => new > old,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_again_is_told_again_and_what_lasts_is_not() {
+        let mut told = None;
+        let failure = Note::warning(events::SYNC_FAILED, "no tap");
+        let other = Note::warning(events::SYNC_FAILED, "no bridge");
+        let (synced, not) = (
+            Note::normal(events::CREDENTIALS_SYNCED, "synced"),
+            Note::warning(events::CREDENTIALS_NOT_SYNCED, "offline"),
+        );
+        for (note, news) in [
+            (&synced, true),
+            (&not, true),
+            (&synced, true),
+            (&failure, true),
+            (&failure, false),
+            (&synced, true),
+            (&failure, false),
+            (&other, true),
+            (&failure, true),
+        ] {
+            assert_eq!(is_news(&mut told, note), news, "{note:?}");
+        }
+        // As a success does.
+        told = None;
+        assert!(is_news(&mut told, &failure));
     }
 }

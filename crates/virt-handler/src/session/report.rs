@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 use std::net::IpAddr;
 
 use ferrovirt_api::v1::{VirtualMachineInstanceGuestOSInfo, VirtualMachineInstanceNetworkInterface};
+use ferrovirt_core::vmi::{addresses, agent};
 use ferrovirt_protocol::launcher::GuestState;
 use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -24,6 +25,8 @@ const MAX_INTERFACES: usize = 32;
 const MAX_ADDRESSES: usize = 8;
 /// Disks that are believed.
 const MAX_VOLUMES: usize = 256;
+/// Commands of an agent that are looked at.
+const MAX_COMMANDS: usize = 512;
 
 /// What the guest agent's report holds for a status.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,8 +34,19 @@ const MAX_VOLUMES: usize = 256;
 pub(crate) struct GuestInfo {
     pub(crate) os: Option<VirtualMachineInstanceGuestOSInfo>,
     pub(crate) fs_freeze_status: Option<String>,
+    /// What the agent can do, of what it is decided on; empty while that is not known.
+    #[serde(deserialize_with = "first::<_, _, MAX_COMMANDS>")]
+    pub(crate) supported_commands: Vec<Command>,
     #[serde(deserialize_with = "first::<_, _, MAX_INTERFACES>")]
     pub(crate) interfaces: Vec<Interface>,
+}
+
+/// A command of the guest agent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Command {
+    pub(crate) name: String,
+    pub(crate) enabled: bool,
 }
 
 /// A network interface, as the guest agent sees it.
@@ -68,7 +82,7 @@ impl Interface {
         VirtualMachineInstanceNetworkInterface {
             interface_name: self.interface_name.clone(),
             mac: self.mac.clone(),
-            ip_address: self.ip_addresses.first().cloned(),
+            ip_address: addresses::first(&self.ip_addresses).cloned(),
             ip_addresses: self.ip_addresses.clone(),
             info_source: Some("guest-agent".to_owned()),
             ..VirtualMachineInstanceNetworkInterface::default()
@@ -100,6 +114,10 @@ pub(crate) fn bounded(mut state: GuestState) -> GuestState {
         info.os = info.os.map(os);
         info.fs_freeze_status = info.fs_freeze_status.map(word);
         info.interfaces = info.interfaces.into_iter().map(interface).collect();
+        info.supported_commands
+            .retain(|command| command.enabled && agent::matters(&command.name));
+        info.supported_commands.sort_by(|a, b| a.name.cmp(&b.name));
+        info.supported_commands.dedup();
         json(&info)
     };
     state
@@ -147,14 +165,13 @@ fn interface(interface: Interface) -> Interface {
                 .bytes()
                 .all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'-'))
     };
+    let mut ip_addresses = interface.ip_addresses;
+    ip_addresses.retain(|address| address.parse::<IpAddr>().is_ok());
+    addresses::sort(&mut ip_addresses);
     Interface {
         interface_name: interface.interface_name.map(word),
         mac: interface.mac.filter(is_mac),
-        ip_addresses: interface
-            .ip_addresses
-            .into_iter()
-            .filter(|address| address.parse::<IpAddr>().is_ok())
-            .collect(),
+        ip_addresses,
     }
 }
 

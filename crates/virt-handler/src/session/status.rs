@@ -9,10 +9,14 @@ use ferrovirt_api::v1::{
 };
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::conditions::{self, Desired, wire_time};
-use ferrovirt_core::vmi::conditions::{AGENT_CONNECTED, CONTROLLER_REASONS, PAUSED, SYNCHRONIZED};
+use ferrovirt_core::machine::Machine as Parsed;
+use ferrovirt_core::names;
+use ferrovirt_core::vmi::conditions::{
+    AGENT_CONNECTED, AGENT_VERSION_NOT_SUPPORTED, CONTROLLER_REASONS, PAUSED, SYNCHRONIZED,
+};
 use ferrovirt_core::vmi::migratable::{live_migratable, migration_method};
 use ferrovirt_core::vmi::phase::{GuestView, REASON_DESTROYED, Seen, next_phase};
-use ferrovirt_core::vmi::{Phase, phase::Owner};
+use ferrovirt_core::vmi::{Phase, addresses, agent, phase::Owner};
 use ferrovirt_protocol::launcher::{AccessCredentials, GuestState, Lifecycle, Nic};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -40,6 +44,8 @@ pub(crate) struct View<'a> {
     pub(crate) gone: Option<Gone>,
     /// NICs as prepared; unknown until the network was looked at.
     pub(crate) nics: Option<&'a [Nic]>,
+    /// The interfaces that the pod's network status names.
+    pub(crate) multus: Option<&'a BTreeSet<String>>,
     /// What went wrong and is tried again.
     pub(crate) trouble: Option<&'a str>,
     /// What went wrong for good.
@@ -78,7 +84,7 @@ pub(crate) fn change(vmi: &VirtualMachineInstance, view: &View<'_>, now: Timesta
     let mut status = old.clone();
     set_conditions(&mut status.conditions, vmi, view, current, now);
     if let Some(guest) = view.guest.filter(|_| current == Phase::Running) {
-        describe_guest(&mut status, vmi, guest, view.nics);
+        describe_guest(&mut status, vmi, guest, view);
     }
     let mut notes = Vec::new();
     let credentials = view.guest.and_then(|guest| guest.access_credentials.as_ref());
@@ -173,7 +179,7 @@ fn note(phase: Phase, reason: Option<&str>, view: &View<'_>) -> Option<Note> {
             events::SYNC_FAILED,
             format!("The guest could not be started: {said}"),
         )),
-        Phase::Failed if reason == Some(REASON_DESTROYED) => Some(Note::normal(
+        Phase::Failed if reason == Some(REASON_DESTROYED) => Some(Note::warning(
             events::STOPPED,
             "The VirtualMachineInstance was stopped without a shutdown of its guest.",
         )),
@@ -219,6 +225,15 @@ fn set_conditions(
             AGENT_CONNECTED,
             agent.then(|| Desired::new(AGENT_CONNECTED, true, "", "")),
         );
+        // An agent that has not said yet what it can do may be the one of whom that was known.
+        let said = view.guest.filter(|_| agent).map(GuestInfo::of);
+        if said.as_ref().is_none_or(|info| !info.supported_commands.is_empty()) {
+            let lacking = said.and_then(|info| {
+                let commands: Vec<String> = info.supported_commands.into_iter().map(|c| c.name).collect();
+                agent::not_supported(&vmi.spec, &commands)
+            });
+            put(AGENT_VERSION_NOT_SUPPORTED, lacking);
+        }
     }
     if running {
         if view.guest.is_some_and(|guest| !guest.domain_type.is_empty()) {
@@ -291,11 +306,11 @@ fn describe_guest(
     status: &mut VirtualMachineInstanceStatus,
     vmi: &VirtualMachineInstance,
     guest: &GuestState,
-    nics: Option<&[Nic]>,
+    view: &View<'_>,
 ) {
     let info = GuestInfo::of(guest);
-    if let Some(nics) = nics {
-        status.interfaces = interfaces(vmi, nics, &info.interfaces);
+    if let Some(nics) = view.nics {
+        status.interfaces = interfaces(vmi, nics, &info.interfaces, view);
     }
     let os = info.os.filter(|os| *os != Default::default());
     status.guest_os_info = os.or(status.guest_os_info.take().filter(|_| guest.agent_connected));
@@ -331,7 +346,11 @@ fn interfaces(
     vmi: &VirtualMachineInstance,
     nics: &[Nic],
     reported: &[Interface],
+    view: &View<'_>,
 ) -> Vec<VirtualMachineInstanceNetworkInterface> {
+    let named = |interface: &str| view.multus.is_some_and(|names| names.contains(interface));
+    let default = ClusterConfig::default();
+    let machine = Parsed::parse(vmi, view.config.unwrap_or(&default)).ok();
     let same = |nic: &Nic, mac: Option<&str>| mac.is_some_and(|mac| mac.eq_ignore_ascii_case(&nic.mac));
     let mut list = Vec::new();
     for nic in nics {
@@ -341,30 +360,37 @@ fn interfaces(
             .as_ref()
             .map(|dhcp| dhcp.client_ip.as_str())
             .unwrap_or_default();
+        let spec = vmi
+            .spec
+            .domain
+            .devices
+            .interfaces
+            .iter()
+            .find(|i| i.name == nic.network);
+        // Behind masquerade, nobody reaches an address that the guest has.
+        let hidden = spec.is_some_and(|spec| spec.masquerade.is_some());
+        let parsed = machine.as_ref().and_then(|machine| {
+            let interface = machine.interfaces.iter().find(|i| i.name == nic.network)?;
+            Some((interface.link_down, machine.network_queues(interface)))
+        });
+        let (down, queues) = parsed.unwrap_or((false, 1));
         let mut seen: BTreeSet<&str> = nic.pod_ips.iter().map(String::as_str).collect();
-        let mut addresses = nic.pod_ips.clone();
-        for ip in agent.iter().flat_map(|agent| &agent.ip_addresses) {
-            if ip != inner && !ip.starts_with("fe80:") && seen.insert(ip) && addresses.len() < MAX_ADDRESSES {
-                addresses.push(ip.clone());
+        let mut reachable = nic.pod_ips.clone();
+        for ip in agent.iter().filter(|_| !hidden).flat_map(|agent| &agent.ip_addresses) {
+            if ip != inner && !addresses::is_link_local(ip) && seen.insert(ip) && reachable.len() < MAX_ADDRESSES {
+                reachable.push(ip.clone());
             }
         }
         list.push(VirtualMachineInstanceNetworkInterface {
             name: Some(nic.network.clone()),
             mac: Some(nic.mac.clone()),
-            ip_address: addresses.first().cloned(),
-            ip_addresses: addresses,
+            ip_address: reachable.first().cloned(),
+            ip_addresses: reachable,
             interface_name: agent.and_then(|agent| agent.interface_name.clone()),
             pod_interface_name: Some(nic.pod_interface.clone()),
-            info_source: Some(
-                if agent.is_some() {
-                    "domain, guest-agent"
-                } else {
-                    "domain"
-                }
-                .to_owned(),
-            ),
-            link_state: Some("up".to_owned()),
-            queue_count: Some(1),
+            info_source: source(agent.is_some(), named(&nic.pod_interface)),
+            link_state: Some(if down { "down" } else { "up" }.to_owned()),
+            queue_count: i32::try_from(queues).ok(),
         });
     }
     let own = reported.iter().filter(|interface| {
@@ -380,16 +406,25 @@ fn interfaces(
     list.extend(
         interfaces
             .filter(foreign)
-            .map(|interface| seen_by_guest(interface, &mut own)),
+            .map(|interface| seen_by_guest(interface, &mut own, named(&names::pod_interface(&interface.name)))),
     );
     list.extend(own);
     list
+}
+
+/// Who tells of an interface of the domain.
+fn source(agent: bool, named: bool) -> Option<String> {
+    let agent = agent.then_some("guest-agent");
+    let named = named.then_some("multus-status");
+    let all: Vec<&str> = ["domain"].into_iter().chain(agent).chain(named).collect();
+    Some(all.join(", "))
 }
 
 /// A NIC that only the guest sees: it is found there by the MAC address that the spec chooses.
 fn seen_by_guest(
     interface: &WireInterface,
     own: &mut Vec<VirtualMachineInstanceNetworkInterface>,
+    named: bool,
 ) -> VirtualMachineInstanceNetworkInterface {
     let wanted = interface.mac_address.as_deref().filter(|mac| !mac.is_empty());
     let same = |seen: &VirtualMachineInstanceNetworkInterface| {
@@ -397,15 +432,10 @@ fn seen_by_guest(
         pair.is_some_and(|(seen, wanted)| seen.eq_ignore_ascii_case(&wanted.replace('-', ":")))
     };
     let seen = own.iter().position(same).map(|place| own.remove(place));
-    let source = if seen.is_some() {
-        "domain, guest-agent"
-    } else {
-        "domain"
-    };
     VirtualMachineInstanceNetworkInterface {
         name: Some(interface.name.clone()),
         mac: wanted.map(str::to_owned),
-        info_source: Some(source.to_owned()),
+        info_source: source(seen.is_some(), named),
         ..seen.unwrap_or_default()
     }
 }
@@ -463,8 +493,10 @@ pub(crate) fn patch(
             "op": "test", "path": "/metadata/resourceVersion", "value": vmi.metadata.resource_version,
         })];
     }
-    tests.extend(operations);
-    Ok(Value::Array(tests))
+    // A VMI of the same name that came later is not meant.
+    let uid = vmi.metadata.uid.iter();
+    let uid = uid.map(|uid| json!({"op": "test", "path": "/metadata/uid", "value": uid}));
+    Ok(uid.chain(tests).chain(operations).collect())
 }
 
 #[cfg(test)]

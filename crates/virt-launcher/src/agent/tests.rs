@@ -24,10 +24,12 @@ fn honest(command: &str) -> Value {
         "guest-get-host-name" => json!({"host-name": "vm"}),
         "guest-get-timezone" => json!({"zone": "UTC", "offset": 0}),
         "guest-get-users" => json!([{"user": "root", "login-time": 1.5}]),
-        "guest-get-fsinfo" => json!([{"name": "vda1", "mountpoint": "/", "type": "ext4", "used-bytes": 1_u64 << 40}]),
+        "guest-get-fsinfo" => json!([{"name": "vda1", "mountpoint": "/", "type": "ext4", "used-bytes": 1_u64 << 40,
+            "disk": [{"bus-type": "virtio", "serial": "S1", "dev": "/dev/vda1", "unit": 0}, {"bus-type": "scsi"}]}]),
         "guest-network-get-interfaces" => json!([
             {"name": "lo", "ip-addresses": [{"ip-address": "127.0.0.1"}]},
-            {"name": "eth0", "hardware-address": "52:54:00:aa:bb:cc", "ip-addresses": [{"ip-address": "10.0.2.2"}]},
+            {"name": "eth0", "hardware-address": "52:54:00:aa:bb:cc",
+                "ip-addresses": [{"ip-address": "fe80::1"}, {"ip-address": "10.0.2.2"}]},
         ]),
         other => panic!("{other} is not asked"),
     }
@@ -49,9 +51,10 @@ fn an_honest_agent_is_passed_on() {
             "timezone": "UTC, 0",
             "userList": [{"userName": "root", "loginTime": 1.5}],
             "fsInfo": {"disks": [{"diskName": "vda1", "mountPoint": "/", "fileSystemType": "ext4",
-                "usedBytes": i32::MAX, "totalBytes": 0}]},
+                "usedBytes": 1_u64 << 40, "totalBytes": 0,
+                "disk": [{"busType": "virtio", "serial": "S1"}, {"busType": "scsi"}]}]},
             "interfaces": [{"interfaceName": "eth0", "mac": "52:54:00:aa:bb:cc", "ipAddress": "10.0.2.2",
-                "ipAddresses": ["10.0.2.2"], "infoSource": "guest-agent"}],
+                "ipAddresses": ["10.0.2.2", "fe80::1"], "infoSource": "guest-agent"}],
         })
     );
 }
@@ -148,7 +151,8 @@ fn a_flood_is_cut() {
                 json!({"version": long, "supported_commands": many(json!({"name": long, "enabled": true}))})
             }
             "guest-get-users" => many(json!({"user": long, "domain": long})),
-            "guest-get-fsinfo" => many(json!({"name": long, "mountpoint": long, "type": long})),
+            "guest-get-fsinfo" => many(json!({"name": long, "mountpoint": long, "type": long,
+                "disk": vec![json!({"bus-type": long, "serial": long}); 100]})),
             "guest-network-get-interfaces" => {
                 json!(vec![
                     json!({"name": long, "hardware-address": long, "ip-addresses": addresses});

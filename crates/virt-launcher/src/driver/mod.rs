@@ -53,8 +53,15 @@ use start::{StartFailure, Started};
 
 /// How often a guest that shuts down is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How often the agent is asked what is new.
-const AGENT_INTERVAL: Duration = Duration::from_secs(120);
+/// After how long the agent is asked what is new: soon after it connects, since a guest that boots gets its addresses
+/// and its name then; later only now and then.
+const AGENT_INTERVALS: [Duration; 5] = [
+    Duration::from_secs(10),
+    Duration::from_secs(20),
+    Duration::from_secs(40),
+    Duration::from_secs(80),
+    Duration::from_secs(120),
+];
 /// When an agent that did not answer everything is asked again.
 const AGENT_RETRY: Duration = Duration::from_secs(10);
 /// Longer grace periods are cut to this.
@@ -193,6 +200,8 @@ pub struct Driver {
     asked_at: Instant,
     agent_connected: bool,
     agent_retried: bool,
+    /// How often the agent has answered since it connected.
+    agent_answers: usize,
     next_report: Option<Instant>,
     credentials: Credentials,
     /// When file systems are thawed that stand still.
@@ -216,6 +225,7 @@ impl Driver {
             asked_at: Instant::now(),
             agent_connected: false,
             agent_retried: false,
+            agent_answers: 0,
             next_report: None,
             credentials: Credentials::default(),
             thaw_at: None,
@@ -325,6 +335,7 @@ impl Driver {
         }
         self.agent_connected = connected;
         self.agent_retried = false;
+        self.agent_answers = 0;
         self.next_report = connected.then(Instant::now);
         self.credentials_agent(connected);
         self.publisher.update(|state| {
@@ -580,8 +591,13 @@ impl Driver {
         }
         // Asked again soon only once: an agent that lacks a command for good is not asked every few seconds.
         let soon = !report.complete && !std::mem::replace(&mut self.agent_retried, true);
-        let wait = if soon { AGENT_RETRY } else { AGENT_INTERVAL };
+        let wait = if soon {
+            AGENT_RETRY
+        } else {
+            agent_interval(self.agent_answers)
+        };
         self.next_report = Some(Instant::now() + wait);
+        self.agent_answers += 1;
         if !report.json.is_empty() {
             let known = self.publisher.guest_info();
             self.publisher.update(|state| state.guest_info = report.over(&known));
@@ -603,9 +619,25 @@ impl Driver {
     }
 }
 
+/// How long after an answer of the agent it is asked again, if it answered so often before.
+fn agent_interval(answers: usize) -> Duration {
+    AGENT_INTERVALS[answers.min(AGENT_INTERVALS.len() - 1)]
+}
+
 async fn sleep_until(wake: Option<Instant>) {
     match wake {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_that_has_just_connected_is_asked_more_often() {
+        let waits: Vec<u64> = (0..7).map(|answers| agent_interval(answers).as_secs()).collect();
+        assert_eq!(waits, [10, 20, 40, 80, 120, 120, 120]);
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 use virt::connect::Connect;
-use virt::domain::{Domain, DomainShutoffReason, DomainState, DomainStateReason};
+use virt::domain::{Domain, DomainPausedReason, DomainShutoffReason, DomainState, DomainStateReason};
 use virt::enumutil::Enum;
 use virt::error::ErrorNumber;
 use virt::sys;
@@ -362,11 +362,32 @@ fn observe(connection: &Connect, name: &str) -> Option<(Activity, bool)> {
     // This call needs the domain's job, which that search holds.
     let _ = domain.memory_stats(0);
     let (state, reason) = domain.state().ok()?;
-    let activity = match (state.known()?, reason) {
-        (DomainState::Running | DomainState::Blocked | DomainState::Shutdown, _) => Activity::Running,
-        (DomainState::Paused | DomainState::PMSuspended, _) => Activity::Paused("User"),
+    let reason = match reason {
+        Enum::Known(reason) => Some(reason),
+        Enum::Unknown(_) => None,
+    };
+    let activity = activity_of_state(state.known()?, reason)?;
+    let agent = domain.xml_desc(0).is_ok_and(|xml| xml::describe(&xml).agent_connected);
+    Some((activity, agent))
+}
+
+fn activity_of_state(state: DomainState, reason: Option<DomainStateReason>) -> Option<Activity> {
+    Some(match (state, reason) {
+        // A guest that suspended itself wakes itself: nobody paused it.
+        (DomainState::Running | DomainState::Blocked | DomainState::Shutdown | DomainState::PMSuspended, _) => {
+            Activity::Running
+        }
+        (DomainState::Paused, Some(DomainStateReason::Paused(reason))) => Activity::Paused(match reason.known() {
+            Some(DomainPausedReason::IOError) => "IOError",
+            Some(DomainPausedReason::Watchdog) => "Watchdog",
+            Some(DomainPausedReason::ShuttingDown) => "ShuttingDown",
+            Some(DomainPausedReason::Migration) => "Migration",
+            Some(DomainPausedReason::StartingUp) => "StartingUp",
+            _ => "User",
+        }),
+        (DomainState::Paused, _) => Activity::Paused("User"),
         (DomainState::Crashed, _) => Activity::Crashed("Crashed"),
-        (DomainState::Shutoff, Enum::Known(DomainStateReason::Shutoff(reason))) => match reason.known() {
+        (DomainState::Shutoff, Some(DomainStateReason::Shutoff(reason))) => match reason.known() {
             Some(DomainShutoffReason::Shutdown) => Activity::Off("Shutdown"),
             Some(DomainShutoffReason::Destroyed) => Activity::Off("Destroyed"),
             Some(DomainShutoffReason::Crashed) => Activity::Crashed("Crashed"),
@@ -374,9 +395,7 @@ fn observe(connection: &Connect, name: &str) -> Option<(Activity, bool)> {
             _ => Activity::Crashed("Failed"),
         },
         _ => return None,
-    };
-    let agent = domain.xml_desc(0).is_ok_and(|xml| xml::describe(&xml).agent_connected);
-    Some((activity, agent))
+    })
 }
 
 fn activity_of_event(event: i32, detail: i32) -> Option<Activity> {
@@ -397,5 +416,56 @@ fn activity_of_event(event: i32, detail: i32) -> Option<Activity> {
         }),
         sys::VIR_DOMAIN_EVENT_CRASHED => Some(Activity::Crashed("Panicked")),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_is_found_again_is_what_libvirt_says() {
+        let paused = |reason| Some(DomainStateReason::Paused(Enum::Known(reason)));
+        let off = |reason| Some(DomainStateReason::Shutoff(Enum::Known(reason)));
+        for (state, reason, expected) in [
+            (DomainState::Running, None, Some(Activity::Running)),
+            (DomainState::PMSuspended, None, Some(Activity::Running)),
+            (
+                DomainState::Paused,
+                paused(DomainPausedReason::IOError),
+                Some(Activity::Paused("IOError")),
+            ),
+            (
+                DomainState::Paused,
+                paused(DomainPausedReason::Watchdog),
+                Some(Activity::Paused("Watchdog")),
+            ),
+            (
+                DomainState::Paused,
+                paused(DomainPausedReason::User),
+                Some(Activity::Paused("User")),
+            ),
+            (
+                DomainState::Paused,
+                Some(DomainStateReason::Paused(Enum::Unknown(99))),
+                Some(Activity::Paused("User")),
+            ),
+            (DomainState::Paused, None, Some(Activity::Paused("User"))),
+            (
+                DomainState::Shutoff,
+                off(DomainShutoffReason::Shutdown),
+                Some(Activity::Off("Shutdown")),
+            ),
+            (
+                DomainState::Shutoff,
+                off(DomainShutoffReason::Unknown),
+                Some(Activity::Crashed("Failed")),
+            ),
+            (DomainState::Crashed, None, Some(Activity::Crashed("Crashed"))),
+            (DomainState::NoState, None, None),
+        ] {
+            let said = format!("{state:?} {reason:?}");
+            assert_eq!(activity_of_state(state, reason), expected, "{said}");
+        }
     }
 }

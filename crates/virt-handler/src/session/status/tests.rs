@@ -92,7 +92,7 @@ fn how_a_guest_ended_is_told() {
         (
             "Destroyed",
             "",
-            false,
+            true,
             "The VirtualMachineInstance was stopped without a shutdown of its guest.",
         ),
         ("Crashed", "", true, "The VirtualMachineInstance failed (GuestCrashed)"),
@@ -249,7 +249,7 @@ fn the_agent_adds_but_does_not_choose_the_address() {
     let interfaces = &change.status.interfaces;
     assert_eq!(interfaces.len(), 2);
     assert_eq!(interfaces[0].ip_address.as_deref(), Some("10.88.0.7"));
-    assert_eq!(interfaces[0].ip_addresses, ["10.88.0.7", "10.96.0.1"]);
+    assert_eq!(interfaces[0].ip_addresses, ["10.88.0.7"], "nobody reaches the others");
     assert_eq!(interfaces[0].interface_name.as_deref(), Some("enp1s0"));
     assert_eq!(interfaces[0].info_source.as_deref(), Some("domain, guest-agent"));
     assert_eq!(
@@ -262,6 +262,126 @@ fn the_agent_adds_but_does_not_choose_the_address() {
     );
     assert_eq!(condition(&change, "AgentConnected").unwrap().status, "True");
     assert!(condition(&change, "SoftwareEmulation").is_none());
+}
+
+#[test]
+fn an_interface_is_told_of_as_it_is() {
+    let mut vmi = vmi("Running");
+    let mut nics = [nic()];
+    let mut guest = guest(Lifecycle::Running, "Booted");
+    guest.agent_connected = true;
+    let told = ["fe80::1", "10.0.0.9", "169.254.1.1", "2001:db8::9"];
+    let info = json!({"interfaces": [
+        {"interfaceName": "eth0", "mac": "52:54:00:01:02:03", "ipAddresses": told},
+        {"interfaceName": "dummy0", "mac": "02:00:00:00:00:01", "ipAddresses": told},
+    ]});
+    guest.guest_info = serde_json::to_vec(&info).unwrap();
+    let guest = report::bounded(guest);
+    let names = BTreeSet::from(["eth0".to_owned()]);
+    for (binding, pod_ips, multiqueue, state, multus, expected) in [
+        (
+            "masquerade",
+            &["10.88.0.7"][..],
+            false,
+            None,
+            false,
+            "10.88.0.7 up 1 domain, guest-agent",
+        ),
+        ("masquerade", &[], false, Some("up"), false, " up 1 domain, guest-agent"),
+        (
+            "bridge",
+            &["10.88.0.7"],
+            true,
+            Some("down"),
+            true,
+            "10.88.0.7,10.0.0.9,2001:db8::9 down 4 domain, guest-agent, multus-status",
+        ),
+        (
+            "bridge",
+            &[],
+            false,
+            None,
+            true,
+            "10.0.0.9,2001:db8::9 up 1 domain, guest-agent, multus-status",
+        ),
+    ] {
+        vmi.spec.domain = serde_json::from_value(json!({
+            "cpu": {"cores": 4}, "memory": {"guest": "128Mi"},
+            "devices": {
+                "networkInterfaceMultiqueue": multiqueue,
+                "interfaces": [{"name": "default", binding: {}, "state": state}],
+            },
+        }))
+        .unwrap();
+        nics[0].pod_ips = pod_ips.iter().map(|&ip| ip.to_owned()).collect();
+        let view = View {
+            guest: Some(&guest),
+            nics: Some(&nics),
+            multus: multus.then_some(&names),
+            ..View::default()
+        };
+        let status = change(&vmi, &view, now()).unwrap().status;
+        let [interface, own] = &status.interfaces[..] else {
+            panic!("{:?}", status.interfaces)
+        };
+        let got = format!(
+            "{} {} {} {}",
+            interface.ip_addresses.join(","),
+            interface.link_state.as_deref().unwrap(),
+            interface.queue_count.unwrap(),
+            interface.info_source.as_deref().unwrap()
+        );
+        assert_eq!(got, expected, "{binding} {pod_ips:?}");
+        assert_eq!(interface.ip_address.as_ref(), interface.ip_addresses.first());
+        assert_eq!(own.ip_address.as_deref(), Some("10.0.0.9"));
+        assert_eq!(own.ip_addresses, ["10.0.0.9", "2001:db8::9", "169.254.1.1", "fe80::1"]);
+    }
+}
+
+#[test]
+fn an_agent_that_can_do_too_little_is_told_of_while_it_is_connected() {
+    const KIND: &str = "AgentVersionNotSupported";
+    let mut vmi = vmi("Running");
+    let all = [
+        "guest-ping",
+        "guest-get-time",
+        "guest-info",
+        "guest-shutdown",
+        "guest-network-get-interfaces",
+        "guest-get-fsinfo",
+        "guest-get-host-name",
+        "guest-get-users",
+        "guest-get-timezone",
+        "guest-get-osinfo",
+    ];
+    let info = |disabled: &str| {
+        let list = all.map(|name| json!({"name": name, "enabled": name != disabled}));
+        json!({"supportedCommands": list})
+    };
+    let basic = Some("This guest agent doesn't support required basic commands");
+    for (connected, info, expected) in [
+        (true, json!({}), None),
+        (true, info("guest-get-users"), basic),
+        (true, json!({}), basic),
+        (true, info(""), None),
+        (true, info("guest-ping"), basic),
+        (false, json!({}), None),
+    ] {
+        let mut guest = guest(Lifecycle::Running, "Booted");
+        guest.agent_connected = connected;
+        guest.guest_info = serde_json::to_vec(&info).unwrap();
+        let guest = report::bounded(guest);
+        let view = View {
+            guest: Some(&guest),
+            ..View::default()
+        };
+        if let Some(change) = change(&vmi, &view, now()) {
+            vmi.status = Some(change.status);
+        }
+        let list = &vmi.status.as_ref().unwrap().conditions;
+        let got = conditions::find(list, KIND).and_then(|c| c.reason.as_deref());
+        assert_eq!(got, expected, "{connected} {info}");
+    }
 }
 
 #[test]
@@ -401,6 +521,7 @@ fn a_patch_tests_what_two_programs_write() {
     assert_eq!(
         operations(Guard::Fields),
         [
+            "test /metadata/uid",
             "test /status/conditions",
             "test /status/phase",
             "replace /status/conditions",
@@ -411,12 +532,15 @@ fn a_patch_tests_what_two_programs_write() {
             "add /status/volumeStatus",
         ]
     );
-    assert_eq!(operations(Guard::Version)[0], "test /metadata/resourceVersion");
+    assert_eq!(
+        operations(Guard::Version)[..2],
+        ["test /metadata/uid", "test /metadata/resourceVersion"]
+    );
     let mut bare = vmi.clone();
     bare.status = None;
     let patch = patch(&bare, &change.status, Guard::Fields).unwrap();
     assert_eq!(
-        (patch[0]["path"].as_str(), patch[1]["path"].as_str()),
+        (patch[1]["path"].as_str(), patch[2]["path"].as_str()),
         (Some("/metadata/resourceVersion"), Some("/status"))
     );
 }
