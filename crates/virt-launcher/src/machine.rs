@@ -33,12 +33,13 @@ pub fn config(cluster: Option<&ClusterSettings>, console_log: bool) -> ClusterCo
     let Some(ClusterSettings {
         smbios,
         balloon_statistics_seconds,
-        free_page_reporting: _,
+        free_page_reporting,
     }) = cluster
     else {
         return config;
     };
     config.mem_balloon_stats_period = *balloon_statistics_seconds;
+    config.free_page_reporting = *free_page_reporting;
     if let Some(smbios) = smbios.clone() {
         config.smbios = Smbios {
             manufacturer: smbios.manufacturer,
@@ -248,7 +249,7 @@ mod tests {
                 version: None,
             }),
             balloon_statistics_seconds: 7,
-            free_page_reporting: true,
+            free_page_reporting: false,
         };
         let seen = machine(plain(), Some(&told), true);
         assert_eq!(
@@ -256,6 +257,7 @@ mod tests {
             ("Acme", Some("r1"))
         );
         assert_eq!((seen.mem_balloon_stats_period, seen.log_serial_console), (7, true));
+        assert!(!seen.free_page_reporting);
         let old = machine(plain(), None, true);
         assert_eq!(
             (old.smbios.manufacturer.as_str(), old.mem_balloon_stats_period),

@@ -15,7 +15,7 @@ pub(crate) fn of(config: &ClusterConfig) -> ClusterSettings {
             version: smbios.version,
         }),
         balloon_statistics_seconds: config.mem_balloon_stats_period,
-        free_page_reporting: true,
+        free_page_reporting: config.free_page_reporting,
     }
 }
 
@@ -27,13 +27,14 @@ mod tests {
     fn launchers_hear_what_guests_see() {
         let configuration = serde_json::json!({
             "memBalloonStatsPeriod": 7,
+            "virtualMachineOptions": {"disableFreePageReporting": {}},
             "smbios": {"manufacturer": "Acme", "product": "Rocket", "family": "Road", "sku": "r1"},
         });
         let told = of(&ClusterConfig::from_kubevirt(
             &serde_json::from_value(configuration).unwrap(),
         ));
         let smbios = told.smbios.unwrap();
-        assert_eq!(told.balloon_statistics_seconds, 7);
+        assert_eq!((told.balloon_statistics_seconds, told.free_page_reporting), (7, false));
         assert_eq!(
             (
                 smbios.manufacturer,
