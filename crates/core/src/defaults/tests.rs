@@ -398,12 +398,15 @@ fn changed_vms_keep_what_they_were_given() {
     assert_eq!(machine(updated(&arm, &old, &newer)), "virt");
 
     // Stored before anything was written into VMs: it has been started without.
-    let bare = updated(&manifest, &vm(manifest.clone()), &newer);
+    let bare = vm(manifest.clone());
+    assert_eq!(updated(&manifest, &bare, &newer), bare, "nothing of it is changed");
+    let larger = domain(json!({"devices": {}, "memory": {"guest": "2Gi"}}));
+    let bare = updated(&larger, &bare, &newer);
     assert_eq!(
         serde_json::to_value(&bare.spec.template).unwrap(),
         json!({"spec": {
             "architecture": "amd64",
-            "domain": {"devices": {}, "memory": {"guest": "1Gi"}, "machine": {"type": "pc-q35-9.0"}},
+            "domain": {"devices": {}, "memory": {"guest": "2Gi"}, "machine": {"type": "pc-q35-9.0"}},
         }})
     );
     let nothing = updated(&json!({}), &old, &newer);

@@ -39,9 +39,13 @@ pub fn default_vm(vm: &mut VirtualMachine, config: &ClusterConfig, uuid: Uuid, s
 /// Completes a VM that is being changed: who replaces it with the manifest it was made from does not mean to give the
 /// guest other hardware. What [`default_vm`] had written into `old` and the new one does not say, it gets again.
 ///
-/// A VM that never had a UUID or a serial number gets none: it has been started without. Doing it again changes nothing.
+/// A VM that never had a UUID or a serial number gets none: it has been started without. A template that stays stays as
+/// it is, or labelling a VM would require its restart. Doing it again changes nothing.
 pub fn default_vm_update(vm: &mut VirtualMachine, old: &VirtualMachine, config: &ClusterConfig) {
     let (template, before) = (&mut vm.spec.template, &old.spec.template);
+    if template == before {
+        return;
+    }
     let Some(spec) = &mut template.spec else { return };
     if let Some(old) = &before.spec {
         if is_empty(&spec.architecture) {
