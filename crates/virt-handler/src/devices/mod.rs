@@ -157,7 +157,7 @@ async fn unlike<T: PartialEq>(
     read: impl Fn(&ClusterConfig) -> T,
 ) {
     if config.wait_for(|config| read(config) != *said).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
