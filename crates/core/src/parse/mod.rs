@@ -238,15 +238,19 @@ impl Cx<'_> {
         machine.hostname = hostname(name, spec);
         machine.subdomain.clone_from(subdomain);
         machine.start_paused = self.start_strategy(start_strategy.as_deref(), liveness_probe.is_some(), path);
-        machine.termination_grace_seconds = match termination_grace_period_seconds {
-            None => TERMINATION_GRACE_SECONDS,
-            Some(seconds) => u64::try_from(*seconds).unwrap_or_else(|_| {
-                let field = path.child("terminationGracePeriodSeconds");
-                self.causes.invalid(&field, format!("{seconds} is negative"));
-                TERMINATION_GRACE_SECONDS
-            }),
-        };
+        machine.termination_grace_seconds = self.grace(*termination_grace_period_seconds, path);
         machine
+    }
+
+    fn grace(&mut self, seconds: Option<i64>, path: &FieldPath) -> u64 {
+        let Some(seconds) = seconds else {
+            return TERMINATION_GRACE_SECONDS;
+        };
+        u64::try_from(seconds).unwrap_or_else(|_| {
+            let field = path.child("terminationGracePeriodSeconds");
+            self.causes.invalid(&field, format!("{seconds} is negative"));
+            TERMINATION_GRACE_SECONDS
+        })
     }
 
     fn architecture(&mut self, name: Option<&str>, path: &FieldPath) {

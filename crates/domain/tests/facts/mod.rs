@@ -16,44 +16,6 @@ pub const UID: &str = "8f37b1a5-7b0a-4ac9-a28e-0ab2ddd20ac1";
 pub fn facts(machine: &Machine, kvm: bool) -> Facts {
     let private = |file: &str| format!("/var/run/kubevirt-private/{UID}/{file}").into();
     let media = machine.disks.iter().filter(|disk| disk.source != Source::Empty);
-    let disks = media.map(|disk| {
-        let ephemeral = matches!(&disk.source, Source::Claim(claim) if claim.ephemeral);
-        let overlay = ephemeral || matches!(disk.source, Source::ContainerDisk { .. });
-        // By the name of the volume, as only the pod can tell.
-        let block = disk.name.starts_with("block");
-        let (path, format) = match &disk.source {
-            _ if overlay => ("/disk.qcow2".to_owned(), DiskFormat::Qcow2),
-            Source::EmptyDisk { .. } => (format!("/empty/{}.qcow2", disk.name), DiskFormat::Qcow2),
-            Source::HostDisk { path, .. } => (path.clone(), DiskFormat::Raw),
-            Source::CloudInit(_) => ("/seed.iso".to_owned(), DiskFormat::Raw),
-            Source::Claim(_) if block => (format!("/dev/{}", disk.name), DiskFormat::Raw),
-            Source::Claim(_) => (format!("/disks/{}/disk.img", disk.name), DiskFormat::Raw),
-            Source::DownwardMetrics => ("/metrics/vhostmd0".to_owned(), DiskFormat::Raw),
-            Source::Files(_) => (format!("/files/{}.iso", disk.name), DiskFormat::Raw),
-            Source::ContainerDisk { .. } | Source::Empty => unreachable!("an overlay, or no medium"),
-        };
-        let backing = overlay.then(|| Backing {
-            path: if block {
-                format!("/dev/{}", disk.name).into()
-            } else {
-                format!("/image/disk_{}/disk.img", disk.volume_index).into()
-            },
-            block,
-            format: DiskFormat::Raw,
-        });
-        let cache = if block && !overlay { "none" } else { "writethrough" }.to_owned();
-        (
-            disk.name.clone(),
-            DiskFile {
-                path: path.into(),
-                block: block && !overlay,
-                format,
-                backing,
-                cache,
-                allocated: false,
-            },
-        )
-    });
     let boot = machine.kernel_boot.as_ref();
     let boot_file = |path: Option<&String>| path.map(|path| format!("/image/kernel-boot{path}").into());
     let secure_boot = matches!(machine.boot, Boot::Efi { secure_boot: true, .. });
@@ -63,7 +25,7 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         uid: UID.to_owned(),
         kvm,
         emulator: "/usr/bin/qemu-system-x86_64".into(),
-        disks: disks.collect(),
+        disks: media.map(disk_file).collect(),
         filesystem_sockets: filesystem_sockets(machine),
         nics: nics(machine),
         virtual_functions: virtual_functions(machine),
@@ -100,6 +62,46 @@ pub fn facts(machine: &Machine, kvm: bool) -> Facts {
         vsock_cid: Some(7),
         agent_socket: private("agent"),
     }
+}
+
+/// The image behind a disk.
+fn disk_file(disk: &Disk) -> (String, DiskFile) {
+    let ephemeral = matches!(&disk.source, Source::Claim(claim) if claim.ephemeral);
+    let overlay = ephemeral || matches!(disk.source, Source::ContainerDisk { .. });
+    // By the name of the volume, as only the pod can tell.
+    let block = disk.name.starts_with("block");
+    let (path, format) = match &disk.source {
+        _ if overlay => ("/disk.qcow2".to_owned(), DiskFormat::Qcow2),
+        Source::EmptyDisk { .. } => (format!("/empty/{}.qcow2", disk.name), DiskFormat::Qcow2),
+        Source::HostDisk { path, .. } => (path.clone(), DiskFormat::Raw),
+        Source::CloudInit(_) => ("/seed.iso".to_owned(), DiskFormat::Raw),
+        Source::Claim(_) if block => (format!("/dev/{}", disk.name), DiskFormat::Raw),
+        Source::Claim(_) => (format!("/disks/{}/disk.img", disk.name), DiskFormat::Raw),
+        Source::DownwardMetrics => ("/metrics/vhostmd0".to_owned(), DiskFormat::Raw),
+        Source::Files(_) => (format!("/files/{}.iso", disk.name), DiskFormat::Raw),
+        Source::ContainerDisk { .. } | Source::Empty => unreachable!("an overlay, or no medium"),
+    };
+    let backing = overlay.then(|| Backing {
+        path: if block {
+            format!("/dev/{}", disk.name).into()
+        } else {
+            format!("/image/disk_{}/disk.img", disk.volume_index).into()
+        },
+        block,
+        format: DiskFormat::Raw,
+    });
+    let cache = if block && !overlay { "none" } else { "writethrough" }.to_owned();
+    (
+        disk.name.clone(),
+        DiskFile {
+            path: path.into(),
+            block: block && !overlay,
+            format,
+            backing,
+            cache,
+            allocated: false,
+        },
+    )
 }
 
 /// Those of a file system, or of a disk that emulates the sectors of old.

@@ -1,33 +1,17 @@
 //! The node agent against the in-process API server and a scripted launcher in namespaces of its own.
 #![allow(clippy::unwrap_used, reason = "a test's own code")]
 
-use std::io::{BufRead, Write};
-use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
-use ferrovirt_api::v1::{SEVSecretOptions, VirtualMachineInstance};
-use ferrovirt_apiserver::{ApiServer, Config, UserInfo};
-use ferrovirt_protocol::launcher::launcher_server::{Launcher, LauncherServer};
-use ferrovirt_protocol::launcher::{
-    ActReply, ActRequest, Action, AgentExecReply, AgentExecRequest, AgentPingReply, AgentPingRequest, GuestInfoReply,
-    GuestInfoRequest, GuestState, Lifecycle, ScreenshotPart, ScreenshotRequest, SevMeasurementReply,
-    SevMeasurementRequest, SevPlatformReply, SevPlatformRequest, SevSecretReply, SevSecretRequest, Stat, StatsReply,
-    StatsRequest, SyncReply, SyncRequest, WatchRequest, stat,
-};
+use ferrovirt_api::v1::SEVSecretOptions;
+use ferrovirt_protocol::launcher::Action;
 use ferrovirt_protocol::streams::NodeAgent;
-use futures::{Stream, StreamExt};
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{Api, DeleteParams};
 use serde_json::{Value, json};
-use tokio::net::UnixListener;
-use tokio::sync::watch;
-use tokio_stream::wrappers::{UnixListenerStream, WatchStream};
-use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
-use virt_handler::{Agent, KvmMode, Options, run_with};
+use virt_handler::{Agent, Options};
 
 mod launcher;
 mod world;

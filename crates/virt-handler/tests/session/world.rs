@@ -7,15 +7,14 @@ use std::time::{Duration, Instant};
 
 use ferrovirt_api::v1::VirtualMachineInstance;
 use ferrovirt_apiserver::{ApiServer, Config, UserInfo};
-use ferrovirt_protocol::streams::NodeAgent;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use virt_handler::{Agent, KvmMode, Options, run_with};
 
+use super::DEADLINE;
 use super::launcher::{DISKS_DIR, MAKE_NETWORK, MOUNT_SOCKETS, PLAY, PLAY_DISK};
-use super::{DEADLINE, POD_IP};
 
 pub struct World {
     _server: ApiServer,
