@@ -4,16 +4,15 @@ mod vm;
 
 use ferrovirt_api::Quantity;
 use ferrovirt_api::v1::{
-    CPU, CPUFeature, CPUTopology, Disk, DiskTarget, DomainSpec, FeatureHyperv, FeatureState, Features, Firmware, Input,
-    Interface, InterfaceBridge, InterfaceMasquerade, MemoryStatus, Network, PodNetwork, Probe, VirtualMachineInstance,
-    VirtualMachineInstancePhaseTransitionTimestamp, VirtualMachineInstanceSpec, Volume,
+    CPU, CPUFeature, Disk, DiskTarget, DomainSpec, FeatureHyperv, FeatureState, Features, Firmware, Input, Interface,
+    InterfaceBridge, InterfaceMasquerade, Network, PodNetwork, Probe, VirtualMachineInstance,
+    VirtualMachineInstanceSpec, Volume,
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use uuid::Uuid;
 
 use crate::config::ClusterConfig;
 use crate::machine::{Architecture, TapBinding};
-use crate::names::{RUNTIME_USER, VMI_FINALIZER};
+use crate::names::VMI_FINALIZER;
 use crate::parse::HYPERV_REQUIREMENTS;
 
 pub use vm::{PCI_TOPOLOGY_ANNOTATION, default_vm, default_vm_update};
@@ -24,10 +23,10 @@ const GI: i64 = 1 << 30;
 /// Memory is hotplugged in blocks of this size.
 const HOTPLUG_BLOCK: i64 = 2 << 20;
 
-/// Completes a VMI that is being created: spec, finalizer and first status.
+/// Completes a VMI that is being created: spec and finalizer. Its status is its controller's from the beginning.
 ///
 /// `uuid` becomes the firmware UUID if there is none. Doing it again changes nothing.
-pub fn default_vmi(vmi: &mut VirtualMachineInstance, config: &ClusterConfig, now: &Time, uuid: Uuid) {
+pub fn default_vmi(vmi: &mut VirtualMachineInstance, config: &ClusterConfig, uuid: Uuid) {
     default_spec(&mut vmi.spec, config);
     let firmware = vmi.spec.domain.firmware.get_or_insert_default();
     if firmware.uuid.as_deref().is_none_or(str::is_empty) {
@@ -36,35 +35,6 @@ pub fn default_vmi(vmi: &mut VirtualMachineInstance, config: &ClusterConfig, now
     let finalizers = vmi.metadata.finalizers.get_or_insert_default();
     if !finalizers.iter().any(|f| f == VMI_FINALIZER) {
         finalizers.push(VMI_FINALIZER.to_owned());
-    }
-
-    let status = vmi.status.get_or_insert_default();
-    if status.phase.as_deref().is_none_or(str::is_empty) {
-        status.phase = Some("Pending".to_owned());
-        status
-            .phase_transition_timestamps
-            .push(VirtualMachineInstancePhaseTransitionTimestamp {
-                phase: Some("Pending".to_owned()),
-                phase_transition_timestamp: Some(now.clone()),
-            });
-    }
-    status.runtime_user.get_or_insert(RUNTIME_USER);
-    if status.current_cpu_topology.is_none() {
-        let (sockets, cores, threads) = topology(vmi.spec.domain.cpu.as_ref());
-        status.current_cpu_topology = Some(CPUTopology {
-            cores: Some(cores),
-            sockets: Some(sockets),
-            threads: Some(threads),
-        });
-    }
-    let guest = vmi.spec.domain.memory.as_ref().and_then(|m| m.guest.clone());
-    if let (None, Some(guest)) = (&status.memory, guest) {
-        status.memory = Some(MemoryStatus {
-            guest_at_boot: Some(guest.clone()),
-            guest_current: Some(guest.clone()),
-            guest_requested: Some(guest),
-            memory_overhead: None,
-        });
     }
 }
 

@@ -9,7 +9,6 @@ use ferrovirt_api::v1::{KubeVirtConfiguration, VirtualMachine, VirtualMachineIns
 use ferrovirt_core::config::validate_configuration;
 use ferrovirt_core::machine::Architecture;
 use ferrovirt_core::{Cause, ClusterConfig, default_vm, default_vmi, validate_vm, validate_vmi_create};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
@@ -56,12 +55,7 @@ fn judge(manifest: &Value) -> Option<Vec<Cause>> {
     match manifest["kind"].as_str().unwrap() {
         "VirtualMachineInstance" => {
             let mut vmi: VirtualMachineInstance = serde_json::from_value(manifest.clone()).ok()?;
-            default_vmi(
-                &mut vmi,
-                &config,
-                &Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH),
-                Uuid::nil(),
-            );
+            default_vmi(&mut vmi, &config, Uuid::nil());
             Some(validate_vmi_create(&vmi, &config, false))
         }
         "VirtualMachine" => {
@@ -321,8 +315,7 @@ fn devices_by_resource_claims_are_for_clusters_and_behind_gates() {
             architecture: Architecture::Amd64,
             ..config.with(&serde_json::from_value(configuration).unwrap())
         };
-        let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
-        default_vmi(&mut vmi, &config, &now, Uuid::nil());
+        default_vmi(&mut vmi, &config, Uuid::nil());
         let causes = validate_vmi_create(&vmi, &config, false);
         assert!(
             causes.iter().all(|c| c.reason.as_str() == "FieldValueNotSupported"),
@@ -367,8 +360,7 @@ fn networks_by_resource_claims_are_behind_their_gate() {
             architecture: Architecture::Amd64,
             ..ClusterConfig::default().with(&serde_json::from_value(configuration).unwrap())
         };
-        let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
-        default_vmi(&mut vmi, &config, &now, Uuid::nil());
+        default_vmi(&mut vmi, &config, Uuid::nil());
         let causes = validate_vmi_create(&vmi, &config, false);
         causes.into_iter().map(|cause| cause.field).collect::<Vec<_>>()
     };
@@ -402,8 +394,7 @@ fn shared_claims_and_container_paths_are_behind_gates() {
             architecture: Architecture::Amd64,
             ..config
         };
-        let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
-        default_vmi(&mut vmi, &config, &now, Uuid::nil());
+        default_vmi(&mut vmi, &config, Uuid::nil());
         validate_vmi_create(&vmi, &config, false)
     };
     let claim = serde_json::json!({"name": "a", "persistentVolumeClaim": {"claimName": "c"}});

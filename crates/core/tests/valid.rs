@@ -5,7 +5,6 @@
 use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance};
 use ferrovirt_core::machine::{Architecture, Bus, Clock, CloudInitData, Machine, Source};
 use ferrovirt_core::{Cause, ClusterConfig, default_vm, default_vmi, validate_vm, validate_vmi_create};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -26,8 +25,7 @@ fn vmi(spec: &str) -> VirtualMachineInstance {
 
 fn admit(spec: &str, config: &ClusterConfig) -> Result<Machine, Vec<Cause>> {
     let mut vmi = vmi(spec);
-    let now = Time(k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
-    default_vmi(&mut vmi, config, &now, Uuid::nil());
+    default_vmi(&mut vmi, config, Uuid::nil());
     let causes = validate_vmi_create(&vmi, config, false);
     if causes.is_empty() {
         return Machine::parse(&vmi, config);

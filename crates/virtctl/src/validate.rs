@@ -12,7 +12,6 @@ use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineIn
 use ferrovirt_core::ClusterConfig;
 use ferrovirt_core::cause::Cause;
 use ferrovirt_core::{default_vm, default_vmi, validate_preset, validate_vm, validate_vmi_create};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -149,7 +148,7 @@ fn one(object: &Value, node: &Node, prefix: &str, config: &ClusterConfig, report
             validate_vm(&vm, None, config)
         }),
         "VirtualMachineInstance" => typed(object, |mut vmi: VirtualMachineInstance| {
-            default_vmi(&mut vmi, config, &Time(jiff::Timestamp::UNIX_EPOCH), Uuid::nil());
+            default_vmi(&mut vmi, config, Uuid::nil());
             validate_vmi_create(&vmi, config, false)
         }),
         "VirtualMachineInstancePreset" => {

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use cluster::{Cluster, Outcome};
 use ferrovirt_protocol::launcher::Action;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::process::{Child, Command};
@@ -497,6 +499,10 @@ async fn ssh_goes_through_the_proxy_command() {
     let cluster = Cluster::open().await;
     cluster.home.create_vm("a", "Always").await;
     cluster.home.create_vmi("a", "Running", &[]).await;
+    // As its controller says.
+    let started = Patch::Merge(json!({"status": {"created": true}}));
+    let vms = cluster.home.vms();
+    vms.patch_status("a", &PatchParams::default(), &started).await.unwrap();
     let guest = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = guest.local_addr().unwrap().port().to_string();
     // Does what ssh does with its ProxyCommand.

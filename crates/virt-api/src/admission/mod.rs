@@ -18,7 +18,7 @@ use ferrovirt_api::v1::{
 use ferrovirt_core::cause::{Cause, CauseReason};
 use ferrovirt_core::config::{validate_configuration, without_effect};
 use ferrovirt_core::{ClusterConfig, apply_presets, default_vm, default_vm_update, default_vmi};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Status, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::Api;
 use kube::api::ListParams;
 use kube::runtime::reflector::Store;
@@ -217,7 +217,7 @@ impl Admission {
                         vmi.metadata.namespace = request.namespace.map(str::to_owned);
                     }
                     let applied = apply_presets(vmi, &presets)?;
-                    default_vmi(vmi, &config, &Time(jiff::Timestamp::now()), Uuid::new_v4());
+                    default_vmi(vmi, &config, Uuid::new_v4());
                     Ok(applied.warnings)
                 })
             }

@@ -297,8 +297,7 @@ fn completing_keeps_what_belongs_to_the_server() {
     let denial = Denial::new(Kind::Instance, &request, &object);
     let managed = object["metadata"]["managedFields"].clone();
     let edited = object::edit(&mut object, &denial, |vmi: &mut VirtualMachineInstance| {
-        let now = Time(jiff::Timestamp::UNIX_EPOCH);
-        default_vmi(vmi, &ClusterConfig::standalone(), &now, Uuid::nil());
+        default_vmi(vmi, &ClusterConfig::standalone(), Uuid::nil());
         Ok(vec!["careful".to_owned()])
     });
     assert_eq!(edited.unwrap(), ["careful"]);
