@@ -73,6 +73,10 @@ async fn debian(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     ensure!(source.contains("guest-agent"), "{source}");
     let info: Value = serde_json::from_str(&run(&mut home.virtctl(&["guestosinfo", "-n", ns, "debian"]))?)?;
     ensure!(info["os"]["id"] == json!("debian"), "{info}");
+    // An agent does one thing at a time: while it gives keys and passwords, it answers nobody else.
+    let synced = |o: &Value| condition(o, "AccessCredentialsSynchronized")["status"] == "True";
+    home.wait(kind, ns, "debian", LONG, "the agent has given the keys", synced)
+        .await?;
     probes(home, ns).await?;
     freeze(home, ns).await?;
 
@@ -137,10 +141,6 @@ fn ssh(home: &Home, ns: &str, user: &str, key: &Path, command: &str) -> Command 
 ///
 /// A change of the Secret while the guest runs changes who may log in. Returns the new key.
 async fn other_keys(home: &Home, ns: &str, directory: &Path, old: &Path) -> Result<PathBuf> {
-    let synced = |o: &Value| condition(o, "AccessCredentialsSynchronized")["status"] == "True";
-    let kind = "VirtualMachineInstance";
-    home.wait(kind, ns, "debian", LONG, "the agent has given the keys", synced)
-        .await?;
     let (new, public) = new_key(directory, "new")?;
     home.apply(ns, &keys(&public))?;
     for user in ["alice", "root"] {
@@ -234,7 +234,10 @@ async fn probes(home: &Home, ns: &str) -> Result<()> {
         let common = ["--domainName", &domain, "--timeoutSeconds", "20"];
         home.kubectl(&[&probe[..], &common[..], words].concat())
     };
-    run(&mut ask(&["--guestAgentPing"]))?;
+    eventually("the agent answers a ping", LONG, || async {
+        run(&mut ask(&["--guestAgentPing"])).map_err(|e| format!("{e:#}"))
+    })
+    .await?;
     let said = run(&mut ask(&["--command", "uname", "--", "-s"]))?;
     ensure!(said == "Linux\n", "{said}");
     let (code, said) = fails(&mut ask(&["--command", "sh", "--", "-c", "echo no >&2; exit 7"]))?;
