@@ -3,12 +3,10 @@
 
 mod cluster;
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-use cluster::Cluster;
+use cluster::{Cluster, piped, soon};
 use ferrovirt_apiserver::UserInfo;
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::Api;
@@ -16,23 +14,6 @@ use kube::api::PostParams;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.unwrap()
-}
-
-fn piped(cluster: &Cluster, arguments: &[&str]) -> Child {
-    let mut command = Command::from(cluster.virtctl(arguments));
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command.spawn().unwrap()
-}
 
 /// A proxy that connects; its port, and how often it did.
 async fn proxy() -> (u16, Arc<AtomicUsize>) {

@@ -5,32 +5,14 @@ mod cluster;
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Stdio;
-use std::time::Duration;
 
-use cluster::{Cluster, Outcome};
+use cluster::{Cluster, Outcome, piped, soon};
 use ferrovirt_protocol::launcher::Action;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::process::{Child, Command};
-
-const DEADLINE: Duration = Duration::from_secs(30);
-
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.unwrap()
-}
-
-/// Runs with pipes on all three.
-fn piped(cluster: &Cluster, arguments: &[&str]) -> Child {
-    let mut command = Command::from(cluster.virtctl(arguments));
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command.spawn().unwrap()
-}
+use tokio::process::Command;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn machines_are_started_and_stopped() {

@@ -8,7 +8,6 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::body::Body;
@@ -16,7 +15,7 @@ use axum::extract::FromRequestParts;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::http::{Request, Response};
 use axum::response::IntoResponse;
-use cluster::Cluster;
+use cluster::{Cluster, soon};
 use ferrovirt_apiserver::{Kubelet, LogOptions};
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::Api;
@@ -27,12 +26,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStderr, Command};
 
-const DEADLINE: Duration = Duration::from_secs(30);
 const POD: &str = "libguestfs-tools-disk";
-
-async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.unwrap()
-}
 
 /// A shell that echoes, and ends with `exit`.
 struct Shell;

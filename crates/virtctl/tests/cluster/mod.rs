@@ -12,6 +12,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ferrovirt_apiserver::UserInfo;
 use fixture::{Home, TOKEN, serve};
@@ -21,6 +22,25 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::server::WebPkiClientVerifier;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
+
+/// How long anything may take.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What comes in time.
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.unwrap()
+}
+
+/// Runs with pipes on all three.
+pub fn piped(cluster: &Cluster, arguments: &[&str]) -> tokio::process::Child {
+    let mut command = tokio::process::Command::from(cluster.virtctl(arguments));
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command.spawn().unwrap()
+}
 
 /// A running server and the files that clients need.
 pub struct Cluster {
