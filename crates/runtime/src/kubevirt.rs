@@ -12,6 +12,9 @@ use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// The home's defaults, changed by what the object says.
 #[must_use]
 pub fn config(defaults: &ClusterConfig, kubevirt: &KubeVirt) -> ClusterConfig {
@@ -33,6 +36,20 @@ pub async fn read(client: &Client, defaults: &ClusterConfig) -> Result<ClusterCo
         .items
         .first()
         .map_or_else(|| defaults.clone(), |object| config(defaults, object)))
+}
+
+/// As [`read`], as soon as the API server answers. Cancel safe.
+pub async fn first(client: &Client, defaults: &ClusterConfig) -> ClusterConfig {
+    loop {
+        match read(client, defaults).await {
+            Ok(config) => return config,
+            Err(error) => {
+                let error = crate::logs::chain(&error);
+                tracing::warn!(error, "cannot read the KubeVirt object yet");
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
 }
 
 /// Keeps `sender` at what the object says, until `stop`.
@@ -66,7 +83,7 @@ pub async fn follow(
             Ok(Event::Delete(_) | Event::Init | Event::InitDone) => {}
             Err(error) => {
                 tracing::warn!(%error, "the watch of KubeVirt objects was interrupted");
-                tokio::time::sleep(Duration::from_millis(500)).await;
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }

@@ -50,8 +50,6 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// that this pod is going; on a busy machine that takes some seconds. Meanwhile its connections are handed over.
 const LAME_DUCK: Duration = Duration::from_secs(8);
 const GRACE: Duration = Duration::from_secs(5);
-/// Between attempts to read the configuration at the start.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// A cluster's webhooks and subresources
 #[derive(Clone, Debug, clap::Args)]
@@ -197,7 +195,7 @@ async fn assemble(
     parts.critical("certificates", files.follow(parts.token()));
 
     let defaults = ClusterConfig::default();
-    let (sender, config) = watch::channel(Arc::new(configuration(&client, &defaults).await));
+    let (sender, config) = watch::channel(Arc::new(kubevirt::first(&client, &defaults).await));
     parts.critical(
         "the configuration",
         kubevirt::follow(client.clone(), defaults, sender, parts.token()),
@@ -235,17 +233,6 @@ async fn assemble(
         .merge(aggregated::router(client, proxy.clone(), subresources));
     let router = http::hand_over(router, readiness);
     Ok(App { proxy, tls, router })
-}
-
-/// What the `KubeVirt` object says, as soon as the API server answers.
-async fn configuration(client: &kube::Client, defaults: &ClusterConfig) -> ClusterConfig {
-    loop {
-        match kubevirt::read(client, defaults).await {
-            Ok(config) => return config,
-            Err(error) => tracing::warn!(error = %status::chain(&error), "cannot read the KubeVirt object yet"),
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
 }
 
 async fn follow_presets(

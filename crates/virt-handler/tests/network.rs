@@ -174,7 +174,9 @@ impl Site {
     fn picture(&self) -> String {
         let rules = run("ip", &format!("netns exec {} nft --stateless list ruleset", self.pod.0));
         let words = self.pod.ip("-o link");
-        let flag = |word: &&str| !word.starts_with('<') && !["UP", "DOWN", "LOWERLAYERDOWN"].contains(word);
+        // What depends on who has opened a tap, and when.
+        let states = ["UP", "DOWN", "LOWERLAYERDOWN", "UNKNOWN", "DORMANT", "NOTPRESENT"];
+        let flag = |word: &&str| !word.starts_with('<') && !states.contains(word);
         let links = words.split_whitespace().filter(flag).collect::<Vec<_>>().join(" ");
         format!("{links}{}{}{rules}", self.pod.ip("-o -4 addr"), self.pod.ip("route"))
     }

@@ -91,7 +91,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let client = args.client.connect(NAME, VERSION, &metrics).await?;
     let mut parts = Supervisor::default();
     let defaults = ClusterConfig::default();
-    let (config, config_seen) = watch::channel(Arc::new(defaults.clone()));
+    // Before any guest is looked at: what is not known yet must not pass for what is forbidden.
+    let first = tokio::select! {
+        first = kubevirt::first(&client, &defaults) => first,
+        _ = termination.received() => return Ok(()),
+    };
+    let (config, config_seen) = watch::channel(Arc::new(first));
     parts.critical(
         "the configuration",
         kubevirt::follow(client.clone(), defaults, config, parts.token()),

@@ -84,7 +84,7 @@ pub(crate) async fn run(address: Address, view: watch::Sender<LinkView>) {
                     // It has said all; if it lives on, there is nothing more to hear.
                     return;
                 }
-                if timeout(EXIT_GRACE, launcher.exited()).await.is_ok() {
+                if matches!(timeout(EXIT_GRACE, launcher.exited()).await, Ok(Ok(()))) {
                     view.send_modify(|view| view.gone = true);
                     return;
                 }

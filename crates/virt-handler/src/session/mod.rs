@@ -383,7 +383,7 @@ impl Session {
             let config = self.context.options.config.borrow();
             (config.use_emulation, settings::of(&config))
         };
-        if !usable && !allow_emulation {
+        if !usable && !allow_emulation && !self.begun(vmi) {
             let why = kvm.map(|verdict| verdict.why).unwrap_or_default();
             self.hopeless = Some(format!(
                 "This node cannot run guests with KVM ({why}); set \
@@ -420,6 +420,16 @@ impl Session {
         call(launcher.client.sync(request)).await?;
         self.synced = Some(vmi.spec.clone());
         Ok(())
+    }
+
+    /// Whether the guest was started. What would keep another from being started is no reason to end this one.
+    fn begun(&self, vmi: &VirtualMachineInstance) -> bool {
+        let lifecycle = self.link.borrow().guest.as_ref().map(GuestState::lifecycle);
+        Phase::of(vmi) == Phase::Running
+            || matches!(
+                lifecycle,
+                Some(Lifecycle::Preparing | Lifecycle::Running | Lifecycle::Paused | Lifecycle::ShuttingDown)
+            )
     }
 
     async fn stop(&mut self, vmi: &VirtualMachineInstance, grace: u64) -> Result<(), StepError> {
@@ -494,11 +504,13 @@ impl Session {
         // It may hold a launcher's words.
         let text = report::text(chain(&error), report::MAX_MESSAGE);
         tracing::warn!(vmi = %label(vmi), ?step, failures = *failures, "{text}");
+        let begun = self.begun(vmi);
         match error {
             StepError::Disconnected | StepError::Api(_) | StepError::Contended(_) => {}
-            StepError::Invalid(_) => self.hopeless = Some(text),
-            StepError::Network(_) if self.failures >= NETWORK_TRIES => self.hopeless = Some(text),
-            StepError::Network(_)
+            StepError::Invalid(_) if !begun => self.hopeless = Some(text),
+            StepError::Network(_) if !begun && self.failures >= NETWORK_TRIES => self.hopeless = Some(text),
+            StepError::Invalid(_)
+            | StepError::Network(_)
             | StepError::Launcher(_)
             | StepError::Timeout
             | StepError::Devices(_)

@@ -5,7 +5,8 @@
 //!  ────────► Waiting ─────────► Prepare ──────────────────► Sync ─► follow ─────────────► final phase, parked
 //!                                  (network, before the VMI is even Scheduled)
 //!  VMI deleted: Stop(grace), again when the grace period became shorter.
-//!  Launcher dead or not to be trusted: the VMI fails with a reason.
+//!  Launcher dead or not to be trusted: the VMI fails with a reason. What would keep a guest from being started does
+//!  nothing to one that was.
 //! ```
 
 use std::time::{Duration, Instant};

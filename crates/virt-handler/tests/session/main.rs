@@ -2,15 +2,18 @@
 #![allow(clippy::unwrap_used, reason = "a test's own code")]
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ferrovirt_api::v1::SEVSecretOptions;
+use ferrovirt_core::ClusterConfig;
 use ferrovirt_protocol::launcher::Action;
 use ferrovirt_protocol::streams::NodeAgent;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, DeleteParams};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use virt_handler::{Agent, Options};
 
 mod launcher;
@@ -170,6 +173,30 @@ async fn the_next_agent_adopts_and_writes_nothing() {
     );
     let png = world.agent.screenshot("default", "vm", false).await.unwrap();
     assert_eq!(png, b"\x89PNG in pieces");
+}
+
+#[tokio::test]
+async fn a_guest_that_runs_outlives_what_would_keep_it_from_starting() {
+    let mut world = World::new().await;
+    let before = world.running().await;
+    world.shutdown.cancel();
+    world.agent = Agent::new(world.directory.path().join("pods"));
+    // Guests would need KVM, which this node has not.
+    let mut options = world.options();
+    options.config = watch::channel(Arc::new(ClusterConfig::default())).1;
+    assert!(!options.config.borrow().use_emulation);
+    world.start_agent(options);
+    world
+        .until("it is synced again", async || world.requests().len() == 2)
+        .await;
+    world
+        .until("actions arrive", async || {
+            world.agent.act("default", "vm", Action::Pause).await.is_ok()
+        })
+        .await;
+    let after = world.vmi_when("Paused", |vmi| has_condition(vmi, "Paused")).await;
+    assert_eq!(phase(&after), "Running");
+    assert_eq!(writes_between(&world, revision(&before), revision(&after)).await, 1);
 }
 
 #[tokio::test]
