@@ -108,7 +108,12 @@ fn install(bin: Option<&Path>, keep: bool) -> Result<Installed> {
         step("installation", apply.arg(manifests.path().join(file)))?;
     }
     // These machines have no KVM to lend; and on clusters some volumes are behind gates.
-    let gates = ["ContainerPathVolumes", "EnableVirtioFsStorageVolumes", "HostDisk"];
+    let gates = [
+        "ContainerPathVolumes",
+        "EnableVirtioFsStorageVolumes",
+        "HostDisk",
+        "Sidecar",
+    ];
     let developer = json!({"useEmulation": true, "featureGates": gates});
     let configuration = json!({"spec": {"configuration": {"developerConfiguration": developer}}}).to_string();
     let patch = [

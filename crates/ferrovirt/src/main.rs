@@ -7,8 +7,11 @@ use ferrovirt_standalone::pods::init;
 use ferrovirt_standalone::tail;
 
 mod cli;
+mod freezer;
+mod launcher;
 mod manifests;
 mod probe;
+mod shim;
 
 fn main() -> ExitCode {
     let name = std::env::args_os().next().unwrap_or_default();
@@ -20,6 +23,12 @@ fn main() -> ExitCode {
     }
     if name == "virt-probe" {
         return probe::main();
+    }
+    if name == "virt-freezer" {
+        return freezer::main();
+    }
+    if name == "sidecar-shim" {
+        return shim::main();
     }
     if first == init::INIT_SUBCOMMAND {
         return exit(init::main());

@@ -3,15 +3,13 @@
 //! It runs every few seconds beside each probed guest, so it is small: one thread, one connection, one question.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use ferrovirt_protocol::launcher::launcher_client::LauncherClient;
 use ferrovirt_protocol::launcher::{AgentExecReply, AgentExecRequest, AgentPingRequest};
-use ferrovirt_protocol::paths;
-use tonic::transport::{Channel, Endpoint};
+
+use crate::launcher;
 
 /// What the launcher may take beyond the guest's time. Less than what the kubelet adds, so that our words are heard.
 const MARGIN: Duration = Duration::from_millis(500);
@@ -51,17 +49,12 @@ pub(crate) fn main() -> ExitCode {
 }
 
 fn ask(args: Args) -> Result<ExitCode, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| format!("cannot begin: {error}"))?;
     let limit = Duration::from_secs(args.timeout_seconds.max(1).into()) + MARGIN;
-    let answer = async { tokio::time::timeout(limit, question(args)).await };
-    runtime
-        .block_on(answer)
-        .map_err(|_| format!("virt-launcher did not answer within {:.1}s", limit.as_secs_f32()))?
+    launcher::ask(limit, question(args))
 }
 
 async fn question(args: Args) -> Result<ExitCode, String> {
-    let mut launcher = connect().await?;
+    let mut launcher = launcher::connect().await?;
     let Some(command) = args.command else {
         let request = AgentPingRequest {
             timeout_seconds: args.timeout_seconds,
@@ -87,21 +80,6 @@ async fn question(args: Args) -> Result<ExitCode, String> {
         );
     }
     Ok(exit_code(ended.exit_code))
-}
-
-async fn connect() -> Result<LauncherClient<Channel>, String> {
-    let socket = PathBuf::from(paths::SOCKETS_DIR).join(paths::LAUNCHER_SOCKET);
-    let failed = |error: &dyn std::error::Error| {
-        // The transport's own words say nothing; the last cause is the system's.
-        let mut cause = error;
-        while let Some(source) = cause.source() {
-            cause = source;
-        }
-        format!("cannot connect to {}: {cause}", socket.display())
-    };
-    let endpoint = Endpoint::from_shared(format!("unix:{}", socket.display())).map_err(|error| failed(&error))?;
-    let channel = endpoint.connect().await.map_err(|error| failed(&error))?;
-    Ok(LauncherClient::new(channel))
 }
 
 /// Whoever does not read the output is not our problem.

@@ -66,6 +66,8 @@ pub enum Home {
 pub struct Options {
     /// Image of the launcher, such as `ferrovirt/virt-launcher:0.1.0`.
     pub launcher_image: String,
+    /// Image of hook sidecars that name none.
+    pub sidecar_shim_image: Option<String>,
     /// Where VMs run.
     pub home: Home,
 }

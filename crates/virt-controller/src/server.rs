@@ -40,6 +40,9 @@ pub struct Args {
     /// Image of virt-launcher
     #[arg(long, value_name = "IMAGE", env = "VIRT_LAUNCHER_IMAGE")]
     launcher_image: String,
+    /// Image of hook sidecars that name none
+    #[arg(long, value_name = "IMAGE", env = "SIDECAR_SHIM_IMAGE")]
+    sidecar_shim_image: Option<String>,
     /// Port of health and metrics
     #[arg(long, default_value_t = 8443)]
     port: u16,
@@ -85,6 +88,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let settings = Settings::new(&args.namespace, NAME, &lease::identity());
     let options = Options {
         launcher_image: args.launcher_image,
+        sidecar_shim_image: args.sidecar_shim_image.filter(|image| !image.is_empty()),
         home: Home::Cluster,
     };
     let (api, stop) = (client.clone(), parts.token());

@@ -60,6 +60,7 @@ fn release(version: &str) -> Release {
         handler_image: image("virt-handler"),
         launcher_image: image("virt-launcher"),
         guestfs_image: image("libguestfs-tools"),
+        sidecar_shim_image: image("sidecar-shim"),
     }
 }
 

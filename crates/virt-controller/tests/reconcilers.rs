@@ -68,6 +68,7 @@ impl World {
         let shutdown = CancellationToken::new();
         let options = Options {
             launcher_image: "ferrovirt/virt-launcher:test".to_owned(),
+            sidecar_shim_image: None,
             home: Home::Standalone,
         };
         let (client, config) = (self.client.clone(), self.config.subscribe());

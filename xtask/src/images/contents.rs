@@ -40,7 +40,7 @@ pub struct DebianLayer {
 }
 
 /// Each after those that it is upon.
-pub const DEBIAN_LAYERS: &[DebianLayer] = &[RUNTIME, VIRTUALIZATION, HANDLER, GUESTFS];
+pub const DEBIAN_LAYERS: &[DebianLayer] = &[RUNTIME, VIRTUALIZATION, HANDLER, GUESTFS, SCRIPTS];
 
 /// What any executable of ours needs. Its directories, accounts and certificates are made in `skeleton`.
 const RUNTIME: DebianLayer = DebianLayer {
@@ -274,6 +274,50 @@ const GUESTFS: DebianLayer = DebianLayer {
     ],
 };
 
+/// What scripts of hook sidecars are written in.
+const SCRIPTS: DebianLayer = DebianLayer {
+    name: "scripts",
+    upon: &["runtime"],
+    files: &[
+        Files {
+            package: "bash",
+            keep: &["usr/bin/bash"],
+        },
+        Files {
+            package: "coreutils",
+            keep: &["usr/bin/*"],
+        },
+        Files {
+            package: "dash",
+            keep: &["usr/bin/dash", "usr/bin/sh"],
+        },
+        Files {
+            package: "grep",
+            keep: &["usr/bin/grep"],
+        },
+        Files {
+            package: "libpython3.11-minimal",
+            keep: &["usr/lib/python3.11/**"],
+        },
+        Files {
+            package: "libpython3.11-stdlib",
+            keep: &["usr/lib/python3.11/**"],
+        },
+        Files {
+            package: "python3-minimal",
+            keep: &["usr/bin/python3"],
+        },
+        Files {
+            package: "python3.11-minimal",
+            keep: &["usr/bin/python3.11"],
+        },
+        Files {
+            package: "sed",
+            keep: &["usr/bin/sed"],
+        },
+    ],
+};
+
 /// Packages of which only something generated is in the images.
 pub const SOURCES_OF_GENERATED: &[&str] = &["ca-certificates"];
 
@@ -293,13 +337,15 @@ pub const OWN_LAYERS: &[OwnLayer] = &[
     OwnLayer {
         name: "ferrovirt",
         executable: "ferrovirt",
-        links: &[],
+        // Manifests and images that build on KubeVirt's know it there.
+        links: &[("sidecar-shim", "usr/bin/ferrovirt")],
         upon: &["runtime"],
     },
     OwnLayer {
         name: "virt-launcher",
         executable: "virt-launcher",
         links: &[
+            ("usr/bin/virt-freezer", "ferrovirt"),
             ("usr/bin/virt-probe", "ferrovirt"),
             ("usr/bin/virt-tail", "ferrovirt"),
             ("usr/bin/virtiofs-server", "virt-launcher"),
@@ -362,6 +408,13 @@ pub const IMAGES: &[Image] = &[
         layers: &["runtime", "virtualization", "guestfs", "guestfs-appliance"],
         user: "107:107",
         entrypoint: &["/entrypoint.sh"],
+    },
+    Image {
+        name: "sidecar-shim",
+        title: "Hook sidecars that are programs or scripts of a ConfigMap",
+        layers: &["runtime", "scripts", "ferrovirt"],
+        user: "107:107",
+        entrypoint: &["/sidecar-shim"],
     },
 ];
 

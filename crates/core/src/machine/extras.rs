@@ -128,8 +128,8 @@ pub struct ServiceAccount {
 /// A container beside the guest that is asked before the guest is defined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookSidecar {
-    /// Image reference.
-    pub image: String,
+    /// Image reference; `None`: the one that comes with the installation, and serves hook points with programs.
+    pub image: Option<String>,
     /// When it is pulled; `None`: as Kubernetes does.
     pub pull_policy: Option<String>,
     /// Instead of the image's entry point, if there are any.

@@ -141,12 +141,7 @@ fn sidecar(wire: WireSidecar, path: &FieldPath, causes: &mut Causes) -> HookSide
         pvc,
         downward_api,
     } = wire;
-    if image.trim().is_empty() {
-        causes.required(
-            &path.child("image"),
-            "a hook sidecar needs an image; none comes with this installation",
-        );
-    } else if image.contains(char::is_whitespace) || image.contains(char::is_control) {
+    if image.contains(char::is_whitespace) || image.contains(char::is_control) {
         causes.invalid(&path.child("image"), "an image reference has no white space");
     }
     if !image_pull_policy.is_empty() {
@@ -181,7 +176,7 @@ fn sidecar(wire: WireSidecar, path: &FieldPath, causes: &mut Causes) -> HookSide
         }
     });
     HookSidecar {
-        image,
+        image: Some(image).filter(|image| !image.is_empty()),
         pull_policy: Some(image_pull_policy).filter(|policy| !policy.is_empty()),
         command,
         args,
@@ -238,12 +233,17 @@ mod tests {
     fn sidecars_are_read() {
         let list = r#"[{"args": ["--version", "v1alpha2"], "image": "r/hook:1", "imagePullPolicy": "Always"},
             {"image": "r/shim", "command": ["/shim"], "configMap": {"name": "m", "key": "k.sh", "hookPath": "/usr/bin/onDefineDomain"},
-             "pvc": {"name": "c", "volumePath": "/data", "sharedComputePath": "/shared"}}]"#;
+             "pvc": {"name": "c", "volumePath": "/data", "sharedComputePath": "/shared"}},
+            {"configMap": {"name": "m", "key": "k.sh", "hookPath": "/usr/bin/preCloudInitIso"}}]"#;
         let (found, causes) = read(SIDECARS, list, Architecture::Amd64, &ClusterConfig::permissive());
         assert!(causes.is_empty(), "{causes:?}");
-        let [first, second] = found.sidecars.as_slice() else {
+        let [first, second, third] = found.sidecars.as_slice() else {
             panic!("{:?}", found.sidecars)
         };
+        assert_eq!(
+            (first.image.as_deref(), third.image.as_deref()),
+            (Some("r/hook:1"), None)
+        );
         assert_eq!(first.args, ["--version", "v1alpha2"]);
         assert_eq!(first.pull_policy.as_deref(), Some("Always"));
         assert_eq!(second.command, ["/shim"]);
@@ -259,7 +259,7 @@ mod tests {
             (r#"{"image": "x"}"#, "", "is not a list"),
             (r#"[{"image": "x", "colour": 1}]"#, "", "unknown field `colour`"),
             (many.as_str(), "", "17 hook sidecars"),
-            ("[{}]", "[0].image", "needs an image"),
+            (r#"[{"image": " "}]"#, "[0].image", "white space"),
             (r#"[{"image": "x"}, {"image": "a b"}]"#, "[1].image", "white space"),
             (
                 r#"[{"image": "x", "imagePullPolicy": "Often"}]"#,

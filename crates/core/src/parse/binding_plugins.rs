@@ -89,7 +89,7 @@ pub(super) fn sidecars(machine: &Machine, config: &ClusterConfig) -> Vec<HookSid
         .filter_map(|name| config.binding_plugins.get(*name)?.as_ref().ok());
     let sidecar = |plugin: &BindingPlugin| {
         Some(HookSidecar {
-            image: plugin.sidecar_image.clone()?,
+            image: Some(plugin.sidecar_image.clone()?),
             pull_policy: Some(config.image_pull_policy.clone()),
             command: Vec::new(),
             args: Vec::new(),

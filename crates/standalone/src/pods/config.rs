@@ -17,7 +17,8 @@ pub struct RunnerConfig {
     pub host_ip: IpAddr,
     /// Repository of our image, without a tag.
     pub image: String,
-    /// The multi-call executable; started as `container-init`, and mounted as `virt-tail` and `virt-probe`.
+    /// The multi-call executable; started as `container-init`, and mounted as `virt-tail`, `virt-probe` and
+    /// `virt-freezer`.
     pub executable: PathBuf,
     /// The launcher's executable; mounted as `virtiofs-server`, too.
     pub launcher: PathBuf,
@@ -51,6 +52,7 @@ impl RunnerConfig {
             (self.launcher.clone(), "/usr/bin/virtiofs-server".into()),
             (self.executable.clone(), "/usr/bin/virt-tail".into()),
             (self.executable.clone(), "/usr/bin/virt-probe".into()),
+            (self.executable.clone(), "/usr/bin/virt-freezer".into()),
         ]
     }
 

@@ -101,6 +101,7 @@ impl Home {
 
         pki.write_kubeconfig(&data.kubeconfig(), url, "ferrovirt")?;
         let mut handler = virt_handler::Options::new(&facts.name, data.pods(), data.path().join("handler"));
+        handler.config = config.subscribe();
         handler.qemu = PathBuf::from(format!("/usr/bin/qemu-system-{}", std::env::consts::ARCH));
         handler.kvm = match args.kvm {
             Kvm::Probe => KvmMode::Probe,
@@ -158,6 +159,7 @@ impl Home {
         );
         let options = virt_controller::Options {
             launcher_image: format!("{IMAGE}:{}", env!("CARGO_PKG_VERSION")),
+            sidecar_shim_image: None,
             home: virt_controller::Home::Standalone,
         };
         parts.critical(

@@ -30,6 +30,9 @@ pub struct Release {
     /// Image of `virtctl guestfs`
     #[arg(long, env = "GS_IMAGE", value_name = "IMAGE")]
     pub guestfs_image: String,
+    /// Image of hook sidecars that name none
+    #[arg(long, env = "SIDECAR_SHIM_IMAGE", value_name = "IMAGE")]
+    pub sidecar_shim_image: String,
 }
 
 impl Release {
@@ -43,6 +46,7 @@ impl Release {
             handler_image: image(&self.handler_image),
             launcher_image: image(&self.launcher_image),
             guestfs_image: image(&self.guestfs_image),
+            sidecar_shim_image: image(&self.sidecar_shim_image),
         }
     }
 
@@ -92,6 +96,8 @@ pub struct Inputs {
     pub launcher_image: String,
     /// Image of `virtctl guestfs`.
     pub guestfs_image: String,
+    /// Image of hook sidecars that name none.
+    pub sidecar_shim_image: String,
     /// When images are pulled.
     pub image_pull_policy: String,
     /// Credentials of the registry.
@@ -171,6 +177,7 @@ impl Inputs {
             handler_image: release.handler_image,
             launcher_image: release.launcher_image,
             guestfs_image: release.guestfs_image,
+            sidecar_shim_image: release.sidecar_shim_image,
             image_pull_policy: non_empty(spec.image_pull_policy.as_deref())
                 .unwrap_or("IfNotPresent")
                 .to_owned(),
@@ -211,6 +218,7 @@ impl Inputs {
             &self.handler_image,
             &self.launcher_image,
             &self.guestfs_image,
+            &self.sidecar_shim_image,
         ];
         let mut hash = Sha1::new();
         for part in [&self.namespace, &self.version].into_iter().chain(images) {

@@ -114,6 +114,7 @@ fn deployment(source: &Source) -> Value {
         ("VIRT_HANDLER_IMAGE", "virt-handler"),
         ("VIRT_LAUNCHER_IMAGE", "virt-launcher"),
         ("GS_IMAGE", "libguestfs-tools"),
+        ("SIDECAR_SHIM_IMAGE", "sidecar-shim"),
     ];
     let mut environment = vec![
         field("NAMESPACE", "metadata.namespace"),

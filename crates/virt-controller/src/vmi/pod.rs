@@ -31,6 +31,7 @@ use crate::image_volumes::ContainerDisks;
 use crate::{Home, Options};
 use storage::{Storage, mount};
 
+mod backup;
 mod container_disk;
 mod filesystem;
 mod hook_sidecar;
@@ -128,7 +129,7 @@ pub fn render(
     if machine.serial_console && machine.log_serial_console {
         helpers.push(console_log(vmi, config, options));
     }
-    helpers.extend(hook_sidecar::containers(&machine));
+    helpers.extend(hook_sidecar::containers(&machine, options).map_err(|cause| RenderError::Invalid(vec![cause]))?);
     for helper in &mut helpers {
         support::supply(helper, config);
         if machine.guaranteed {
@@ -253,6 +254,11 @@ fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodReso
             String::new(),
         ),
     ]);
+    backup::hooks(
+        meta.namespace.as_deref().unwrap_or_default(),
+        &vmi_name,
+        &mut annotations,
+    );
     annotations.extend(attachments(machine));
     annotations.extend(networks(machine, meta.namespace.as_deref().unwrap_or_default()));
     ObjectMeta {

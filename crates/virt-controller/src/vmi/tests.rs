@@ -88,6 +88,7 @@ fn observed(vmi: VirtualMachineInstance, pod: Option<Pod>, seen: Timestamp, home
         node_unresponsive: false,
         options: Arc::new(Options {
             launcher_image: "launcher:1".to_owned(),
+            sidecar_shim_image: None,
             home,
         }),
     }

@@ -195,11 +195,31 @@ async fn freeze(home: &Home, ns: &str) -> Result<()> {
     put("freeze", r#"{"unfreezeTimeout": "3s"}"#)?;
     state(true, "they stand still for three seconds").await?;
     state(false, "they thawed by themselves").await?;
+    // As a program for backups does it: with the commands that the pod's annotations name.
+    for (moment, frozen) in [("pre", true), ("post", false)] {
+        let said = backup_hook(home, ns, moment)?;
+        state(frozen, &format!("the {moment} hook did it: {said}")).await?;
+    }
     for (command, wanted) in [("userlist", "metadata"), ("fslist", "mountPoint")] {
         let list = run(&mut home.virtctl(&[command, "-n", ns, "debian"]))?;
         ensure!(list.contains(wanted), "{list}");
     }
     Ok(())
+}
+
+fn backup_hook(home: &Home, ns: &str, moment: &str) -> Result<String> {
+    let selector = "vm.kubevirt.io/name=debian";
+    let pods = run(&mut home.kubectl(&["get", "pod", "-n", ns, "-l", selector, "-o", "json"]))?;
+    let pod = &serde_json::from_str::<Value>(&pods)?["items"][0]["metadata"];
+    let named = |what: &str| {
+        let key = format!("{moment}.hook.backup.velero.io/{what}");
+        pod["annotations"][&key].as_str().context(key)
+    };
+    let command: Vec<String> = serde_json::from_str(named("command")?)?;
+    let name = pod["name"].as_str().context("the pod's name")?;
+    let mut words = vec!["exec", "-n", ns, name, "-c", named("container")?, "--"];
+    words.extend(command.iter().map(String::as_str));
+    run(&mut home.kubectl(&words))
 }
 
 /// The guest's own command makes it ready; before its agent came, the pod's events say what was missing.

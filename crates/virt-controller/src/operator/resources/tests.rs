@@ -31,6 +31,7 @@ fn inputs(spec: &Value, nodes: u64) -> Inputs {
         handler_image: image("virt-handler"),
         launcher_image: image("virt-launcher"),
         guestfs_image: image("libguestfs-tools"),
+        sidecar_shim_image: image("sidecar-shim"),
     };
     let cluster = Cluster {
         nodes,

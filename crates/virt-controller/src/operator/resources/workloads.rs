@@ -336,6 +336,7 @@ fn controller(inputs: &Inputs) -> Container {
         ),
         certificates: vec![(&Leaf::CONTROLLER, CONTROLLER_CERTIFICATES)],
         environment: vec![
+            json!({"name": "SIDECAR_SHIM_IMAGE", "value": inputs.sidecar_shim_image}),
             json!({"name": "VIRT_LAUNCHER_IMAGE", "value": inputs.launcher_image}),
             json!({"name": "KUBEVIRT_VERSION", "value": inputs.version}),
         ],

@@ -1,6 +1,8 @@
-//! Hook sidecars: containers of the user's images, and of the administrator's plugins for network bindings, that the launcher asks before it defines the guest. They start before
-//! the guest's container and end with it, and have nothing of the pod but the directory of their own socket.
+//! Hook sidecars: containers of the user's images or scripts, and of the administrator's plugins for network bindings, that
+//! the launcher asks before it defines the guest. They start before the guest's container and end with it, and have nothing
+//! of the pod but the directory of their own socket.
 
+use ferrovirt_core::cause::{Cause, CauseReason};
 use ferrovirt_core::machine::{HookScript, HookSidecar, Machine};
 use ferrovirt_core::names;
 use ferrovirt_protocol::paths;
@@ -11,6 +13,7 @@ use k8s_openapi::api::core::v1::{
 
 use super::storage::{Storage, annotation, empty_dir, mount};
 use super::{quantities, security};
+use crate::Options;
 
 /// Readable and executable for all.
 const SCRIPT_MODE: i32 = 0o755;
@@ -69,15 +72,29 @@ pub(super) fn add_volumes(machine: &Machine, storage: &mut Storage) {
 }
 
 /// The containers, in order.
-pub(super) fn containers(machine: &Machine) -> impl Iterator<Item = Container> {
+///
+/// # Errors
+/// One has no image, and no image came with the installation.
+pub(super) fn containers(machine: &Machine, options: &Options) -> Result<Vec<Container>, Cause> {
     let guaranteed = machine.guaranteed;
     let sidecars = machine.hook_sidecars.iter().enumerate();
-    sidecars.map(move |(i, sidecar)| container(i, sidecar, guaranteed))
+    let sidecars = sidecars.map(|(i, sidecar)| {
+        let image = sidecar.image.as_ref().or(options.sidecar_shim_image.as_ref());
+        let image = image.ok_or_else(|| Cause {
+            reason: CauseReason::FieldValueRequired,
+            field: format!("metadata.annotations[hooks.kubevirt.io/hookSidecars][{i}].image"),
+            message: "the hook sidecar has no image, and none came with this installation: name one, or start \
+                      virt-controller with --sidecar-shim-image"
+                .to_owned(),
+        })?;
+        Ok(container(i, sidecar, image, guaranteed))
+    });
+    sidecars.collect()
 }
 
-fn container(index: usize, sidecar: &HookSidecar, guaranteed: bool) -> Container {
+fn container(index: usize, sidecar: &HookSidecar, image: &str, guaranteed: bool) -> Container {
     let HookSidecar {
-        image,
+        image: _,
         pull_policy,
         command,
         args,
@@ -114,7 +131,7 @@ fn container(index: usize, sidecar: &HookSidecar, guaranteed: bool) -> Container
             value: Some(name.clone()),
             value_from: None,
         }]),
-        image: Some(image.clone()),
+        image: Some(image.to_owned()),
         image_pull_policy: pull_policy.clone(),
         name,
         // What a pod has to say of which all is guaranteed; in others it is the namespace's business.

@@ -28,6 +28,7 @@ fn inputs() -> Vec<(String, VirtualMachineInstance)> {
 fn options(home: Home) -> Options {
     Options {
         launcher_image: "ferrovirt/virt-launcher:1.2.3".to_owned(),
+        sidecar_shim_image: Some("ferrovirt/sidecar-shim:1.2.3".to_owned()),
         home,
     }
 }

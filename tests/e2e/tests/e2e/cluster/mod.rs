@@ -3,6 +3,7 @@
 
 mod container_disks;
 mod guestfs;
+mod hooks;
 mod install;
 mod metrics;
 mod node_loss;
@@ -31,6 +32,7 @@ pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
         trial(shared, "own-node-only", rights::own_node_only),
         trial(shared, "eviction-refused", eviction_refused),
         trial(shared, "guestfs", guestfs::guestfs),
+        trial(shared, "hook-sidecars", hooks::hook_sidecars),
         trial(shared, "quota", quota),
         trial(shared, "certificates-rotate", tls::certificates_rotate),
         trial(shared, "drain-restarts", drain_restarts),
@@ -317,7 +319,7 @@ async fn killed_components(shared: Arc<Shared>, ns: &'static str) -> Result<()> 
 /// What the guest's shell says to a script, through a console that is opened for it.
 fn ask_guest(home: &Home, ns: &str, vmi: &str, script: &str) -> Result<String> {
     let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, vmi]))?;
-    console.expect("exit console", SOON)?;
-    console.send(&format!("\n{script}; echo end-$((1+1))\n"))?;
+    console.shell(SOON)?;
+    console.send(&format!("{script}; echo end-$((1+1))\n"))?;
     console.expect("end-2", SOON)
 }

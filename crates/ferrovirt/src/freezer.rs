@@ -1,0 +1,131 @@
+//! `virt-freezer`: what programs for backups run in a launcher's container before and after they take a copy of the
+//! guest's disks (annotations `pre.hook.backup.velero.io/command` and `post.hook.backup.velero.io/command` of its pod).
+//!
+//! A guest whose file systems cannot or need not stand still does not keep its backup from being made: one without an
+//! agent, and one that is paused, are left alone.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use ferrovirt_protocol::launcher::{ActRequest, Action, GuestState, Lifecycle, WatchRequest};
+
+use crate::launcher;
+
+/// A guest with much to write, or that asks its applications first, needs some time to stand still.
+const LIMIT: Duration = Duration::from_secs(70);
+
+/// Make the file systems of this pod's guest stand still, or thaw them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "virt-freezer",
+    version,
+    after_help = "Example: virt-freezer --freeze --name vm --namespace default --unfreezeTimeoutSeconds 120"
+)]
+struct Args {
+    /// Make them stand still
+    #[arg(long, conflicts_with = "unfreeze", required_unless_present = "unfreeze")]
+    freeze: bool,
+    /// Thaw them
+    #[arg(long)]
+    unfreeze: bool,
+    /// Name of the guest's VirtualMachineInstance, for messages
+    #[arg(long)]
+    name: String,
+    /// Its namespace, for messages
+    #[arg(long)]
+    namespace: String,
+    /// They thaw after so many seconds, even if nobody asks for it
+    #[arg(
+        long = "unfreezeTimeoutSeconds",
+        value_name = "SECONDS",
+        default_value_t = 300,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    unfreeze_timeout_seconds: u64,
+}
+
+pub(crate) fn main() -> ExitCode {
+    let args = Args::parse();
+    let guest = format!("{}/{}", args.namespace, args.name);
+    match launcher::ask(LIMIT, act(args)) {
+        Ok(said) => {
+            eprintln!("virt-freezer: {guest}: {said}");
+            ExitCode::SUCCESS
+        }
+        Err(problem) => {
+            eprintln!("virt-freezer: {guest}: {problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn act(args: Args) -> Result<&'static str, String> {
+    let mut launcher = launcher::connect().await?;
+    let said = |status: tonic::Status| status.message().to_owned();
+    let mut states = launcher.watch(WatchRequest {}).await.map_err(said)?.into_inner();
+    let state = states.message().await.map_err(said)?;
+    if let Some(why) = state.as_ref().and_then(left_alone) {
+        return Ok(why);
+    }
+    let (action, done, thaw_seconds) = if args.freeze {
+        (
+            Action::Freeze,
+            "the file systems stand still",
+            args.unfreeze_timeout_seconds,
+        )
+    } else {
+        (Action::Unfreeze, "the file systems were thawed", 0)
+    };
+    let request = ActRequest {
+        action: action.into(),
+        thaw_seconds,
+        ..ActRequest::default()
+    };
+    launcher.act(request).await.map_err(said)?;
+    Ok(done)
+}
+
+/// Why nothing is asked of the guest.
+fn left_alone(state: &GuestState) -> Option<&'static str> {
+    match state.lifecycle() {
+        Lifecycle::Paused => Some("the guest is paused and writes nothing"),
+        _ if !state.agent_connected => Some("the guest has no agent to ask; its file systems go on"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from([&["virt-freezer", "--name", "vm", "--namespace", "ns"], words].concat())
+    }
+
+    #[test]
+    fn one_thing_is_asked_for() {
+        let args = parse(&["--freeze"]).unwrap();
+        assert_eq!((args.freeze, args.unfreeze_timeout_seconds), (true, 300));
+        assert_eq!((args.name.as_str(), args.namespace.as_str()), ("vm", "ns"));
+        let args = parse(&["--freeze", "--unfreezeTimeoutSeconds", "120"]).unwrap();
+        assert_eq!(args.unfreeze_timeout_seconds, 120);
+        assert!(!parse(&["--unfreeze"]).unwrap().freeze);
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["--freeze", "--unfreeze"]).is_err());
+        // 0 would leave the guest standing still for ever.
+        assert!(parse(&["--freeze", "--unfreezeTimeoutSeconds", "0"]).is_err());
+    }
+
+    #[test]
+    fn guests_that_are_left_alone() {
+        let state = |lifecycle: Lifecycle, agent_connected| GuestState {
+            lifecycle: lifecycle.into(),
+            agent_connected,
+            ..GuestState::default()
+        };
+        assert_eq!(left_alone(&state(Lifecycle::Running, true)), None);
+        assert!(left_alone(&state(Lifecycle::Paused, true)).is_some_and(|why| why.contains("paused")));
+        assert!(left_alone(&state(Lifecycle::Running, false)).is_some_and(|why| why.contains("no agent")));
+    }
+}
