@@ -171,14 +171,15 @@ pub fn restart(
     ) {
         return subject.conflict(&format!("{strategy} does not support manual restart requests"));
     }
-    let Some(live) = subject.unfinished() else {
+    // One that has ended makes room for the next, too.
+    let Some(current) = &subject.facts else {
         return subject.conflict(NOT_RUNNING);
     };
     let mut effects = vec![queue(
         &subject,
-        vec![requests::stop(&live.uid), requests::start(false)],
+        vec![requests::stop(&current.uid), requests::start(false)],
     )?];
-    if let (Some(vmi), Some(_)) = (subject.vmi, grace_period) {
+    if let (Some(vmi), Some(_), Some(_)) = (subject.vmi, subject.unfinished(), grace_period) {
         // Not 0: the guest's disks are flushed even when it is not asked.
         effects.insert(0, grace(vmi, 1));
     }
@@ -378,7 +379,8 @@ mod tests {
             ("Halted", Some("Running"), None, "409"),
             ("Once", Some("Running"), None, "409"),
             ("Always", None, None, "409"),
-            ("Always", Some("Failed"), None, "409"),
+            ("Always", Some("Failed"), None, "Stop,Start"),
+            ("Manual", Some("Succeeded"), Some(0), "Stop,Start"),
             ("Always", Some("Running"), None, "Stop,Start"),
             ("Always", Some("Running"), Some(0), "grace=1 Stop,Start"),
             ("Manual", Some("Running"), Some(7), "400"),
