@@ -1,6 +1,7 @@
 //! `virtctl guestfs`: a shell with libguestfs' tools in a pod that has a claim's disk.
 //!
-//! The pod is made, watched until it runs, attached to, and deleted again however that ends.
+//! The pod is made, watched until it runs, attached to, and deleted again however that ends; when all went well, the
+//! claim is free for others at the end.
 
 mod attach;
 mod pod;
@@ -22,6 +23,8 @@ use progress::Progress;
 
 /// Seconds that the tools have to finish when the pod is deleted.
 const GRACE: u32 = 5;
+/// How long a pod may take to be gone once it is deleted: the kubelet's share, and time for a busy node.
+const LEAVES: std::time::Duration = std::time::Duration::from_secs(60);
 /// Between two watches.
 const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -66,10 +69,49 @@ pub(crate) async fn run(connection: &Connection, arguments: &Guestfs) -> anyhow:
             }
             Err(error)
         }
-        (Ok(()), Ok(_)) => Ok(()),
+        (Ok(()), Ok(_)) => tokio::select! {
+            gone = gone(&pods, &name) => gone,
+            _ = interrupt.recv() => Ok(()),
+            _ = terminate.recv() => Ok(()),
+            _ = hangup.recv() => Ok(()),
+        },
         (Ok(()), Err(kube::Error::Api(status))) if status.code == 404 => Ok(()),
         (Ok(()), Err(error)) => {
             Err(error).with_context(|| format!("cannot delete pod {name}: delete it, it keeps the claim"))
+        }
+    }
+}
+
+/// Returns when the deleted pod is gone, and with it its hold on the claim; a node that does not answer is not waited for.
+async fn gone(pods: &Api<Pod>, name: &str) -> anyhow::Result<()> {
+    let watched = async {
+        while let Some(pod) = pods.get_opt(name).await? {
+            let parameters = WatchParams::default().fields(&format!("metadata.name={name}"));
+            let version = pod.resource_version().unwrap_or_default();
+            let mut events = pods.watch(&parameters, &version).await?.boxed();
+            // What breaks a watch is seen by the next look.
+            while let Ok(Some(event)) = events.try_next().await {
+                match event {
+                    WatchEvent::Deleted(_) => return Ok(()),
+                    WatchEvent::Error(_) => break,
+                    _ => {}
+                }
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(LEAVES, watched).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            let error: kube::Error = error;
+            Err(error).with_context(|| format!("cannot see whether pod {name}, which was deleted, is gone"))
+        }
+        Err(_) => {
+            note(format_args!(
+                "Warning: pod {name} was deleted and is not gone yet; until then it keeps the claim"
+            ));
+            Ok(())
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The rules are admission's own. What needs a cluster is not judged: whether claims, Secrets and networks exist, and
 //! what an administrator allows beyond the gates that are named.
 
+mod fields;
 mod lines;
 
 use std::path::Path;
@@ -10,15 +11,13 @@ use std::path::Path;
 use anyhow::bail;
 use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineInstancePreset};
 use ferrovirt_core::ClusterConfig;
-use ferrovirt_core::cause::Cause;
 use ferrovirt_core::{default_vm, default_vmi, validate_preset, validate_vm, validate_vmi_create};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 use uuid::Uuid;
 
 use crate::cli;
 use crate::{note, say};
+use fields::typed;
 use lines::Node;
 
 /// Group of the objects that are judged.
@@ -177,68 +176,6 @@ fn one(object: &Value, node: &Node, prefix: &str, config: &ClusterConfig, report
     }));
 }
 
-/// Reads an object as `T`, and judges it. Fields that `T` does not know are complained about, too.
-fn typed<T>(object: &Value, judge: impl FnOnce(T) -> Vec<Cause>) -> Vec<(String, String)>
-where
-    T: DeserializeOwned + Serialize,
-{
-    let read: T = match serde_path_to_error::deserialize(object) {
-        Ok(read) => read,
-        Err(error) => {
-            let field = error.path().to_string();
-            let field = if field == "." { String::new() } else { field };
-            return vec![(field, error.into_inner().to_string())];
-        }
-    };
-    let mut causes = Vec::new();
-    unknown(
-        object,
-        &serde_json::to_value(&read).unwrap_or_default(),
-        "",
-        &mut causes,
-    );
-    let judged = judge(read);
-    causes.extend(judged.into_iter().map(|cause| (cause.field, cause.message)));
-    causes
-}
-
-/// Fields of `given` that are not in `known`, which was made of it: nobody knows them. What is empty may be left out.
-fn unknown(given: &Value, known: &Value, path: &str, causes: &mut Vec<(String, String)>) {
-    match (given, known) {
-        (Value::Object(fields), Value::Object(known)) => {
-            for (key, value) in fields.iter().filter(|(key, _)| !(path.is_empty() && *key == "status")) {
-                let path = match path {
-                    "" => key.clone(),
-                    _ if key.contains(['.', '/']) => format!("{path}[{key}]"),
-                    _ => format!("{path}.{key}"),
-                };
-                match known.get(key) {
-                    Some(known) => unknown(value, known, &path, causes),
-                    None if is_empty(value) => {}
-                    None => causes.push((path, "unknown field".to_owned())),
-                }
-            }
-        }
-        (Value::Array(items), Value::Array(known)) => {
-            for (index, (item, known)) in items.iter().zip(known).enumerate() {
-                unknown(item, known, &format!("{path}[{index}]"), causes);
-            }
-        }
-        _ => {}
-    }
-}
-
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(set) => !set,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.values().all(is_empty),
-    }
-}
-
 /// All that is said of a text.
 #[cfg(test)]
 pub(crate) fn complaints(text: &str) -> String {
@@ -324,6 +261,8 @@ spec:
                 "memmory:",
                 "10: spec.template.spec.domain.memmory: unknown field",
             ),
+            ("domain:", "domian:", "9: spec.template.spec.domian: unknown field"),
+            ("domain:", "domian:", "8: spec.template.spec: missing field `domain`"),
             ("name: good", "name: Not Good", "4: metadata.name: "),
             ("metadata:\n  name: good\n", "", "1: metadata.name: "),
             ("Always", "Sometimes", "6: spec.runStrategy: "),
@@ -347,6 +286,31 @@ spec:
             .replace("128Mi", "much");
         let found = lines(&text);
         for start in ["6: spec.runStrategy", "11: spec.template", "15: spec.template"] {
+            assert!(found.lines().any(|line| line.starts_with(start)), "{start}: {found}");
+        }
+
+        // Of what has no meaning at all, too; what such fields would have meant is not guessed.
+        let text = GOOD
+            .replace("Always", "[]")
+            .replace("guest: 128Mi", "guest: {}")
+            .replace("- name: root\n        containerDisk", "- containerDisk")
+            .replace("image:", "picture:");
+        let found = lines(&text);
+        let expected = [
+            "6: spec.runStrategy: invalid type: sequence",
+            "11: spec.template.spec.domain.memory.guest: invalid type: map",
+            "17: spec.template.spec.volumes[0]: missing field `name`",
+            "18: spec.template.spec.volumes[0].containerDisk.picture: unknown field",
+        ];
+        for start in expected {
+            assert!(found.lines().any(|line| line.starts_with(start)), "{start}: {found}");
+        }
+        let text = GOOD.replace("- name: root\n            disk: {bus: virtio}", "- disk\n          - 7");
+        let found = lines(&text);
+        for start in [
+            "14: spec.template.spec.domain.devices.disks[0]",
+            "15: spec.template.spec.domain.devices.disks[1]",
+        ] {
             assert!(found.lines().any(|line| line.starts_with(start)), "{start}: {found}");
         }
     }
