@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+/// A busy guest answers Enter within this time, or is asked again.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// A running `virtctl console`.
 pub struct Console {
     child: Child,
@@ -48,6 +51,23 @@ impl Console {
             output,
             seen: String::new(),
         })
+    }
+
+    /// Waits for the prompt of a root shell, pressing Enter: a guest drops what is typed before its shell has the terminal.
+    ///
+    /// # Errors
+    /// There is none within `limit`, or the command ends; then with what was seen.
+    pub fn shell(&mut self, limit: Duration) -> Result<()> {
+        self.expect("exit console", limit)?;
+        let end = Instant::now() + limit;
+        loop {
+            self.send("\n")?;
+            match self.expect("# ", PATIENCE) {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > end || self.child.try_wait()?.is_some() => return Err(error),
+                Err(_) => {}
+            }
+        }
     }
 
     /// Types a line.

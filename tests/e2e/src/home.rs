@@ -49,6 +49,9 @@ fn executables() -> Result<PathBuf> {
         .ok_or_else(|| anyhow!("no ferrovirt near {}: build it or set FERROVIRT_BIN", me.display()))
 }
 
+/// Of the events of a test that failed, so many are shown.
+const EVENTS: usize = 30;
+
 /// A running home. Dropping an embedded one stops guests and control plane and removes all state; a cluster is left as
 /// it is.
 pub struct Home {
@@ -398,10 +401,12 @@ impl Home {
         ]))
     }
 
-    /// The ends of what the guests of a namespace wrote to their serial consoles, for the message of a test that failed.
+    /// What a namespace's guests wrote to their serial consoles last, and its events, for the message of a test that
+    /// failed.
     #[must_use]
-    pub fn consoles(&self, namespace: &str) -> String {
-        let guests = run(&mut self.kubectl(&["get", "vmi", "-n", namespace, "-o", "name"])).unwrap_or_default();
+    pub fn evidence(&self, namespace: &str) -> String {
+        let said = |arguments: &[&str]| run(&mut self.kubectl(arguments)).unwrap_or_else(|error| format!("{error:#}"));
+        let guests = said(&["get", "vmi", "-n", namespace, "-o", "name"]);
         let name = |guest: &str| guest.rsplit_once('/').map(|(_, name)| name.to_owned());
         let console = |guest: String| {
             let log = self
@@ -411,7 +416,20 @@ impl Home {
             let end: String = log.chars().skip(skip).collect();
             format!("the console of {guest} ends with:\n{end}\n")
         };
-        guests.lines().filter_map(name).map(console).collect()
+        let consoles: String = guests.lines().filter_map(name).map(console).collect();
+        let columns = "custom-columns=:.lastTimestamp,:.involvedObject.kind,:.involvedObject.name,:.reason,:.message";
+        let events = said(&[
+            "get",
+            "events",
+            "-n",
+            namespace,
+            "--sort-by=.lastTimestamp",
+            "-o",
+            columns,
+        ]);
+        let skip = events.lines().count().saturating_sub(EVENTS);
+        let events: Vec<&str> = events.lines().skip(skip).collect();
+        format!("{consoles}the last events:\n{}\n", events.join("\n"))
     }
 
     /// Waits until the serial log contains `text`.

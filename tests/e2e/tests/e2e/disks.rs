@@ -74,8 +74,8 @@ async fn host_disk(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     home.apply(ns, &vmi("a", with_disk.clone()))?;
     home.wait_serial(ns, "a", "is ready at", BOOT).await?;
     let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, "a"]))?;
-    console.expect("exit console", SOON)?;
-    console.send("\necho kept-$((40+2)) | dd of=/dev/vdb conv=fsync 2>/dev/null; sync; echo written-$((1+1))\n")?;
+    console.shell(SOON)?;
+    console.send("echo kept-$((40+2)) | dd of=/dev/vdb conv=fsync 2>/dev/null; sync; echo written-$((1+1))\n")?;
     console.expect("written-2", SOON)?;
     drop(console);
     ferrovirt_e2e::run(&mut home.kubectl(&["delete", "vmi", "a", "-n", ns]))?;

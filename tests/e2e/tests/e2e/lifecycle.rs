@@ -33,8 +33,8 @@ async fn demo_vm_answers(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     ensure!(table.contains("Running") && table.contains("10."), "{table}");
 
     let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, "demo"]))?;
-    console.expect("exit console", SOON)?;
-    console.send("\necho $((6*7))-from-console\n")?;
+    console.shell(SOON)?;
+    console.send("echo $((6*7))-from-console\n")?;
     console.expect("42-from-console", SOON)?;
     ensure!(console.leave()? == 0, "virtctl console ended with an error");
 

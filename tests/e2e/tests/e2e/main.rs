@@ -53,13 +53,13 @@ where
             // One runtime for all: the client's connections live on it.
             shared.runtime.block_on(test(inner, name))
         });
-        let consoles = outcome.as_ref().err().map(|_| shared.home.consoles(name));
+        let evidence = outcome.as_ref().err().map(|_| shared.home.evidence(name));
         // The namespace takes everything in it along; what is left over would disturb the next tests.
         let gone = ferrovirt_e2e::run(&mut shared.home.kubectl(&["delete", "namespace", name, "--timeout=120s"]));
         let seconds = start.elapsed().as_secs();
         eprintln!("e2e: {name}: {seconds} s");
         outcome.and(gone.map(drop)).map_err(|error| {
-            let said = format!("{error:#}\n{}after {seconds} s", consoles.unwrap_or_default());
+            let said = format!("{error:#}\n{}after {seconds} s", evidence.unwrap_or_default());
             FAILURES
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

@@ -35,8 +35,8 @@ async fn probes(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     // Ready is what the guest's own server has the file for. No event of a probe is asked for: a kubelet that has told
     // much of a pod tells no more.
     let mut console = Console::open(&mut home.virtctl(&["console", "-n", ns, "a"]))?;
-    console.expect("exit console", SOON)?;
-    console.send("\necho yes > /www/ready.txt; echo served-$((1+1))\n")?;
+    console.shell(SOON)?;
+    console.send("echo yes > /www/ready.txt; echo served-$((1+1))\n")?;
     console.expect("served-2", SOON)?;
     ready(home, ns, "True").await?;
     console.send("rm /www/ready.txt; echo removed-$((1+1))\n")?;

@@ -63,15 +63,15 @@ fn sigkill(pid: i32) -> Result<()> {
 /// The guest's own word that it has not been started anew: it still knows what was typed before.
 fn mark(home: &Home) -> Result<()> {
     let mut console = Console::open(&mut home.virtctl(&["console", "a"]))?;
-    console.expect("exit console", SOON)?;
-    console.send("\necho still > /run/mark; echo marked-$((1+1))\n")?;
+    console.shell(SOON)?;
+    console.send("echo still > /run/mark; echo marked-$((1+1))\n")?;
     console.expect("marked-2", SOON).map(drop)
 }
 
 fn marked(home: &Home) -> Result<()> {
     let mut console = Console::open(&mut home.virtctl(&["console", "a"]))?;
-    console.expect("exit console", SOON)?;
-    console.send("\necho the-$(cat /run/mark)-one\n")?;
+    console.shell(SOON)?;
+    console.send("echo the-$(cat /run/mark)-one\n")?;
     console.expect("the-still-one", SOON).map(drop)
 }
 

@@ -52,7 +52,7 @@ pub async fn guestfs(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     };
     ensure!(said.matches("written-by-guestfish").count() >= 2, "{said}");
     let pods = run(&mut home.kubectl(&["get", "pods", "-n", ns, "-o", "name"]))?;
-    ensure!(!pods.contains("libguestfs"), "the pod stays behind: {pods}");
+    ensure!(!pods.contains("libguestfs"), "the pod stays behind: {pods}; {said}");
 
     // The guest has the very disk.
     let volume = json!({"name": "data", "persistentVolumeClaim": {"claimName": "data"}});

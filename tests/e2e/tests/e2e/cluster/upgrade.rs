@@ -38,8 +38,8 @@ async fn there_and_back(home: &Home, ns: &str, older: &Release, newer: &Release)
     }
     let before = [Guest::see(home, ns, "a").await?, Guest::see(home, ns, "b").await?];
     let mut open = Console::open(&mut home.virtctl(&["console", "-n", ns, "a"]))?;
-    open.expect("exit console", SOON)?;
-    open.send("\necho open-$((40+2))\n")?;
+    open.shell(SOON)?;
+    open.send("echo open-$((40+2))\n")?;
     open.expect("open-42", SOON)?;
     let users = Users::begin(home, ns)?;
 
@@ -60,7 +60,7 @@ async fn there_and_back(home: &Home, ns: &str, older: &Release, newer: &Release)
         ensure!(format!("{error:#}").contains("the console ended"), "{error:#}");
     }
     drop(open);
-    ensure!(Guest::see(home, ns, "a").await? == before[0], "a was touched");
+    untouched(home, ns, "a", &before[0]).await?;
     run_anew(home, ns, "b", &before[1], newer).await?;
 
     // The operator follows. What it would install is there, so nothing else happens.
@@ -85,8 +85,8 @@ async fn there_and_back(home: &Home, ns: &str, older: &Release, newer: &Release)
     ensure!(components(home, older)?.is_disjoint(&new_pods), "components remain");
     let failures = users.end()?;
     ensure!(failures.is_empty(), "users were refused:\n{}", failures.join("\n"));
-    ensure!(Guest::see(home, ns, "a").await? == before[0], "a was touched");
-    ensure!(Guest::see(home, ns, "b").await? == b, "b was touched");
+    untouched(home, ns, "a", &before[0]).await?;
+    untouched(home, ns, "b", &b).await?;
     run_anew(home, ns, "b", &b, older).await
 }
 
@@ -113,6 +113,12 @@ impl Guest {
             boot: boot.context("the guest says which boot this is")?.to_owned(),
         })
     }
+}
+
+async fn untouched(home: &Home, ns: &str, name: &str, before: &Guest) -> Result<()> {
+    let now = Guest::see(home, ns, name).await?;
+    ensure!(now == *before, "{name} was touched: {before:?} became {now:?}");
+    Ok(())
 }
 
 /// Stops and starts a VM, which then runs with the launcher of `release`.
