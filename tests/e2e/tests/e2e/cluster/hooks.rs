@@ -52,8 +52,11 @@ pub async fn hook_sidecars(shared: Arc<Shared>, ns: &'static str) -> Result<()> 
     let vmi = home
         .wait("VirtualMachineInstance", ns, "b", BOOT, "it fails", failed)
         .await?;
-    let events = ferrovirt_e2e::run(&mut home.kubectl(&["get", "events", "-n", ns]))?;
     let why = "hook-sidecar-0 failed at OnDefineDomain: /usr/bin/onDefineDomain: it ended with exit status: 3";
-    ensure!(events.contains(why), "{events}\n{}", vmi["status"]);
+    let status = vmi["status"].to_string();
+    ensure!(
+        status.contains(why) && vmi["status"]["reason"] == "GuestStartFailed",
+        "{status}"
+    );
     Ok(())
 }
