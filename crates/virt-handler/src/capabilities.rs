@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::sync::watch;
 
+use crate::kvm::Verdict;
 use crate::sockets;
 
 /// What probes, and what libvirt looks at to see whether a cache holds.
@@ -98,9 +99,14 @@ impl Capabilities {
     }
 
     /// Keeps the cache that pods need now, for ever: pods have KVM where it works and the cluster wants it.
-    pub(crate) async fn keep(&self, mut config: watch::Receiver<Arc<ClusterConfig>>, kvm: bool) {
+    pub(crate) async fn keep(
+        &self,
+        mut config: watch::Receiver<Arc<ClusterConfig>>,
+        mut kvm: watch::Receiver<Option<Verdict>>,
+    ) {
         loop {
-            let with_kvm = kvm && !config.borrow_and_update().use_emulation;
+            let works = kvm.borrow_and_update().as_ref().is_some_and(|verdict| verdict.usable);
+            let with_kvm = works && !config.borrow_and_update().use_emulation;
             let directory = variant(&self.directory, with_kvm);
             let again = match ensure(&directory, with_kvm).await {
                 Ok(()) => {
@@ -121,17 +127,15 @@ impl Capabilities {
             };
             tokio::select! {
                 () = wait => {}
-                changed = config.changed() => if changed.is_err() {
-                    std::future::pending::<()>().await;
-                }
+                Ok(()) = config.changed() => {}
+                Ok(()) = kvm.changed() => {}
             }
         }
     }
 
-    /// Waits until something is prepared.
-    pub(crate) async fn prepared(&self) {
-        // The sender is ours.
-        let _ = self.current.subscribe().wait_for(Option::is_some).await;
+    /// Where the cache is that new pods get, if there is one.
+    pub(crate) fn current(&self) -> watch::Receiver<Option<PathBuf>> {
+        self.current.subscribe()
     }
 
     /// Lays what is prepared into the volume of a pod that has not started yet. Does nothing when nothing is prepared.

@@ -13,6 +13,10 @@ use ferrovirt_api::v1::VirtualMachineInstance;
 pub(crate) const STARTED: &str = "Started";
 /// The guest was asked to shut down.
 pub(crate) const SHUTTING_DOWN: &str = "ShuttingDown";
+/// The guest was stopped at once.
+pub(crate) const DELETED: &str = "Deleted";
+/// The guest was paused and runs again.
+pub(crate) const RESUMED: &str = "Resumed";
 /// The guest has ended.
 pub(crate) const STOPPED: &str = "Stopped";
 /// The guest could not be made what the VMI says.
@@ -49,6 +53,18 @@ impl Note {
             warning: true,
             message: message.into(),
         }
+    }
+}
+
+/// What to tell when a guest was asked to end within `grace` seconds, the first time or once more.
+pub(crate) fn asked_to_end(first: bool, grace: u64) -> Option<Note> {
+    match grace {
+        0 => Some(Note::normal(DELETED, "Signaled Deletion")),
+        _ if first => {
+            let message = format!("The guest was asked to shut down; it is stopped after {grace} s.");
+            Some(Note::normal(SHUTTING_DOWN, message))
+        }
+        _ => None,
     }
 }
 
@@ -93,4 +109,23 @@ pub(crate) fn emit(client: Client, node: &str, vmi: &VirtualMachineInstance, mut
             Err(error) => tracing::warn!(reason = note.reason, %error, "cannot create an event"),
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_is_to_end_is_told_of_once_each_way() {
+        for (first, grace, expected) in [
+            (true, 30, Some("ShuttingDown")),
+            (false, 10, None),
+            (false, 0, Some("Deleted")),
+            (true, 0, Some("Deleted")),
+        ] {
+            let note = asked_to_end(first, grace);
+            assert_eq!(note.as_ref().map(|note| note.reason), expected, "{first} {grace}");
+            assert!(note.is_none_or(|note| !note.warning));
+        }
+    }
 }

@@ -34,6 +34,7 @@ pub use network::Dns;
 pub use streams::Agent;
 
 use capabilities::Capabilities;
+use devices::Device;
 use registry::Registry;
 use session::Context;
 
@@ -170,10 +171,10 @@ pub async fn run_with(
         guests: agent.guests.clone(),
     });
     let node = async {
-        let found = kvm::decide(options.kvm, &options.qemu, &options.state_dir).await;
-        tracing::info!(usable = found.usable, why = found.why, "KVM");
-        verdict.send_replace(Some(found.clone()));
-        offer(&client, &options, &context, &found, &agent).await;
+        tokio::join!(
+            kvm::settle(options.kvm, &options.qemu, &options.state_dir, &verdict),
+            offer(&context, &agent),
+        );
     };
     tokio::select! {
         () = node => {}
@@ -187,12 +188,28 @@ pub async fn run_with(
 }
 
 /// Says what the node has, and keeps saying so, for ever.
-async fn offer(client: &Client, options: &Options, context: &Context, kvm: &Verdict, agent: &Agent) {
+async fn offer(context: &Context, agent: &Agent) {
+    let Context { client, options, .. } = context;
+    let mut kvm = context.kvm.clone();
+    let found = kvm.wait_for(Option::is_some).await.map(|found| found.clone());
+    let Ok(Some(first)) = found else {
+        // Whoever decided on KVM is gone, and the agent with it.
+        return std::future::pending().await;
+    };
     let (registered, mut accepted) = watch::channel(0);
     let plugins = async {
         if let Devices::Plugins(directory) = &options.devices {
+            let run = |list| devices::run(directory, list, options.config.clone(), &registered);
+            // What is offered already is not taken back for a better verdict.
+            let later = async {
+                if !first.usable {
+                    kvm::works(&mut kvm).await;
+                    run(vec![Device::kvm()]).await;
+                }
+            };
             tokio::join!(
-                devices::run(directory, devices::known(kvm), options.config.clone(), &registered),
+                run(devices::known(&first)),
+                later,
                 devices::run_pools(directory, options.config.clone()),
                 devices::run_reservations(directory, options.config.clone(), options.launcher_user),
             );
@@ -200,20 +217,16 @@ async fn offer(client: &Client, options: &Options, context: &Context, kvm: &Verd
     };
     let say = async {
         if let Devices::Plugins(_) = options.devices {
-            let there = devices::known(kvm).iter().filter(|device| device.path.exists()).count();
+            let there = devices::known(&first)
+                .iter()
+                .filter(|device| device.path.exists())
+                .count();
             let all = accepted.wait_for(|count| *count >= there);
             if tokio::time::timeout(PLUGINS_WAIT, all).await.is_err() {
                 tracing::warn!("the kubelet has not accepted all device plugins yet");
             }
         }
-        let facts = node::gather(options, kvm).await;
-        node::publish(client, options, &facts).await;
-        agent.set_ready();
-        if let Some(capabilities) = context.capabilities.as_ref().filter(|_| !facts.is_complete()) {
-            capabilities.prepared().await;
-            node::publish(client, options, &node::gather(options, kvm).await).await;
-        }
-        node::follow(client, options, kvm).await;
+        node::follow(context, || agent.set_ready()).await;
     };
     let beat = async {
         if options.heartbeat {
@@ -222,7 +235,7 @@ async fn offer(client: &Client, options: &Options, context: &Context, kvm: &Verd
     };
     let prepare = async {
         if let Some(capabilities) = &context.capabilities {
-            capabilities.keep(options.config.clone(), kvm.usable).await;
+            capabilities.keep(options.config.clone(), context.kvm.clone()).await;
         }
     };
     tokio::join!(plugins, say, beat, prepare);

@@ -1,4 +1,5 @@
-//! Whether a VMI could move to another node while it runs: `LiveMigratable`. Set by virt-handler.
+//! Whether a VMI could move to another node while it runs: `LiveMigratable`; and whether it could if its disks went along
+//! to others: `StorageLiveMigratable`. Set by virt-handler.
 
 use ferrovirt_api::v1::{VirtualMachineInstance, VirtualMachineInstanceSpec, Volume};
 
@@ -7,6 +8,8 @@ use crate::conditions::Desired;
 use crate::config::ClusterConfig;
 use crate::machine::Architecture;
 
+/// Condition type.
+pub const STORAGE_LIVE_MIGRATABLE: &str = "StorageLiveMigratable";
 /// Annotation of a VMI: its bridge on the pod network may migrate (the addresses change).
 pub const ALLOW_BRIDGE_ANNOTATION: &str = "kubevirt.io/allow-pod-bridge-network-live-migration";
 
@@ -43,20 +46,40 @@ pub fn migration_method(spec: &VirtualMachineInstanceSpec) -> MigrationMethod {
 /// What `LiveMigratable` should say. The first obstacle in KubeVirt's order is named.
 #[must_use]
 pub fn live_migratable(vmi: &VirtualMachineInstance, config: &ClusterConfig) -> Desired {
+    let disks = || Some(("DisksNotLiveMigratable", disk_obstacle(vmi)?));
+    match obstacles(vmi, config).next().or_else(disks) {
+        None => Desired::new(LIVE_MIGRATABLE, true, "", ""),
+        Some((reason, message)) => Desired::new(LIVE_MIGRATABLE, false, reason, message),
+    }
+}
+
+/// What `StorageLiveMigratable` should say. A VMI whose disks are copied to others may have any; all else that keeps it
+/// from moving is named.
+#[must_use]
+pub fn storage_live_migratable(vmi: &VirtualMachineInstance, config: &ClusterConfig) -> Desired {
+    let all: Vec<String> = obstacles(vmi, config)
+        .map(|(reason, message)| format!("{reason}: {message}"))
+        .collect();
+    let reason = if all.is_empty() { "" } else { "NotMigratable" };
+    Desired::new(STORAGE_LIVE_MIGRATABLE, all.is_empty(), reason, all.join(", "))
+}
+
+/// Reasons and messages, but for those of disks, in KubeVirt's order.
+fn obstacles(vmi: &VirtualMachineInstance, config: &ClusterConfig) -> impl Iterator<Item = (&'static str, String)> {
     let spec = &vmi.spec;
     let bridge_allowed = vmi
         .metadata
         .annotations
         .iter()
         .any(|a| a.contains_key(ALLOW_BRIDGE_ANNOTATION));
-    let obstacle = interface_obstacle(spec, bridge_allowed, config)
-        .or_else(|| device_obstacle(spec))
-        .or_else(|| disk_obstacle(vmi))
-        .or_else(|| reservation_obstacle(spec));
-    match obstacle {
-        None => Desired::new(LIVE_MIGRATABLE, true, "", ""),
-        Some((reason, message)) => Desired::new(LIVE_MIGRATABLE, false, reason, message),
-    }
+    let all = [
+        interface_obstacle(spec, bridge_allowed, config),
+        device_obstacle(spec),
+        security_obstacle(spec),
+        reservation_obstacle(spec),
+        hyperv_obstacle(spec),
+    ];
+    all.into_iter().flatten()
 }
 
 fn interface_obstacle(
@@ -93,6 +116,10 @@ fn device_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, S
     if !devices.gpus.is_empty() || !devices.host_devices.is_empty() {
         return Some(("HostDeviceNotLiveMigratable", "VMI uses a PCI host devices".to_owned()));
     }
+    None
+}
+
+fn security_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, String)> {
     let security = spec.domain.launch_security.as_ref()?;
     let (reason, what) = if spec.architecture.as_deref() == Some(Architecture::S390x.name()) {
         ("SecureExecutionNotLiveMigratable", "Secure Execution")
@@ -106,31 +133,40 @@ fn device_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, S
     Some((reason, format!("VMI uses {what}")))
 }
 
-fn disk_obstacle(vmi: &VirtualMachineInstance) -> Option<(&'static str, String)> {
-    let reason = "DisksNotLiveMigratable";
-    let shared = |volume: &Volume| {
+/// The guest sees what the hypervisor of its node can do, which another node's may not.
+fn hyperv_obstacle(spec: &VirtualMachineInstanceSpec) -> Option<(&'static str, String)> {
+    let passthrough = spec.domain.features.as_ref()?.hyperv_passthrough.as_ref()?;
+    passthrough.enabled.unwrap_or(true).then(|| {
+        let message = "VMI uses hyperv passthrough".to_owned();
+        ("HypervPassthroughNotLiveMigratable", message)
+    })
+}
+
+/// What keeps a disk from being used by another node, in words for people.
+fn disk_obstacle(vmi: &VirtualMachineInstance) -> Option<String> {
+    let shared = |volume: &&Volume| {
         let filesystems = &vmi.spec.domain.devices.filesystems;
         filesystems.iter().any(|filesystem| filesystem.name == volume.name)
     };
-    vmi.spec.volumes.iter().filter(|volume| !shared(volume)).find_map(|volume| {
+    for volume in vmi.spec.volumes.iter().filter(|volume| !shared(volume)) {
         if let Some(claim) = volume
             .persistent_volume_claim
             .as_ref()
             .filter(|_| !is_shared(vmi, volume))
         {
             let name = &claim.claim_name;
-            let message = format!(
+            return Some(format!(
                 "cannot migrate VMI: PVC {name} is not shared, live migration requires that all PVCs must be shared \
                  (using ReadWriteMany access mode)"
-            );
-            return Some((reason, message));
+            ));
         }
-        let host_disk = volume.host_disk.as_ref()?;
-        (!host_disk.shared.unwrap_or(false)).then(|| {
-            let message = format!("cannot migrate VMI with non-shared HostDisk {}", volume.name);
-            (reason, message)
-        })
-    })
+        if let Some(host_disk) = volume.host_disk.as_ref()
+            && !host_disk.shared.unwrap_or(false)
+        {
+            return Some(format!("cannot migrate VMI with non-shared HostDisk {}", volume.name));
+        }
+    }
+    None
 }
 
 /// Who holds a reservation is a node, and the other one would not get in.
@@ -202,6 +238,61 @@ mod tests {
             vmi.spec.domain.devices.disks = serde_json::from_value(disks).unwrap();
             assert_eq!(live_migratable(&vmi, &ClusterConfig::default()).reason, expected);
         }
+    }
+
+    /// In KubeVirt's order: what passes the hypervisor through hides a claim, and is hidden by a reservation.
+    #[test]
+    fn a_hypervisor_that_is_passed_through_stays() {
+        let claim = json!([{"name": "root", "persistentVolumeClaim": {"claimName": "c"}}]);
+        let hyperv = "HypervPassthroughNotLiveMigratable";
+        let disks = "DisksNotLiveMigratable";
+        let reservation = "PersistentReservationNotLiveMigratable";
+        for (passthrough, volumes, reserved, expected) in [
+            (json!({}), json!([]), false, hyperv),
+            (json!({"enabled": true}), json!([]), false, hyperv),
+            (json!({"enabled": false}), json!([]), false, ""),
+            (json!(null), json!([]), false, ""),
+            (json!({"enabled": true}), claim.clone(), false, hyperv),
+            (json!({"enabled": false}), claim.clone(), false, disks),
+            (json!({"enabled": true}), claim, true, reservation),
+        ] {
+            let mut vmi = vmi(volumes, json!({"name": "default", "masquerade": {}}), false);
+            let features = json!({"hypervPassthrough": passthrough});
+            vmi.spec.domain.features = serde_json::from_value(features.clone()).unwrap();
+            let lun = json!([{"name": "a", "lun": {"bus": "scsi", "reservation": reserved}}]);
+            vmi.spec.domain.devices.disks = serde_json::from_value(lun).unwrap();
+            let desired = live_migratable(&vmi, &ClusterConfig::default());
+            assert_eq!(desired.reason, expected, "{features}");
+            assert_eq!(desired.status, expected.is_empty(), "{features}");
+        }
+    }
+
+    #[test]
+    fn with_other_disks_only_disks_are_no_obstacle() {
+        let config = ClusterConfig::default();
+        let claim = json!([{"name": "root", "persistentVolumeClaim": {"claimName": "c"}}]);
+        let moves = vmi(claim.clone(), json!({"name": "default", "masquerade": {}}), false);
+        assert!(!live_migratable(&moves, &config).status);
+        let storage = storage_live_migratable(&moves, &config);
+        assert_eq!(
+            (
+                storage.kind.as_str(),
+                storage.status,
+                storage.reason.as_str(),
+                storage.message.as_str()
+            ),
+            ("StorageLiveMigratable", true, "", "")
+        );
+        let mut stays = vmi(claim, json!({"name": "default", "bridge": {}}), false);
+        stays.spec.domain.launch_security = serde_json::from_value(json!({"sev": {}})).unwrap();
+        let storage = storage_live_migratable(&stays, &config);
+        assert_eq!((storage.status, storage.reason.as_str()), (false, "NotMigratable"));
+        let (first, second) = storage.message.split_once(", SEVNotLiveMigratable: ").unwrap();
+        assert!(
+            first.starts_with("InterfaceNotLiveMigratable: cannot migrate"),
+            "{first}"
+        );
+        assert_eq!(second, "VMI uses SEV");
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl Device {
         }
     }
 
+    /// What guests run with that are not emulated.
+    pub(crate) fn kvm() -> Self {
+        Self::new("kvm", "/dev/kvm")
+    }
+
     /// The resource that containers request.
     pub(crate) fn resource(&self) -> String {
         format!("{RESOURCE_PREFIX}{}", self.name)
@@ -126,7 +131,7 @@ pub(crate) fn known(kvm: &Verdict) -> Vec<Device> {
         Device::new("sev", "/dev/sev"),
     ];
     if kvm.usable {
-        all.push(Device::new("kvm", "/dev/kvm"));
+        all.push(Device::kvm());
     }
     all
 }

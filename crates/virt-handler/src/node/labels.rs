@@ -44,11 +44,15 @@ const OWNED: [&str; 13] = [
     HOST_FEATURE_PREFIX,
 ];
 
+/// Prefixes of what QEMU tells: while it does not, what is there stays.
+const OF_QEMU: [&str; 4] = [MACHINE_PREFIX, CPU_PREFIX, CPU_MIGRATION_PREFIX, CPU_FEATURE_PREFIX];
+
 /// All that a node is known to be.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     pub(crate) kvm: Verdict,
-    pub(crate) capabilities: Capabilities,
+    /// Unless QEMU did not say.
+    pub(crate) capabilities: Option<Capabilities>,
     pub(crate) vendor: Option<CpuVendor>,
     pub(crate) host_model: Option<HostModel>,
     /// The kubelet gives CPUs to one container alone.
@@ -61,13 +65,6 @@ pub(crate) struct Facts {
     pub(crate) hyperv: BTreeSet<String>,
     /// CPU models that nobody shall be offered.
     pub(crate) obsolete: BTreeSet<String>,
-}
-
-impl Facts {
-    /// Whether nothing more can be learned.
-    pub(crate) fn is_complete(&self) -> bool {
-        self.host_model.is_some()
-    }
 }
 
 /// A label's name has at most 63 characters of a small alphabet.
@@ -90,16 +87,18 @@ fn wanted(facts: &Facts) -> BTreeMap<String, String> {
         obsolete,
     } = facts;
     let mut named: Vec<(&str, &str)> = Vec::new();
-    named.extend(capabilities.machines.iter().map(|name| (MACHINE_PREFIX, name.as_str())));
-    for model in capabilities.cpu_models.difference(obsolete) {
-        named.extend([(CPU_PREFIX, model.as_str()), (CPU_MIGRATION_PREFIX, model)]);
+    if let Some(Capabilities {
+        machines,
+        cpu_models,
+        cpu_features,
+    }) = capabilities
+    {
+        named.extend(machines.iter().map(|name| (MACHINE_PREFIX, name.as_str())));
+        for model in cpu_models.difference(obsolete) {
+            named.extend([(CPU_PREFIX, model.as_str()), (CPU_MIGRATION_PREFIX, model)]);
+        }
+        named.extend(cpu_features.iter().map(|name| (CPU_FEATURE_PREFIX, name.as_str())));
     }
-    named.extend(
-        capabilities
-            .cpu_features
-            .iter()
-            .map(|name| (CPU_FEATURE_PREFIX, name.as_str())),
-    );
     named.extend(vendor.iter().map(|vendor| (CPU_VENDOR_PREFIX, vendor.0)));
     named.extend(hyperv.iter().map(|name| (HYPERV_PREFIX, name.as_str())));
     // Without KVM nobody gets it.
@@ -142,9 +141,10 @@ pub(super) fn patch(node: &Node, facts: &Facts) -> Option<Value> {
     let owned = |key: &str| OWNED.iter().any(|prefix| key.starts_with(prefix));
     wanted.retain(|key, _| !skip || !owned(key));
     wanted.insert(SCHEDULABLE_LABEL.to_owned(), "true".to_owned());
+    let unknown = |key: &str| facts.capabilities.is_none() && OF_QEMU.iter().any(|prefix| key.starts_with(prefix));
     let stale = has
         .keys()
-        .filter(|key| !skip && owned(key) && !wanted.contains_key(*key))
+        .filter(|key| !skip && owned(key) && !unknown(key) && !wanted.contains_key(*key))
         .map(|key| (key.clone(), None));
     let mut labels: BTreeMap<String, Option<String>> = stale.collect();
     labels.extend(
@@ -174,11 +174,11 @@ mod tests {
                 usable: false,
                 why: "w".into(),
             },
-            capabilities: Capabilities {
+            capabilities: Some(Capabilities {
                 machines: set(&["q35"]),
                 cpu_models: set(&["EPYC", "qemu64"]),
                 cpu_features: set(&["sse4.1", "-bad", "x".repeat(64).as_str()]),
-            },
+            }),
             vendor: Some(CpuVendor("AMD")),
             host_model: Some(HostModel {
                 name: "EPYC-Rome".into(),
@@ -231,6 +231,30 @@ mod tests {
         );
         apply(&mut node, &change);
         assert_eq!(patch(&node, &facts()), None);
+    }
+
+    #[test]
+    fn what_qemu_told_of_stays_while_it_says_nothing() {
+        let mut node = Node::default();
+        let change = patch(&node, &facts()).unwrap();
+        apply(&mut node, &change);
+        let mut unknown = facts();
+        (unknown.capabilities, unknown.vendor) = (None, None);
+        let change = patch(&node, &unknown).unwrap();
+        assert_eq!(change["labels"], json!({"cpu-vendor.node.kubevirt.io/AMD": null}));
+        let nothing = Facts {
+            capabilities: Some(Capabilities::default()),
+            ..unknown
+        };
+        let change = patch(&node, &nothing).unwrap();
+        for gone in [
+            "machine-type.node.kubevirt.io/q35",
+            "cpu-model.node.kubevirt.io/EPYC",
+            "cpu-model-migration.node.kubevirt.io/EPYC",
+            "cpu-feature.node.kubevirt.io/sse4.1",
+        ] {
+            assert_eq!(change["labels"].get(gone), Some(&Value::Null), "{gone}");
+        }
     }
 
     #[test]

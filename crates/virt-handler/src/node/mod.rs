@@ -14,9 +14,12 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
+use crate::capabilities::Capabilities;
 use crate::devices::{self, Device};
 use crate::kvm::Verdict;
+use crate::session::Context;
 use crate::{Devices, Options};
 use host::{CpuVendor, HostModel};
 use labels::{Facts, HEARTBEAT_ANNOTATION};
@@ -29,9 +32,12 @@ const REALTIME_LIMIT: &str = "/proc/sys/kernel/sched_rt_runtime_us";
 const HEARTBEAT: Duration = Duration::from_secs(60);
 /// How long the last write may take.
 const RETIRE: Duration = Duration::from_secs(3);
+/// First and longest pause before QEMU is asked again what it can do, when it did not say.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+const ASK_SELDOM: Duration = Duration::from_secs(600);
 
 /// Finds out what the node can do.
-pub(crate) async fn gather(options: &Options, kvm: &Verdict) -> Facts {
+async fn gather(options: &Options, kvm: &Verdict) -> Facts {
     Facts {
         capabilities: qemu::capabilities(&options.qemu, &options.state_dir, kvm.usable).await,
         kvm: kvm.clone(),
@@ -58,21 +64,47 @@ pub(crate) async fn gather(options: &Options, kvm: &Verdict) -> Facts {
     }
 }
 
-/// Publishes again whenever the configuration says otherwise what a node should tell, for ever.
-pub(crate) async fn follow(client: &Client, options: &Options, kvm: &Verdict) {
-    let mut config = options.config.clone();
+/// Publishes what the node has, and again whenever that may be something else: by the configuration, the verdict on KVM
+/// or libvirt's description of guests; and until QEMU says what it can do. For ever; calls `published` each time.
+pub(crate) async fn follow(context: &Context, published: impl Fn()) {
+    let Context { client, options, .. } = context;
+    let (mut config, mut kvm) = (options.config.clone(), context.kvm.clone());
+    let prepared = context.capabilities.as_ref().map(Capabilities::current);
+    // Where nothing is prepared, nothing comes of it.
+    let mut prepared = prepared.unwrap_or_else(|| watch::channel(None).1);
     let told = |config: &ClusterConfig| (config.obsolete_cpu_models.clone(), config.guests_per_node);
+    let mut pause = ASK_AGAIN;
     loop {
+        // Before anything is looked at: what changes meanwhile is not missed.
         let now = told(&config.borrow_and_update());
-        if config.wait_for(|config| told(config) != now).await.is_err() {
-            return std::future::pending().await;
+        let verdict = kvm.borrow_and_update().clone();
+        let described = prepared.borrow_and_update().clone();
+        let facts = gather(options, &verdict.clone().unwrap_or_default()).await;
+        publish(client, options, &facts).await;
+        published();
+        let unanswered = facts.capabilities.is_none();
+        if !unanswered {
+            pause = ASK_AGAIN;
         }
-        publish(client, options, &gather(options, kvm).await).await;
+        tokio::select! {
+            () = when(&mut config, |config| told(config) != now) => {}
+            () = when(&mut kvm, |kvm| *kvm != verdict) => {}
+            () = when(&mut prepared, |prepared| *prepared != described) => {}
+            () = tokio::time::sleep(pause), if unanswered => pause = (pause * 2).min(ASK_SELDOM),
+        }
+    }
+}
+
+/// Returns when a value is as wanted.
+async fn when<T>(receiver: &mut watch::Receiver<T>, wanted: impl FnMut(&T) -> bool) {
+    // A sender that is gone has nothing more to say.
+    if receiver.wait_for(wanted).await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
 /// Publishes labels and devices; waits for the node object, writes only what differs.
-pub(crate) async fn publish(client: &Client, options: &Options, facts: &Facts) {
+async fn publish(client: &Client, options: &Options, facts: &Facts) {
     let nodes: Api<Node> = Api::all(client.clone());
     let mut pause = Duration::from_millis(100);
     loop {

@@ -51,8 +51,8 @@ struct Cached {
     capabilities: Capabilities,
 }
 
-/// Asks QEMU, at most once per build of it.
-pub(crate) async fn capabilities(qemu: &Path, state_dir: &Path, kvm: bool) -> Capabilities {
+/// Asks QEMU, at most once per build of it. `None`: it does not answer, and may do so later.
+pub(crate) async fn capabilities(qemu: &Path, state_dir: &Path, kvm: bool) -> Option<Capabilities> {
     let cache = state_dir.join("qemu.json");
     let modified = std::fs::metadata(qemu).and_then(|metadata| metadata.modified()).ok();
     let kept = std::fs::read(&cache)
@@ -61,7 +61,7 @@ pub(crate) async fn capabilities(qemu: &Path, state_dir: &Path, kvm: bool) -> Ca
     if let (Some(kept), Some(modified)) = (kept, modified)
         && (kept.version.as_str(), kept.qemu_modified, kept.kvm) == (env!("CARGO_PKG_VERSION"), modified, kvm)
     {
-        return kept.capabilities;
+        return Some(kept.capabilities);
     }
     match tokio::time::timeout(QEMU_LIMIT, ask(qemu, kvm)).await {
         Ok(Ok(capabilities)) => {
@@ -75,15 +75,15 @@ pub(crate) async fn capabilities(qemu: &Path, state_dir: &Path, kvm: bool) -> Ca
                 // Without the file QEMU is asked again next time.
                 let _ = serde_json::to_vec(&cached).map(|bytes| std::fs::write(&cache, bytes));
             }
-            capabilities
+            Some(capabilities)
         }
         Ok(Err(error)) => {
             tracing::error!(qemu = %qemu.display(), %error, "QEMU does not say what it can do; install qemu-system-x86");
-            Capabilities::default()
+            None
         }
         Err(_) => {
             tracing::error!(qemu = %qemu.display(), "QEMU did not say in {QEMU_LIMIT:?} what it can do");
-            Capabilities::default()
+            None
         }
     }
 }
@@ -135,7 +135,12 @@ async fn ask(qemu: &Path, kvm: bool) -> io::Result<Capabilities> {
         }
         answers += 1;
     }
-    child.wait().await?;
+    let status = child.wait().await?;
+    // It may end before it has answered that it will.
+    if answers + 1 < commands.len() {
+        let why = format!("it ended with {status} before it had answered");
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, why));
+    }
     Ok(found)
 }
 
@@ -184,7 +189,7 @@ mod tests {
     async fn qemu_says_what_it_can_do() {
         let state = tempfile::tempdir().unwrap();
         let qemu = Path::new("/usr/bin/qemu-system-x86_64");
-        let found = capabilities(qemu, state.path(), false).await;
+        let found = capabilities(qemu, state.path(), false).await.unwrap();
         for machine in ["q35", "pc", "pc-q35-10.0"] {
             assert!(found.machines.contains(machine), "{machine} in {found:?}");
         }
@@ -200,10 +205,16 @@ mod tests {
                 .iter()
                 .any(|feature| feature.starts_with("hv-") || feature == "check")
         );
-        assert_eq!(
-            capabilities(Path::new("/nonexistent"), state.path(), false).await,
-            Capabilities::default()
-        );
-        assert_eq!(capabilities(qemu, state.path(), false).await, found);
+        assert_eq!(capabilities(qemu, state.path(), false).await, Some(found));
+    }
+
+    #[tokio::test]
+    async fn a_qemu_that_does_not_answer_says_nothing() {
+        let state = tempfile::tempdir().unwrap();
+        // The other ends at once, and well.
+        for qemu in ["/nonexistent", "/bin/true"] {
+            assert_eq!(capabilities(Path::new(qemu), state.path(), false).await, None, "{qemu}");
+        }
+        assert!(!state.path().join("qemu.json").exists());
     }
 }

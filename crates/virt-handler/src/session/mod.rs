@@ -32,7 +32,7 @@ use crate::capabilities::Capabilities;
 use crate::events::{self, Note};
 use crate::kvm::Verdict;
 use crate::network::{self, Wanted};
-use crate::registry::Inputs;
+use crate::registry::{Inputs, PodFacts};
 use crate::streams::Guests;
 use crate::{Options, Reported};
 use crate::{containerdisk, hostdisk};
@@ -84,6 +84,35 @@ enum StepError {
     Encode(#[from] serde_json::Error),
 }
 
+/// What a failed step means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Weight {
+    /// Nobody needs to hear of it.
+    Passing,
+    /// Users are told, and it is tried again.
+    Trouble,
+    /// The guest will never start.
+    Final,
+}
+
+impl StepError {
+    /// `begun`: the guest was started; `failures`: so many steps in a row have failed.
+    fn weight(&self, begun: bool, failures: u32) -> Weight {
+        match self {
+            Self::Disconnected | Self::Api(_) | Self::Contended(_) => Weight::Passing,
+            Self::Invalid(_) if !begun => Weight::Final,
+            Self::Network(_) if !begun && failures >= NETWORK_TRIES => Weight::Final,
+            Self::Invalid(_)
+            | Self::Network(_)
+            | Self::Launcher(_)
+            | Self::Timeout
+            | Self::Devices(_)
+            | Self::ContainerDisk(_)
+            | Self::Encode(_) => Weight::Trouble,
+        }
+    }
+}
+
 impl From<tonic::Status> for StepError {
     fn from(status: tonic::Status) -> Self {
         match status.code() {
@@ -103,6 +132,8 @@ pub(crate) struct Session {
     linked_pod: Option<String>,
     link_task: Option<JoinHandle<()>>,
     vmi: Option<Arc<VirtualMachineInstance>>,
+    /// As it was last heard of.
+    pod: Option<PodFacts>,
     nics: Option<Vec<Nic>>,
     synced: Option<VirtualMachineInstanceSpec>,
     asked: Option<u64>,
@@ -139,6 +170,7 @@ impl Session {
             linked_pod: None,
             link_task: None,
             vmi: None,
+            pod: None,
             nics: None,
             synced: None,
             asked: None,
@@ -191,7 +223,7 @@ impl Session {
         let vmis: Api<VirtualMachineInstance> = Api::namespaced(self.context.client.clone(), &pod.namespace);
         match vmis.get_opt(&pod.vmi_name).await {
             Ok(Some(vmi)) if vmi.metadata.uid.as_ref() == Some(&pod.vmi_uid) => {
-                self.vmi = Some(Arc::new(vmi));
+                self.hold(Arc::new(vmi));
                 Some(Instant::now())
             }
             Ok(_) => None,
@@ -207,9 +239,13 @@ impl Session {
         let inputs = self.inputs.borrow_and_update().clone();
         self.kvm.borrow_and_update();
         if let Some(vmi) = inputs.vmi
-            && self.vmi.as_ref().is_none_or(|old| is_newer(&vmi, old))
+            && self.vmi.as_ref().is_none_or(|old| plan::is_newer(&vmi, old))
         {
-            self.vmi = Some(vmi);
+            self.hold(vmi);
+        }
+        if self.pod != inputs.pod {
+            self.pod = inputs.pod.clone();
+            self.retry_at = None;
         }
         let active = |uid: &str| {
             let pods = self
@@ -236,6 +272,7 @@ impl Session {
             self.deliver_capabilities(&pod.uid);
             self.linked_pod = Some(pod.uid.clone());
             (self.nics, self.synced, self.asked, self.gone_since) = (None, None, None, None);
+            self.retry_at = None;
         }
         let link = self.link.borrow_and_update().clone();
         if link.gone && self.gone_since.is_none() {
@@ -247,6 +284,14 @@ impl Session {
         if let (Some(vmi), Some(pod)) = (&self.vmi, &self.linked_pod) {
             self.context.guests.publish(vmi, pod, link.launcher.as_ref());
         }
+    }
+
+    /// Takes a VMI in. A step that failed is tried at once if it may do better with this one.
+    fn hold(&mut self, vmi: Arc<VirtualMachineInstance>) {
+        if self.vmi.as_ref().is_none_or(|old| plan::may_help(old, &vmi)) {
+            self.retry_at = None;
+        }
+        self.vmi = Some(vmi);
     }
 
     /// In the background: the pod's volumes may not be there yet.
@@ -347,7 +392,7 @@ impl Session {
         }
         tokio::select! {
             () = timer => {}
-            () = changed(&mut self.inputs) => self.retry_at = None,
+            () = changed(&mut self.inputs) => {}
             () = changed(&mut self.kvm) => {}
             () = changed(&mut self.link) => {}
         }
@@ -422,30 +467,24 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the guest was started. What would keep another from being started is no reason to end this one.
+    /// See [`plan::begun`].
     fn begun(&self, vmi: &VirtualMachineInstance) -> bool {
         let lifecycle = self.link.borrow().guest.as_ref().map(GuestState::lifecycle);
-        Phase::of(vmi) == Phase::Running
-            || matches!(
-                lifecycle,
-                Some(Lifecycle::Preparing | Lifecycle::Running | Lifecycle::Paused | Lifecycle::ShuttingDown)
-            )
+        plan::begun(Phase::of(vmi), lifecycle)
     }
 
     async fn stop(&mut self, vmi: &VirtualMachineInstance, grace: u64) -> Result<(), StepError> {
         let mut launcher = self.link.borrow().launcher.clone().ok_or(StepError::Disconnected)?;
         let action = if grace == 0 { Action::Kill } else { Action::Shutdown };
-        // Of a guest that is stopped at once, only its end is told.
-        if self.asked.is_none() && grace > 0 {
-            let message = format!("The guest was asked to shut down; it is stopped after {grace} s.");
-            self.tell(vmi, Note::normal(events::SHUTTING_DOWN, message));
-        }
         call(launcher.client.act(ActRequest {
             action: action.into(),
             grace_seconds: grace,
             thaw_seconds: 0,
         }))
         .await?;
+        if let Some(note) = events::asked_to_end(self.asked.is_none(), grace) {
+            self.tell(vmi, note);
+        }
         self.asked = Some(grace);
         Ok(())
     }
@@ -460,7 +499,7 @@ impl Session {
         let patch = Patch::<()>::Json(serde_json::from_value(status::patch(vmi, &change.status, self.guard)?)?);
         match vmis.patch_status(name, &PatchParams::default(), &patch).await {
             Ok(new) => {
-                self.vmi = Some(Arc::new(new));
+                self.hold(Arc::new(new));
                 self.guard = Guard::Fields;
                 self.last_write = Some(Instant::now());
                 for note in change.notes {
@@ -473,7 +512,7 @@ impl Session {
                 let strict = std::mem::replace(&mut self.guard, Guard::Version) == Guard::Version;
                 let new = vmis.get(name).await?;
                 if new.metadata.uid == vmi.metadata.uid {
-                    self.vmi = Some(Arc::new(new));
+                    self.hold(Arc::new(new));
                 }
                 if strict {
                     Err(StepError::Contended(status))
@@ -504,18 +543,10 @@ impl Session {
         // It may hold a launcher's words.
         let text = report::text(chain(&error), report::MAX_MESSAGE);
         tracing::warn!(vmi = %label(vmi), ?step, failures = *failures, "{text}");
-        let begun = self.begun(vmi);
-        match error {
-            StepError::Disconnected | StepError::Api(_) | StepError::Contended(_) => {}
-            StepError::Invalid(_) if !begun => self.hopeless = Some(text),
-            StepError::Network(_) if !begun && self.failures >= NETWORK_TRIES => self.hopeless = Some(text),
-            StepError::Invalid(_)
-            | StepError::Network(_)
-            | StepError::Launcher(_)
-            | StepError::Timeout
-            | StepError::Devices(_)
-            | StepError::ContainerDisk(_)
-            | StepError::Encode(_) => {
+        match error.weight(self.begun(vmi), self.failures) {
+            Weight::Passing => {}
+            Weight::Final => self.hopeless = Some(text),
+            Weight::Trouble => {
                 self.tell(vmi, Note::warning(events::SYNC_FAILED, text.clone()));
                 self.trouble = Some(text);
             }
@@ -555,23 +586,26 @@ fn label(vmi: &VirtualMachineInstance) -> String {
     )
 }
 
-/// Whether a watched object is newer than the one that is held; a write's answer may be ahead of the watch.
-fn is_newer(new: &VirtualMachineInstance, old: &VirtualMachineInstance) -> bool {
-    let version = |vmi: &VirtualMachineInstance| {
-        vmi.metadata
-            .resource_version
-            .as_deref()
-            .and_then(|v| v.parse::<u64>().ok())
-    };
-    match (version(new), version(old)) {
-        (Some(new), Some(old)) => new > old,
-        _ => true,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fails_ends_no_guest_that_was_started() {
+        let invalid = || StepError::Invalid("x".to_owned());
+        let network = || StepError::Network(network::Error::NoInterface("eth0".to_owned()));
+        for (error, begun, failures, expected) in [
+            (invalid(), false, 1, Weight::Final),
+            (invalid(), true, 100, Weight::Trouble),
+            (network(), false, NETWORK_TRIES - 1, Weight::Trouble),
+            (network(), false, NETWORK_TRIES, Weight::Final),
+            (network(), true, NETWORK_TRIES, Weight::Trouble),
+            (StepError::Timeout, false, 100, Weight::Trouble),
+            (StepError::Disconnected, false, 100, Weight::Passing),
+        ] {
+            assert_eq!(error.weight(begun, failures), expected, "{error} {begun} {failures}");
+        }
+    }
 
     #[test]
     fn what_happens_again_is_told_again_and_what_lasts_is_not() {

@@ -11,6 +11,7 @@
 
 use std::time::{Duration, Instant};
 
+use ferrovirt_api::v1::{PersistentVolumeClaimInfo, VirtualMachineInstance, VirtualMachineInstanceStatus};
 use ferrovirt_core::vmi::Phase;
 use ferrovirt_core::vmi::phase::Owner;
 use ferrovirt_protocol::launcher::Lifecycle;
@@ -112,6 +113,54 @@ pub(crate) fn next(o: &Observed) -> Step {
     Step::Wait(wake)
 }
 
+/// Whether a guest was started. What would keep another from being started is no reason to end this one.
+pub(crate) fn begun(phase: Phase, lifecycle: Option<Lifecycle>) -> bool {
+    let launched = matches!(
+        lifecycle,
+        Some(Lifecycle::Preparing | Lifecycle::Running | Lifecycle::Paused | Lifecycle::ShuttingDown)
+    );
+    phase == Phase::Running || launched
+}
+
+/// Whether a step that failed with the old VMI may do better with the new one: something differs that others write. What
+/// this agent writes does not count, its own words about the failure among it.
+pub(crate) fn may_help(old: &VirtualMachineInstance, new: &VirtualMachineInstance) -> bool {
+    let (was, is) = (&old.metadata, &new.metadata);
+    let metadata =
+        was.deletion_timestamp != is.deletion_timestamp || was.labels != is.labels || was.annotations != is.annotations;
+    let none = VirtualMachineInstanceStatus::default();
+    let (was, is) = (
+        old.status.as_ref().unwrap_or(&none),
+        new.status.as_ref().unwrap_or(&none),
+    );
+    let status = was.phase != is.phase
+        || was.active_pods != is.active_pods
+        || was.device_status != is.device_status
+        || was.vsockcid != is.vsockcid
+        || !claims(was).eq(claims(is));
+    metadata || status || old.spec != new.spec
+}
+
+/// What is known of the claims of a VMI.
+fn claims(status: &VirtualMachineInstanceStatus) -> impl Iterator<Item = &PersistentVolumeClaimInfo> {
+    let volumes = status.volume_status.iter();
+    volumes.filter_map(|volume| volume.persistent_volume_claim_info.as_ref())
+}
+
+/// Whether a watched object is newer than the one that is held; a write's answer may be ahead of the watch.
+pub(crate) fn is_newer(new: &VirtualMachineInstance, old: &VirtualMachineInstance) -> bool {
+    let version = |vmi: &VirtualMachineInstance| {
+        vmi.metadata
+            .resource_version
+            .as_deref()
+            .and_then(|v| v.parse::<u64>().ok())
+    };
+    match (version(new), version(old)) {
+        (Some(new), Some(old)) => new > old,
+        _ => true,
+    }
+}
+
 fn act(o: &Observed) -> Option<Step> {
     if !o.connected || o.phase.is_final() {
         return None;
@@ -135,12 +184,15 @@ fn act(o: &Observed) -> Option<Step> {
         o.lifecycle,
         Some(Lifecycle::ShutOff | Lifecycle::Crashed | Lifecycle::Failed)
     );
-    let may_start = o.phase.owner() == Owner::Handler && o.kvm_known && !o.awaits_session;
+    // What the launcher says comes right after the connection; before it, nobody knows whether the guest was started.
+    let may_start = o.phase.owner() == Owner::Handler && o.kvm_known && !o.awaits_session && o.lifecycle.is_some();
     (may_start && !o.synced && !final_state).then_some(Step::Sync)
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn ready(now: Instant) -> Observed {
@@ -194,6 +246,7 @@ mod tests {
                 Step::Wait(None),
             ),
             (Observed { kvm_known: false, ..o }, Step::Wait(None)),
+            (Observed { lifecycle: None, ..o }, Step::Wait(None)),
             (
                 Observed {
                     awaits_session: true,
@@ -238,6 +291,61 @@ mod tests {
         ] {
             assert_eq!(next(&observed), expected, "{observed:?}");
         }
+    }
+
+    #[test]
+    fn when_a_guest_was_started() {
+        for (phase, lifecycle, expected) in [
+            (Phase::Scheduled, None, false),
+            (Phase::Scheduled, Some(Lifecycle::Waiting), false),
+            (Phase::Scheduled, Some(Lifecycle::Preparing), true),
+            (Phase::Scheduled, Some(Lifecycle::Running), true),
+            (Phase::Scheduled, Some(Lifecycle::Failed), false),
+            (Phase::Running, None, true),
+            (Phase::Running, Some(Lifecycle::Paused), true),
+        ] {
+            assert_eq!(begun(phase, lifecycle), expected, "{phase:?} {lifecycle:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_others_write_ends_a_pause() {
+        let old = json!({
+            "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance",
+            "metadata": {"name": "vm", "resourceVersion": "7", "labels": {"a": "b"}},
+            "spec": {"domain": {"devices": {}}},
+            "status": {"phase": "Scheduled", "activePods": {"u": "n"}, "volumeStatus": [{"name": "root", "target": ""}]},
+        });
+        let parse = |vmi: &Value| serde_json::from_value::<VirtualMachineInstance>(vmi.clone()).unwrap();
+        let trouble = json!([{"type": "Synchronized", "status": "False", "message": "no tap"}]);
+        let claim = json!([{"name": "root", "target": "", "persistentVolumeClaimInfo": {"claimName": "c"}}]);
+        for (path, value, expected) in [
+            ("/metadata/resourceVersion", json!("8"), false),
+            ("/metadata/generation", json!(2), false),
+            ("/metadata/labels", json!({"a": "c"}), true),
+            ("/metadata/annotations", json!({"a": ""}), true),
+            ("/metadata/deletionTimestamp", json!("2026-01-01T00:00:00Z"), true),
+            ("/spec/domain", json!({"devices": {}, "memory": {"guest": "1Gi"}}), true),
+            ("/status/phase", json!("Running"), true),
+            ("/status/activePods", json!({"u": "n", "v": "n"}), true),
+            ("/status/VSOCKCID", json!(3), true),
+            ("/status/volumeStatus", claim, true),
+            (
+                "/status/volumeStatus",
+                json!([{"name": "root", "target": "vda", "size": 5}]),
+                false,
+            ),
+            ("/status/conditions", trouble, false),
+            ("/status/interfaces", json!([{"name": "default"}]), false),
+            ("/status/guestOSInfo", json!({"id": "debian"}), false),
+        ] {
+            let mut new = old.clone();
+            let (parent, field) = path.rsplit_once('/').unwrap();
+            new.pointer_mut(parent).unwrap()[field] = value;
+            assert_ne!(parse(&old), parse(&new), "{path} is read");
+            assert_eq!(may_help(&parse(&old), &parse(&new)), expected, "{path}");
+        }
+        assert!(!may_help(&parse(&old), &parse(&old)));
     }
 
     #[test]

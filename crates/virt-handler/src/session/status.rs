@@ -14,7 +14,9 @@ use ferrovirt_core::names;
 use ferrovirt_core::vmi::conditions::{
     AGENT_CONNECTED, AGENT_VERSION_NOT_SUPPORTED, CONTROLLER_REASONS, PAUSED, SYNCHRONIZED,
 };
-use ferrovirt_core::vmi::migratable::{live_migratable, migration_method};
+use ferrovirt_core::vmi::migratable::{
+    STORAGE_LIVE_MIGRATABLE, live_migratable, migration_method, storage_live_migratable,
+};
 use ferrovirt_core::vmi::phase::{GuestView, REASON_DESTROYED, Seen, next_phase};
 use ferrovirt_core::vmi::{Phase, addresses, agent, phase::Owner};
 use ferrovirt_protocol::launcher::{AccessCredentials, GuestState, Lifecycle, Nic};
@@ -90,6 +92,11 @@ pub(crate) fn change(vmi: &VirtualMachineInstance, view: &View<'_>, now: Timesta
     let credentials = view.guest.and_then(|guest| guest.access_credentials.as_ref());
     if let Some(credentials) = credentials.filter(|_| current == Phase::Running) {
         notes.extend(set_credentials(&mut status.conditions, credentials, now));
+    }
+    // A guest that is on its way to its end is not paused any more, either.
+    let runs = current == Phase::Running && view.guest.is_some_and(|guest| guest.lifecycle() == Lifecycle::Running);
+    if runs && conditions::is_true(&old.conditions, PAUSED) {
+        notes.push(Note::normal(events::RESUMED, "VirtualMachineInstance resumed."));
     }
     if let Some((phase, reason)) = next {
         status.phase = Some(phase.as_str().to_owned());
@@ -241,11 +248,10 @@ fn set_conditions(
             let desired = Desired::new(SOFTWARE_EMULATION, true, NO_KVM, message);
             put(SOFTWARE_EMULATION, emulated(view.guest).then_some(desired));
         }
-        let desired = match view.config {
-            Some(config) => live_migratable(vmi, config),
-            None => live_migratable(vmi, &ClusterConfig::default()),
-        };
-        put("LiveMigratable", Some(desired));
+        let defaults = ClusterConfig::default();
+        let config = view.config.unwrap_or(&defaults);
+        put("LiveMigratable", Some(live_migratable(vmi, config)));
+        put(STORAGE_LIVE_MIGRATABLE, Some(storage_live_migratable(vmi, config)));
     }
     let wrong = view
         .hopeless

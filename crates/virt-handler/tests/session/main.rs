@@ -11,7 +11,7 @@ use ferrovirt_protocol::launcher::Action;
 use ferrovirt_protocol::streams::NodeAgent;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{Api, DeleteParams};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use virt_handler::{Agent, Options};
@@ -52,7 +52,9 @@ async fn from_a_bound_pod_to_a_clean_end() {
     let status = vmi.status.as_ref().unwrap();
     assert_eq!(status.interfaces[0].ip_address.as_deref(), Some(POD_IP));
     assert_eq!(status.machine.as_ref().unwrap().r#type.as_deref(), Some("pc-q35-10.0"));
-    assert!(has_condition(&vmi, "SoftwareEmulation") && has_condition(&vmi, "LiveMigratable"));
+    for condition in ["SoftwareEmulation", "LiveMigratable", "StorageLiveMigratable"] {
+        assert!(has_condition(&vmi, condition), "{condition}");
+    }
     assert!(
         status
             .phase_transition_timestamps
@@ -115,10 +117,26 @@ async fn a_killed_launcher_fails_its_vmi() {
     let vmi = world.vmi_when("Failed", |vmi| phase(vmi) == "Failed").await;
     assert_eq!(vmi.status.unwrap().reason.as_deref(), Some("LauncherDied"));
     world
-        .until("it is told", async || {
-            world.events().await.iter().any(|(reason, _)| reason == "Stopped")
-        })
+        .until("it is told", async || world.has_event("Stopped").await)
         .await;
+}
+
+#[tokio::test]
+async fn a_guest_that_has_no_time_to_shut_down_is_killed() {
+    let mut world = World::new().await;
+    world.running().await;
+    let patch = Patch::Merge(json!({"spec": {"terminationGracePeriodSeconds": 0}}));
+    let vmis = world.vmis();
+    vmis.patch("vm", &PatchParams::default(), &patch).await.unwrap();
+    vmis.delete("vm", &DeleteParams::default()).await.unwrap();
+    let kill = json!({"act": "KILL", "grace": 0});
+    world
+        .until("it is killed", async || world.requests().last() == Some(&kill))
+        .await;
+    world
+        .until("it is told", async || world.has_event("Deleted").await)
+        .await;
+    assert!(!world.has_event("ShuttingDown").await);
 }
 
 #[tokio::test]
@@ -158,6 +176,9 @@ async fn the_next_agent_adopts_and_writes_nothing() {
     );
     world.agent.act("default", "vm", Action::Unpause).await.unwrap();
     world.vmi_when("unpaused", |vmi| !has_condition(vmi, "Paused")).await;
+    world
+        .until("that is told", async || world.has_event("Resumed").await)
+        .await;
     let refusal = world.agent.act("default", "vm", Action::Reset).await.unwrap_err();
     assert!(refusal.to_string().contains("not in the mood"), "{refusal}");
     assert_eq!(
@@ -388,6 +409,34 @@ async fn the_node_says_what_it_can_do() {
                 && devices
                     .and_then(|d| d.get("devices.kubevirt.io/kvm"))
                     .is_some_and(|count| count.0 == "0")
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn labels_outlast_a_qemu_that_does_not_answer() {
+    const OLD: &str = "machine-type.node.kubevirt.io/old";
+    let mut world = World::new().await;
+    let nodes = Api::<Node>::all(world.client.clone());
+    let patch = Patch::Merge(json!({"metadata": {"labels": {OLD: "true"}}}));
+    nodes.patch("node-a", &PatchParams::default(), &patch).await.unwrap();
+    let labels = async || nodes.get("node-a").await.unwrap().metadata.labels.unwrap_or_default();
+    let qemu = world.directory.path().join("qemu");
+    world.start_agent(Options {
+        qemu: qemu.clone(),
+        ..world.options()
+    });
+    world
+        .until("the node is offered", async || {
+            labels().await.contains_key("ferrovirt.node.kubevirt.io/kvm")
+        })
+        .await;
+    assert!(labels().await.contains_key(OLD), "nobody has said otherwise");
+    std::os::unix::fs::symlink("/usr/bin/qemu-system-x86_64", &qemu).unwrap();
+    world
+        .until("QEMU was asked again", async || {
+            let labels = labels().await;
+            labels.contains_key("machine-type.node.kubevirt.io/q35") && !labels.contains_key(OLD)
         })
         .await;
 }

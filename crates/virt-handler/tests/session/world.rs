@@ -295,6 +295,10 @@ impl World {
         events
     }
 
+    pub async fn has_event(&self, reason: &str) -> bool {
+        self.events().await.iter().any(|(told, _)| told == reason)
+    }
+
     pub async fn running(&mut self) -> VirtualMachineInstance {
         self.start_agent(self.options());
         self.start_launcher();

@@ -161,6 +161,7 @@ fn one_write_makes_it_running_and_the_next_look_finds_nothing_to_do() {
     );
     assert_eq!(condition(&change, "SoftwareEmulation").unwrap().status, "True");
     assert_eq!(condition(&change, "LiveMigratable").unwrap().status, "True");
+    assert_eq!(condition(&change, "StorageLiveMigratable").unwrap().status, "True");
     assert!(
         condition(&change, "Ready").is_some(),
         "another writer's condition is kept"
@@ -426,10 +427,12 @@ fn credentials_are_told_when_they_change() {
 #[test]
 fn pauses_come_and_go() {
     let mut vmi = vmi("Running");
-    for (lifecycle, reason, expected) in [
-        (Lifecycle::Paused, "User", Some("PausedByUser")),
-        (Lifecycle::Paused, "IOError", Some("PausedIOError")),
-        (Lifecycle::Running, "Unpaused", None),
+    for (lifecycle, reason, expected, told) in [
+        (Lifecycle::Paused, "User", Some("PausedByUser"), None),
+        (Lifecycle::Paused, "IOError", Some("PausedIOError"), None),
+        (Lifecycle::Running, "Unpaused", None, Some("Resumed")),
+        (Lifecycle::Paused, "User", Some("PausedByUser"), None),
+        (Lifecycle::ShuttingDown, "", None, None),
     ] {
         let guest = guest(lifecycle, reason);
         let change = change(
@@ -443,8 +446,29 @@ fn pauses_come_and_go() {
         .unwrap();
         assert!(change.urgent);
         assert_eq!(condition(&change, "Paused").and_then(|c| c.reason.as_deref()), expected);
+        assert_eq!(change.notes.first().map(|note| note.reason), told, "{lifecycle:?}");
         vmi.status = Some(change.status);
     }
+}
+
+#[test]
+fn a_claim_of_one_node_keeps_a_guest_where_it_is() {
+    let mut vmi = vmi("Scheduled");
+    let volumes = json!([{"name": "root", "persistentVolumeClaim": {"claimName": "disk"}}]);
+    vmi.spec.volumes = serde_json::from_value(volumes).unwrap();
+    let guest = guest(Lifecycle::Running, "Booted");
+    let view = View {
+        guest: Some(&guest),
+        ..View::default()
+    };
+    let change = change(&vmi, &view, now()).unwrap();
+    let told = |kind| {
+        let condition = condition(&change, kind).unwrap();
+        (condition.status.as_str(), condition.reason.as_deref().unwrap())
+    };
+    assert_eq!(told("LiveMigratable"), ("False", "DisksNotLiveMigratable"));
+    let storage = condition(&change, "StorageLiveMigratable").unwrap();
+    assert_eq!(storage.status, "True", "its disk could be copied to another");
 }
 
 #[test]
