@@ -129,10 +129,11 @@ pub fn seed_keys(
     Ok(keys)
 }
 
+/// The keys in files of the format `authorized_keys`. QEMU's agent takes none of them if there is a comment among them.
 fn lines(files: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
     let text = files.values().map(|content| String::from_utf8_lossy(content));
     text.flat_map(|text| text.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>())
-        .filter(|line| !line.is_empty())
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .collect()
 }
 
@@ -176,7 +177,7 @@ mod tests {
         for (volume, file, content) in [
             ("a", "key1", "ssh-rsa A one\n\n  ssh-rsa B two \n"),
             ("a", "..data", "not a key"),
-            ("b", "key", "ssh-rsa B two\nssh-rsa C three"),
+            ("b", "key", "# keys\nssh-rsa B two\n #ssh-rsa D\nssh-rsa C three #1"),
             ("p", "root", "s3cret\n"),
             ("p", "nobody", "  "),
         ] {
@@ -200,13 +201,13 @@ mod tests {
             commands,
             [
                 r#"{"arguments":{"keys":["ssh-rsa A one","ssh-rsa B two"],"reset":true,"username":"fedora"},"execute":"guest-ssh-add-authorized-keys"}"#,
-                r#"{"arguments":{"keys":["ssh-rsa A one","ssh-rsa B two","ssh-rsa C three"],"reset":true,"username":"root"},"execute":"guest-ssh-add-authorized-keys"}"#,
+                r#"{"arguments":{"keys":["ssh-rsa A one","ssh-rsa B two","ssh-rsa C three #1"],"reset":true,"username":"root"},"execute":"guest-ssh-add-authorized-keys"}"#,
                 r#"{"arguments":{"crypted":false,"password":"czNjcmV0","username":"root"},"execute":"guest-set-user-password"}"#,
             ]
         );
         assert_eq!(
             seed_keys(&layout, &all, CloudInitFlavor::NoCloud).unwrap(),
-            ["ssh-rsa B two", "ssh-rsa C three"]
+            ["ssh-rsa B two", "ssh-rsa C three #1"]
         );
         assert!(
             seed_keys(&layout, &all, CloudInitFlavor::ConfigDrive)

@@ -119,9 +119,6 @@ async fn launch(args: &Args, layout: Layout) -> anyhow::Result<ExitCode> {
     let children = children::Children::default();
     tokio::spawn(children.clone().reap());
     let daemon = libvirtd::Libvirtd::prepare(&layout, children.clone(), verbose_libvirt())?;
-    let stop = CancellationToken::new();
-    let mut daemon = tokio::spawn(daemon.supervise(stop.clone()));
-
     let (events_to, events) = mpsc::unbounded_channel();
     let hypervisor = hypervisor::Hypervisor::start(
         &layout.libvirt_socket(),
@@ -142,6 +139,8 @@ async fn launch(args: &Args, layout: Layout) -> anyhow::Result<ExitCode> {
         console_log: args.console_log,
     };
     let (driver, inputs, published) = Driver::new(parts);
+    let stop = CancellationToken::new();
+    let mut daemon = tokio::spawn(daemon.supervise(published.clone(), stop.clone()));
     tokio::spawn(forward_signals(inputs.clone()));
     let served = CancellationToken::new();
     let server = tokio::spawn(rpc::serve(listener, inputs, published.clone(), served.clone()));

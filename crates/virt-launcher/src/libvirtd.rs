@@ -12,13 +12,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use ferrovirt_protocol::launcher::GuestState;
 use ferrovirt_protocol::paths;
 use nix::sys::signal::{Signal, kill};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::appeared::appeared;
 use crate::children::{Child, Children, Exit};
+use crate::driver::has_guest;
 use crate::layout::Layout;
 
 const LIBVIRTD: &str = "/usr/sbin/libvirtd";
@@ -28,10 +31,12 @@ const TRAMPOLINE: &str = r#"LISTEN_PID=$$; export LISTEN_PID; exec "$@" 3<&0 </d
 const PROGRAMS: &str = "libvirt/bin";
 /// An end this soon after the start is the configuration's or the system's fault, not an accident.
 const QUICK: Duration = Duration::from_secs(2);
-/// So many of them in a row are enough.
+/// So many of them in a row are enough, where no guest would be lost with the launcher.
 const MAX_QUICK_ENDS: u32 = 6;
 /// Wait after the first of them; doubled with each.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// Longest wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// How long virt-handler may take to deliver QEMU's capabilities.
 const DELIVERY: Duration = Duration::from_secs(1);
@@ -134,37 +139,51 @@ impl Libvirtd {
         self.children.spawn(&mut command).map_err(Error::Spawn)
     }
 
-    /// Keeps it running until `stop`, then ends it. Guests are not touched by libvirtd's death.
-    pub async fn supervise(self, stop: CancellationToken) -> Result<(), Error> {
-        let mut quick_ends = 0;
+    /// Keeps it running until `stop`, then ends it. Guests are not touched by libvirtd's death: while `published` tells
+    /// of one, libvirtd is started again however often it ends; else a few quick ends in a row are an error.
+    pub async fn supervise(self, published: watch::Receiver<GuestState>, stop: CancellationToken) -> Result<(), Error> {
+        let mut quick_ends: u32 = 0;
         loop {
             let started = Instant::now();
-            let mut child = self.spawn()?;
-            let exit = tokio::select! {
-                exit = &mut child.exit => exit.unwrap_or(Exit::Code(-1)),
-                () = stop.cancelled() => {
-                    let _ = kill(child.pid, Signal::SIGTERM);
-                    if tokio::time::timeout(QUICK, child.exit).await.is_err() {
-                        let _ = kill(child.pid, Signal::SIGKILL);
-                    }
-                    return Ok(());
+            let (failure, quick) = match self.spawn() {
+                Ok(mut child) => {
+                    let exit = tokio::select! {
+                        exit = &mut child.exit => exit.unwrap_or(Exit::Code(-1)),
+                        () = stop.cancelled() => {
+                            let _ = kill(child.pid, Signal::SIGTERM);
+                            if tokio::time::timeout(QUICK, child.exit).await.is_err() {
+                                let _ = kill(child.pid, Signal::SIGKILL);
+                            }
+                            return Ok(());
+                        }
+                    };
+                    tracing::warn!(%exit, "libvirtd ended; starting it again");
+                    (Error::KeepsEnding(exit), started.elapsed() < QUICK)
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "trying again");
+                    (error, true)
                 }
             };
-            tracing::warn!(%exit, "libvirtd ended; starting it again");
-            quick_ends = if started.elapsed() < QUICK { quick_ends + 1 } else { 0 };
-            if quick_ends == MAX_QUICK_ENDS {
-                return Err(Error::KeepsEnding(exit));
-            }
-            let wait = if quick_ends == 0 {
-                Duration::ZERO
-            } else {
-                FIRST_WAIT * (1 << (quick_ends - 1))
+            quick_ends = if quick { quick_ends.saturating_add(1) } else { 0 };
+            let guest = has_guest(&published.borrow());
+            let Some(wait) = pause(quick_ends, guest) else {
+                return Err(failure);
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = stop.cancelled() => return Ok(()),
             }
         }
+    }
+}
+
+/// The wait after so many quick ends in a row; `None` if they are enough.
+fn pause(quick_ends: u32, guest: bool) -> Option<Duration> {
+    match quick_ends {
+        0 => Some(Duration::ZERO),
+        MAX_QUICK_ENDS.. if !guest => None,
+        _ => Some((FIRST_WAIT * 2u32.saturating_pow(quick_ends - 1)).min(LONGEST_WAIT)),
     }
 }
 
@@ -236,3 +255,28 @@ const QEMU_CONF: &str = r#"stdio_handler = "file"
 security_driver = "none"
 capability_filters = [ "cpu-unavailable-features" ]
 "#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libvirtd_is_given_up_only_where_no_guest_would_be_lost() {
+        for (quick_ends, guest, expected) in [
+            (0, false, Some(0)),
+            (1, false, Some(50)),
+            (5, false, Some(800)),
+            (6, false, None),
+            (7, false, None),
+            (0, true, Some(0)),
+            (1, true, Some(50)),
+            (6, true, Some(1600)),
+            (10, true, Some(25_600)),
+            (11, true, Some(30_000)),
+            (u32::MAX, true, Some(30_000)),
+        ] {
+            let expected = expected.map(Duration::from_millis);
+            assert_eq!(pause(quick_ends, guest), expected, "{quick_ends} {guest}");
+        }
+    }
+}

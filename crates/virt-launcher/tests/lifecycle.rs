@@ -104,6 +104,18 @@ async fn what_is_missing_for_sev_is_said() {
     assert!(pod.exit().await.success());
 }
 
+/// A libvirtd that is none of those `before`, as soon as there is one.
+async fn next_libvirtd(pod: &Pod, before: &[i32]) -> i32 {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(pid) = pod.pids("libvirtd").into_iter().find(|pid| !before.contains(pid)) {
+            return pid;
+        }
+        assert!(Instant::now() < deadline, "libvirtd is not started again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_guest_survives_the_death_of_libvirtd() {
     let mut pod = Pod::start(|_| ());
@@ -112,17 +124,34 @@ async fn a_guest_survives_the_death_of_libvirtd() {
     for _ in 0..2 {
         let before = pod.pids("libvirtd");
         signal(before[0], "KILL");
-        let deadline = Instant::now() + PATIENCE;
-        while pod.pids("libvirtd").is_empty() || pod.pids("libvirtd") == before {
-            assert!(Instant::now() < deadline, "libvirtd is not started again");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        next_libvirtd(&pod, &before).await;
         act(&mut client, Action::Pause, 0).await.unwrap();
         watcher.until(Lifecycle::Paused).await;
         act(&mut client, Action::Unpause, 0).await.unwrap();
         watcher.until(Lifecycle::Running).await;
         assert_eq!(pod.pids("qemu-system-x86"), guest, "the same guest");
     }
+    act(&mut client, Action::Kill, 0).await.unwrap();
+    assert_eq!(watcher.until(Lifecycle::ShutOff).await.reason, "Destroyed");
+    assert!(pod.exit().await.success());
+}
+
+#[tokio::test]
+async fn a_guest_survives_a_libvirtd_that_keeps_ending() {
+    let mut pod = Pod::start(|_| ());
+    let (mut client, mut watcher) = pod.run().await;
+    let guest = pod.pids("qemu-system-x86");
+    let mut killed = Vec::new();
+    // More often than is accepted of a libvirtd before there is a guest.
+    for _ in 0..7 {
+        let daemon = next_libvirtd(&pod, &killed).await;
+        signal(daemon, "KILL");
+        killed.push(daemon);
+    }
+    next_libvirtd(&pod, &killed).await;
+    act(&mut client, Action::Pause, 0).await.unwrap();
+    watcher.until(Lifecycle::Paused).await;
+    assert_eq!(pod.pids("qemu-system-x86"), guest, "the same guest");
     act(&mut client, Action::Kill, 0).await.unwrap();
     assert_eq!(watcher.until(Lifecycle::ShutOff).await.reason, "Destroyed");
     assert!(pod.exit().await.success());

@@ -72,8 +72,7 @@ pub fn find(layout: &Layout, volume: &str, claim: &Claim) -> Result<Found, Error
         };
     }
     let path = layout.claim_image(volume);
-    // What an overlay is to be laid over is there before.
-    let fixed = claim.read_only || claim.ephemeral;
+    let fixed = is_fixed(claim);
     let create = claim.size.filter(|_| !fixed);
     match host::image(path.clone(), create) {
         Ok((path, size)) => Ok(Found {
@@ -94,6 +93,28 @@ pub fn find(layout: &Layout, volume: &str, claim: &Claim) -> Result<Found, Error
             source,
         }),
     }
+}
+
+/// Makes an image that is shorter than its claim allows as long as a new one would become, if it may be written to. One
+/// that cannot follow its claim serves as it is.
+pub fn follow(found: &mut Found, claim: &Claim) {
+    let larger = |size: &u64| !found.block && !is_fixed(claim) && *size > found.size;
+    let Some(wanted) = claim.size.filter(larger) else {
+        return;
+    };
+    match host::grow(&found.path, wanted) {
+        Ok(size) => found.size = size,
+        Err(error) => tracing::warn!(
+            claim = claim.name,
+            error = &error as &dyn std::error::Error,
+            "the image does not grow with its claim"
+        ),
+    }
+}
+
+/// Nobody writes to its image; what an overlay is to be laid over is there before.
+fn is_fixed(claim: &Claim) -> bool {
+    claim.read_only || claim.ephemeral
 }
 
 #[cfg(test)]
@@ -133,6 +154,38 @@ mod tests {
             assert_eq!(find(&layout, "vol", &claim).unwrap().size, 4);
         }
         assert_eq!(fs::read(&path).unwrap(), b"data");
+    }
+
+    #[test]
+    fn an_image_follows_its_claim_and_never_shrinks() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = Layout::new(root.path(), "n", "v", "u");
+        let path = layout.claim_image("vol");
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let large = 8 << 20;
+        let ephemeral = Claim {
+            ephemeral: true,
+            ..claim(false, Some(large))
+        };
+        for (content, claim, expected) in [
+            (&b"data"[..], claim(false, Some(large)), large),
+            (b"data", claim(false, Some(2)), 4),
+            (b"data", claim(false, None), 4),
+            (b"data", claim(true, Some(large)), 4),
+            (b"data", ephemeral, 4),
+            // There is not so much room anywhere.
+            (b"data", claim(false, Some(1 << 62)), 4),
+            (b"LUKS\xba\xbe", claim(false, Some(large)), large),
+            (b"QFI\xfb\0\0\0\x03", claim(false, Some(large)), 8),
+        ] {
+            fs::write(&path, content).unwrap();
+            let mut found = find(&layout, "vol", &claim).unwrap();
+            follow(&mut found, &claim);
+            let meta = fs::metadata(&path).unwrap();
+            assert_eq!((found.size, meta.len()), (expected, expected), "{content:?} {claim:?}");
+            assert!(meta.blocks() * 512 < 1 << 20, "{claim:?}");
+            assert!(fs::read(&path).unwrap().starts_with(content), "{claim:?}");
+        }
     }
 
     #[test]

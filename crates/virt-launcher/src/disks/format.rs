@@ -42,6 +42,9 @@ const COMPRESSION_TYPE: u64 = 1 << 3;
 const EXTENDED_L2: u64 = 1 << 4;
 const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
 
+/// What a guest may make of its own disk.
+const LUKS: &str = "luks";
+
 /// Judges an image by its content.
 pub fn detect(image: &mut (impl Read + Seek)) -> Result<Image, Refused> {
     let length = image.seek(SeekFrom::End(0))?;
@@ -67,6 +70,16 @@ pub fn detect(image: &mut (impl Read + Seek)) -> Result<Image, Refused> {
     })
 }
 
+/// Whether a disk that is used as raw begins like one. Its guest writes that beginning.
+pub fn is_raw(disk: &mut (impl Read + Seek)) -> io::Result<bool> {
+    match detect(disk) {
+        Ok(image) => Ok(image.format == DiskFormat::Raw),
+        Err(Refused::Format(name)) => Ok(name == LUKS),
+        Err(Refused::Read(source)) => Err(source),
+        Err(Refused::Qcow2(_) | Refused::Empty) => Ok(false),
+    }
+}
+
 /// Known formats that would boot as garbage if they were taken for raw.
 fn foreign(head: &[u8]) -> Option<&'static str> {
     let at = |offset: usize, magic: &[u8]| head.get(offset..).is_some_and(|rest| rest.starts_with(magic));
@@ -78,7 +91,7 @@ fn foreign(head: &[u8]) -> Option<&'static str> {
         ("vpc", 0, b"conectix"),
         ("vdi", 0x40, &[0x7f, 0x10, 0xda, 0xbe]),
         ("qed", 0, b"QED\0"),
-        ("luks", 0, b"LUKS\xba\xbe"),
+        (LUKS, 0, b"LUKS\xba\xbe"),
         ("parallels", 0, b"WithoutFreeSpace"),
     ];
     known
@@ -227,6 +240,19 @@ mod tests {
             ));
         }
         assert!(matches!(detect(&mut Cursor::new(Vec::new())), Err(Refused::Empty)));
+    }
+
+    #[test]
+    fn a_guest_s_own_encryption_is_raw() {
+        for (head, expected) in [
+            (&b"data"[..], true),
+            (b"LUKS\xba\xbe", true),
+            (b"QFI\xfb", false),
+            (b"KDMV", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_raw(&mut Cursor::new(head)).unwrap(), expected, "{head:?}");
+        }
     }
 
     proptest::proptest! {

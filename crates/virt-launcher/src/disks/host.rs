@@ -2,10 +2,12 @@
 
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::statvfs;
 
+use super::format;
 use crate::layout::Layout;
 
 /// A created disk may be this much smaller than asked for when space is short.
@@ -31,7 +33,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Not enough space.
-    #[error("the disk needs {wanted} bytes, but its directory has only {free} free")]
+    #[error("the disk needs {wanted} bytes, but its directory has room for only {free}")]
     NoSpace {
         /// Bytes asked for.
         wanted: u64,
@@ -43,6 +45,17 @@ pub enum Error {
     File {
         /// Where.
         path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It is there and could not be made longer.
+    #[error("cannot make {} {wanted} bytes long", path.display())]
+    Grow {
+        /// Where.
+        path: PathBuf,
+        /// Bytes asked for.
+        wanted: u64,
         /// Why not.
         #[source]
         source: io::Error,
@@ -84,13 +97,49 @@ pub fn image(path: PathBuf, create: Option<u64>) -> Result<(PathBuf, u64), Error
     }
 }
 
+/// Makes the raw image at `path` as long as a new one for `wanted` bytes would become, sparse, and returns its size. It
+/// never becomes shorter, and an image of another format stays as it is.
+pub fn grow(path: &Path, wanted: u64) -> Result<u64, Error> {
+    let fail = |source| Error::Grow {
+        path: path.to_owned(),
+        wanted,
+        source,
+    };
+    let mut file = OpenOptions::new().read(true).write(true).open(path).map_err(fail)?;
+    let meta = file.metadata().map_err(fail)?;
+    let length = meta.len();
+    if !format::is_raw(&mut file).map_err(fail)? {
+        tracing::info!(image = %path.display(), "not a raw image; its size stays");
+        return Ok(length);
+    }
+    // What the image takes already is room for it, too.
+    let room = free(path)?.saturating_add(meta.blocks() * 512);
+    let size = fit(wanted, room)?.max(length);
+    if size > length {
+        file.set_len(size).map_err(fail)?;
+        tracing::info!(image = %path.display(), from = length, to = size, "made an image larger");
+    }
+    if size < wanted {
+        tracing::info!(image = %path.display(), wanted, size, "an image stays shorter than asked for: space is short");
+    }
+    Ok(size)
+}
+
 fn affordable(path: &Path, wanted: u64) -> Result<u64, Error> {
+    let size = fit(wanted, free(path)?)?;
+    if size < wanted {
+        tracing::warn!(wanted, size, "disk made smaller than asked for, because space is short");
+    }
+    Ok(size)
+}
+
+fn free(path: &Path) -> Result<u64, Error> {
     let dir = path.parent().unwrap_or(path);
     let stat = statvfs(dir).map_err(|errno| Error::File {
         path: path.to_owned(),
         source: errno.into(),
     })?;
-    fit(wanted, stat.blocks_available().saturating_mul(stat.fragment_size()))
+    Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
 }
 
 fn fit(wanted: u64, free: u64) -> Result<u64, Error> {
@@ -100,7 +149,6 @@ fn fit(wanted: u64, free: u64) -> Result<u64, Error> {
     let least = u128::from(wanted) * u128::from(100 - TOLERANCE_PERCENT) / 100;
     let size = free / ALIGN * ALIGN;
     if u128::from(size) >= least && size > 0 {
-        tracing::warn!(wanted, size, "disk made smaller than asked for, because space is short");
         return Ok(size);
     }
     Err(Error::NoSpace { wanted, free })
@@ -108,8 +156,6 @@ fn fit(wanted: u64, free: u64) -> Result<u64, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     #[test]

@@ -222,7 +222,12 @@ fn container_disk(layout: &Layout, disk: &Disk, path: Option<&str>) -> Result<Pr
 }
 
 fn claim_disk(layout: &Layout, disk: &Disk, claim: &Claim) -> Result<Prepared, Problem> {
-    let claim::Found { path, block, size } = claim::find(layout, &disk.name, claim)?;
+    let mut found = claim::find(layout, &disk.name, claim)?;
+    // What the guest cannot write to, an installer's image for example, would gain nothing.
+    if !disk.readonly {
+        claim::follow(&mut found, claim);
+    }
+    let claim::Found { path, block, size } = found;
     if claim.ephemeral {
         let overlay = layout.overlay(&disk.name);
         create(&overlay, size, Some((&path, DiskFormat::Raw)))?;

@@ -38,7 +38,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use admission::{Action, Denied};
-pub use publisher::is_final;
+pub use publisher::{has_guest, is_final};
 
 use crate::agent::{Agent, AgentError, Command, Ended, Report};
 use crate::children::Children;

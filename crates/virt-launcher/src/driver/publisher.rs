@@ -49,6 +49,14 @@ impl Publisher {
     }
 }
 
+/// Whether a guest is there, which must not end because of what is beside it.
+pub fn has_guest(state: &GuestState) -> bool {
+    matches!(
+        state.lifecycle(),
+        Lifecycle::Running | Lifecycle::Paused | Lifecycle::ShuttingDown
+    )
+}
+
 /// Whether nothing follows this state.
 pub fn is_final(state: &GuestState) -> bool {
     matches!(
@@ -64,12 +72,13 @@ mod tests {
     #[test]
     fn the_generation_counts_changes_only() {
         let (publisher, receiver) = Publisher::new();
+        assert!(!has_guest(&receiver.borrow()));
         publisher.lifecycle(Lifecycle::Running, "Booted", "");
         publisher.lifecycle(Lifecycle::Running, "Booted", "");
         assert_eq!(receiver.borrow().generation, 2);
-        assert!(!is_final(&receiver.borrow()));
+        assert!(has_guest(&receiver.borrow()) && !is_final(&receiver.borrow()));
         publisher.lifecycle(Lifecycle::ShutOff, "Shutdown", "");
         assert_eq!(receiver.borrow().generation, 3);
-        assert!(is_final(&receiver.borrow()));
+        assert!(is_final(&receiver.borrow()) && !has_guest(&receiver.borrow()));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! One thread owns the connection and makes all calls, so a hanging call cannot stop the rest of the launcher;
 //! libvirt's event loop has another. Both only exchange messages with the driver. A lost connection is opened
-//! again by itself, and what the domain is then is reported as [`Event::Connected`].
+//! again by itself, and what the domain is then is reported as [`Event::Connected`], not before libvirtd knows it.
 
 mod ffi;
 mod places;
@@ -244,26 +244,40 @@ impl Owner {
             self.disconnect();
         }
         if self.connection.is_none() {
-            let connection = loop {
+            let (connection, observed) = loop {
                 match self.open() {
-                    Ok(connection) => break connection,
-                    // libvirtd died while it answered; its socket lives on, so the next attempt waits in its queue.
+                    Ok(opened) => break opened,
+                    // libvirtd died while it answered (its socket lives on, so the next attempt waits in its queue),
+                    // or it is still looking for the guest. Neither says that the guest has ended.
                     Err(error) => tracing::debug!(%error, "cannot connect to libvirtd yet"),
                 }
                 std::thread::sleep(Duration::from_millis(100));
             };
-            let observed = observe(&connection, &self.domain_name);
             let _ = self.events.send(Event::Connected(observed));
             self.connection = Some(connection);
         }
         self.connection.as_ref().expect("it was just opened")
     }
 
-    fn open(&mut self) -> Result<Connect, Error> {
+    /// A new connection, and the domain as it is found there.
+    fn open(&mut self) -> Result<(Connect, Option<(Activity, bool)>), Error> {
         let connection = Connect::open(Some(&self.uri))?;
         self.serial += 1;
+        let observed = self
+            .watch(&connection)
+            .and_then(|()| observe(&connection, &self.domain_name));
+        match observed {
+            Ok(observed) => Ok((connection, observed)),
+            Err(error) => {
+                ffi::unsubscribe(&connection);
+                Err(error)
+            }
+        }
+    }
+
+    fn watch(&self, connection: &Connect) -> Result<(), Error> {
         let (serial, events, requests) = (self.serial, self.events.clone(), self.requests.clone());
-        ffi::subscribe(&connection, move || {
+        ffi::subscribe(connection, move || {
             let (events, requests) = (events.clone(), requests.clone());
             Box::new(move |signal| match signal {
                 ffi::Signal::Lifecycle(event, detail) => {
@@ -277,7 +291,7 @@ impl Owner {
         })?;
         // A libvirtd that hangs is noticed, too; seldom, since each check wakes both sides.
         connection.set_keep_alive(30, 2)?;
-        Ok(connection)
+        Ok(())
     }
 
     fn domain(&mut self) -> Result<Domain, Error> {
@@ -349,28 +363,31 @@ impl Owner {
     }
 }
 
-fn observe(connection: &Connect, name: &str) -> Option<(Activity, bool)> {
+/// What the domain does and whether its agent is connected; `None` only if there is no such domain. Where libvirtd does
+/// not tell, or does not know yet, that is an error.
+fn observe(connection: &Connect, name: &str) -> Result<Option<(Activity, bool)>, Error> {
     let domain = match connection.lookup_domain_by_name(name) {
         Ok(domain) => domain,
-        Err(error) if error.code() == Enum::Known(ErrorNumber::NoDomain) => return None,
-        Err(error) => {
-            tracing::warn!(error = error.message(), "cannot look up the domain");
-            return None;
-        }
+        Err(error) if error.code() == Enum::Known(ErrorNumber::NoDomain) => return Ok(None),
+        Err(error) => return Err(error.into()),
     };
     // A libvirtd that was just started may still be looking for its QEMU, and it sends no event if it finds none.
     // This call needs the domain's job, which that search holds.
     let _ = domain.memory_stats(0);
-    let (state, reason) = domain.state().ok()?;
+    let (state, reason) = domain.state()?;
     let reason = match reason {
         Enum::Known(reason) => Some(reason),
         Enum::Unknown(_) => None,
     };
-    let activity = activity_of_state(state.known()?, reason)?;
-    let agent = domain.xml_desc(0).is_ok_and(|xml| xml::describe(&xml).agent_connected);
-    Some((activity, agent))
+    let activity = state.known().and_then(|state| activity_of_state(state, reason));
+    let activity = activity.ok_or_else(|| Error {
+        message: format!("libvirtd does not know yet what domain {name} does"),
+    })?;
+    let agent = xml::describe(&domain.xml_desc(0)?).agent_connected;
+    Ok(Some((activity, agent)))
 }
 
+/// `None` while libvirtd itself does not know it.
 fn activity_of_state(state: DomainState, reason: Option<DomainStateReason>) -> Option<Activity> {
     Some(match (state, reason) {
         // A guest that suspended itself wakes itself: nobody paused it.
@@ -394,7 +411,8 @@ fn activity_of_state(state: DomainState, reason: Option<DomainStateReason>) -> O
             // QEMU ended while no libvirtd watched it.
             _ => Activity::Crashed("Failed"),
         },
-        _ => return None,
+        (DomainState::Shutoff, _) => Activity::Crashed("Failed"),
+        (DomainState::NoState, _) => return None,
     })
 }
 
@@ -461,11 +479,29 @@ mod tests {
                 off(DomainShutoffReason::Unknown),
                 Some(Activity::Crashed("Failed")),
             ),
+            (DomainState::Shutoff, None, Some(Activity::Crashed("Failed"))),
             (DomainState::Crashed, None, Some(Activity::Crashed("Crashed"))),
             (DomainState::NoState, None, None),
         ] {
             let said = format!("{state:?} {reason:?}");
             assert_eq!(activity_of_state(state, reason), expected, "{said}");
         }
+    }
+
+    /// Asks the test driver in libvirt's library, which has one domain, `test`, and needs no daemon.
+    #[test]
+    fn only_a_domain_that_is_missing_or_off_has_ended() {
+        virt::error::clear_error_callback();
+        let connection = Connect::open(Some("test:///default")).unwrap();
+        let domain = connection.lookup_domain_by_name("test").unwrap();
+        let observed = || observe(&connection, "test").unwrap();
+        assert_eq!(observed(), Some((Activity::Running, false)));
+        domain.suspend().unwrap();
+        assert_eq!(observed(), Some((Activity::Paused("User"), false)));
+        domain.destroy().unwrap();
+        assert_eq!(observed(), Some((Activity::Off("Destroyed"), false)));
+        assert_eq!(observe(&connection, "missing").unwrap(), None);
+        // Not even asked for: this is no name.
+        assert!(observe(&connection, "te\0st").is_err());
     }
 }
