@@ -1,9 +1,11 @@
-//! The Node object of this machine.
+//! The Node object of this machine, and its name: chosen once per data directory and kept in `node.json`, because pods
+//! and volumes are bound to it.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ferrovirt_core::names::VHOST_VSOCK_RESOURCE;
 use ferrovirt_core::overhead::huge_page_resource;
@@ -11,12 +13,104 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use crate::paths::DataDir;
 
 /// Memory that is left to the machine itself.
 const RESERVED: u64 = 512 << 20;
 /// Pods that fit on one machine, if their memory does.
 const PODS: u32 = 500;
+
+/// Why the node has no name.
+#[derive(Debug, thiserror::Error)]
+pub enum NameError {
+    /// The file.
+    #[error(
+        "cannot use {path}, which keeps the name of the node; write {{\"name\": \"NAME\"}} into it, with the name that \
+         the node had: the host name, unless --node-name gave another one"
+    )]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The node has a name already.
+    #[error(
+        "--node-name {wanted}: the node of this data directory is {kept}, which {path} keeps, and its pods and volumes \
+         are bound to that name; leave --node-name out, or choose another place with --data-dir"
+    )]
+    Another {
+        /// What was asked for.
+        wanted: String,
+        /// What it is called.
+        kept: String,
+        /// Where that is kept.
+        path: PathBuf,
+    },
+}
+
+/// What `node.json` says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Kept {
+    name: String,
+}
+
+/// The name of a data directory's node: the kept one; if there is none yet, the wanted one, else the host name.
+///
+/// # Errors
+/// See [`NameError`].
+pub fn name(data: &DataDir, wanted: Option<&str>) -> Result<String, NameError> {
+    match (kept_name(data)?, wanted) {
+        (Some(kept), Some(wanted)) if kept != wanted => Err(NameError::Another {
+            wanted: wanted.to_owned(),
+            kept,
+            path: data.node(),
+        }),
+        (Some(kept), _) => Ok(kept),
+        (None, wanted) => Ok(wanted.map_or_else(host_name, str::to_owned)),
+    }
+}
+
+/// Keeps the name of the node for the next starts. To be called when the API server has taken it: a name that it
+/// refuses must not stay.
+///
+/// # Errors
+/// The file cannot be used.
+pub fn keep_name(data: &DataDir, name: &str) -> Result<(), NameError> {
+    if kept_name(data)?.as_deref() == Some(name) {
+        return Ok(());
+    }
+    write_name(data, name).map_err(|source| NameError::File {
+        path: data.node(),
+        source,
+    })
+}
+
+fn kept_name(data: &DataDir) -> Result<Option<String>, NameError> {
+    let path = data.node();
+    read_name(&path).map_err(|source| NameError::File { path, source })
+}
+
+fn read_name(path: &Path) -> io::Result<Option<String>> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(serde_json::from_slice::<Kept>(&text)?.name)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whatever happens, no half of it is there afterwards.
+fn write_name(data: &DataDir, name: &str) -> io::Result<()> {
+    let mut file = tempfile::NamedTempFile::new_in(data.path())?;
+    serde_json::to_writer(&mut file, &Kept { name: name.to_owned() })?;
+    file.as_file().sync_all()?;
+    file.persist(data.node()).map_err(|error| error.error)?;
+    Ok(())
+}
 
 /// What there is on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +138,7 @@ pub struct Facts {
 impl Facts {
     /// Looks at this machine.
     #[must_use]
-    pub fn gather(name: Option<&str>, data: &Path) -> Self {
+    pub fn gather(name: &str, data: &Path) -> Self {
         let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         let memory = read("/proc/meminfo")
             .lines()
@@ -61,7 +155,7 @@ impl Facts {
         let os_release = read("/etc/os-release");
         let os_image = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
         Self {
-            name: name.map_or_else(host_name, str::to_owned),
+            name: name.to_owned(),
             address: address(),
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory: memory * 1024,
@@ -223,6 +317,30 @@ mod tests {
     }
 
     #[test]
+    fn the_name_of_a_node_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = DataDir::new(directory.path());
+        assert_eq!(name(&data, None).unwrap(), host_name());
+        assert_eq!(name(&data, Some("a")).unwrap(), "a", "nothing was kept yet");
+        keep_name(&data, "a").unwrap();
+        keep_name(&data, "a").unwrap();
+        for wanted in [None, Some("a")] {
+            assert_eq!(name(&data, wanted).unwrap(), "a");
+        }
+        let refused = name(&data, Some("b")).unwrap_err().to_string();
+        let file = data.node().display().to_string();
+        for part in ["--node-name b", "is a,", &file, "leave --node-name out"] {
+            assert!(refused.contains(part), "{part:?} is not in {refused}");
+        }
+        fs::write(data.node(), "").unwrap();
+        let unreadable = name(&data, None).unwrap_err().to_string();
+        assert!(
+            unreadable.contains(&file) && unreadable.contains(r#"{"name": "NAME"}"#),
+            "{unreadable}"
+        );
+    }
+
+    #[test]
     fn huge_pages_are_resources() {
         let sys = tempfile::tempdir().unwrap();
         for (name, number) in [
@@ -244,7 +362,7 @@ mod tests {
         assert_eq!(found, expected.map(|(name, bytes)| (name.to_owned(), bytes)).into());
         assert!(huge_pages(&sys.path().join("missing")).is_empty());
 
-        let mut facts = Facts::gather(Some("n"), Path::new("/"));
+        let mut facts = Facts::gather("n", Path::new("/"));
         facts.memory = 8 << 30;
         facts.huge_pages = found;
         facts.vsock = true;
@@ -258,7 +376,7 @@ mod tests {
 
     #[test]
     fn the_machine_has_something_to_give() {
-        let facts = Facts::gather(Some("n"), Path::new("/"));
+        let facts = Facts::gather("n", Path::new("/"));
         let status = facts.status(Timestamp::UNIX_EPOCH);
         assert!(facts.memory > 0 && facts.storage > 0 && facts.cpus > 0);
         assert_ne!(status["allocatable"]["memory"], status["capacity"]["memory"]);

@@ -10,6 +10,7 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/ferrovirt";
 /// ```text
 /// lock                      held by the running `ferrovirt up`; says its pid and URL
 /// kubeconfig                for kubectl and virtctl
+/// node.json                 name of the node
 /// apiserver/                the API's store and certificates
 /// images/                   pulled and imported images
 /// volumes/PV/               one directory per PersistentVolume of the storage class `local`
@@ -45,6 +46,12 @@ impl DataDir {
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
         self.0.join("kubeconfig")
+    }
+
+    /// The name of the node, which pods and volumes are bound to.
+    #[must_use]
+    pub fn node(&self) -> PathBuf {
+        self.0.join("node.json")
     }
 
     /// The API server's own directory.

@@ -1,8 +1,8 @@
 //! The scheduler: binds pods to nodes they fit on, or says in kube-scheduler's words why there is none.
 //!
 //! [`place`] is the decision, a pure function of pods and nodes. [`run`] feeds it from watches: a pod is looked at when
-//! it appears, and all that wait are looked at again when a node changes or a pod frees its place, and now and then
-//! while one waits for packages that emulate its guest.
+//! it appears, and all that wait are looked at again when a node changes or a pod frees its place, a second after a
+//! binding failed, and now and then while one waits for packages that emulate its guest.
 
 mod emulation;
 
@@ -21,7 +21,7 @@ use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::json;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -35,6 +35,8 @@ use emulation::{ARCH_LABEL, Emulation};
 const NAME: &str = "default-scheduler";
 /// How soon it is noticed that packages were installed which a guest waits for.
 const LOOK_FOR_PACKAGES: Duration = Duration::from_secs(5);
+/// Pause before a binding that failed is tried again.
+const BIND_AGAIN: Duration = Duration::from_secs(1);
 
 /// Amounts of resources: millicores for `cpu`, whole units for everything else.
 pub type Amounts = BTreeMap<String, u64>;
@@ -307,12 +309,18 @@ pub async fn run(client: Client, stop: CancellationToken) -> Result<(), WatchEnd
         pods: Cache::default(),
         nodes: Cache::default(),
         claims: Cache::default(),
+        bind_again: None,
     };
     let mut packages = tokio::time::interval(LOOK_FOR_PACKAGES);
     packages.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        let again = scheduler.bind_again;
         let look = tokio::select! {
             _ = packages.tick(), if scheduler.lacks_packages() => Look::All,
+            () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                scheduler.bind_again = None;
+                Look::All
+            }
             () = stop.cancelled() => return Ok(()),
             event = pods.next() => match event.ok_or(WatchEnded("pods"))? {
                 Ok(event) => scheduler.pod_event(event),
@@ -409,6 +417,8 @@ struct Scheduler {
     pods: Cache<Pod>,
     nodes: Cache<Node>,
     claims: Cache<PersistentVolumeClaim>,
+    /// A pod could not be bound; look at all again then.
+    bind_again: Option<Instant>,
 }
 
 impl Scheduler {
@@ -514,7 +524,10 @@ impl Scheduler {
             }
             // The watch tells late of what was done already.
             Err(kube::Error::Api(status)) if status.code == 409 => debug!(pod = %name, namespace, "bound or gone"),
-            Err(error) => warn!(pod = %name, namespace, %error, "cannot bind a pod"),
+            Err(error) => {
+                warn!(pod = %name, namespace, %error, "cannot bind a pod; trying again");
+                self.bind_again.get_or_insert_with(|| Instant::now() + BIND_AGAIN);
+            }
         }
     }
 

@@ -64,6 +64,7 @@ pub(crate) async fn ensure_class(client: &Client) -> Result<(), kube::Error> {
         "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
         "metadata": {"name": CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
         "provisioner": PROVISIONER, "reclaimPolicy": "Delete", "volumeBindingMode": "Immediate",
+        "allowVolumeExpansion": true,
     });
     let class: StorageClass = serde_json::from_value(class).map_err(kube::Error::SerdeError)?;
     let api = Api::<StorageClass>::all(client.clone());

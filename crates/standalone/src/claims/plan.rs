@@ -94,6 +94,14 @@ fn default_class<'a>(classes: &[&'a StorageClass]) -> Option<&'a StorageClass> {
     classes.iter().filter(marked).max_by_key(age).copied()
 }
 
+/// Whether a bound claim's status says the size that is asked for: a directory has room for more at once.
+fn has_its_size(claim: &PersistentVolumeClaim) -> bool {
+    let spec = claim.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+    let wanted = spec.and_then(|resources| resources.requests.as_ref()?.get("storage"));
+    let status = claim.status.as_ref().and_then(|status| status.capacity.as_ref());
+    wanted == status.and_then(|capacity| capacity.get("storage"))
+}
+
 pub(super) fn claim_step(claim: &PersistentVolumeClaim, around: &Around<'_>) -> ClaimStep {
     let protected = claim.finalizers().iter().any(|f| f == CLAIM_PROTECTION);
     if claim.metadata.deletion_timestamp.is_some() {
@@ -110,7 +118,7 @@ pub(super) fn claim_step(claim: &PersistentVolumeClaim, around: &Around<'_>) -> 
         .filter(|name| !name.is_empty())
     {
         return match around.volume {
-            Some(volume) if is_of(volume, claim) && is(phase, "Bound") => ClaimStep::Rest,
+            Some(volume) if is_of(volume, claim) && is(phase, "Bound") && has_its_size(claim) => ClaimStep::Rest,
             Some(volume) if is_of(volume, claim) => ClaimStep::Bound,
             Some(_) => ClaimStep::Refuse("FailedBinding", format!("volume \"{name}\" belongs to another claim")),
             None if is(phase, "Lost") => ClaimStep::Rest,

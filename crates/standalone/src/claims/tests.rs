@@ -2,6 +2,7 @@ use std::future::Future;
 
 use ferrovirt_apiserver::{ApiServer, Config, UserInfo};
 use k8s_openapi::api::core::v1::Event as KubeEvent;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::api::ListParams;
 
 use super::*;
@@ -22,9 +23,10 @@ fn claim(spec: &Value, phase: &str, protected: bool, deleted: bool) -> Persisten
     for (key, value) in spec.as_object().unwrap() {
         whole[key] = value.clone();
     }
+    let capacity = whole["resources"]["requests"].clone();
     serde_json::from_value(json!({
         "metadata": {"name": "c", "namespace": "n", "uid": "u", "finalizers": finalizers, "deletionTimestamp": deleted},
-        "spec": whole, "status": {"phase": phase},
+        "spec": whole, "status": {"phase": phase, "capacity": capacity},
     }))
     .unwrap()
 }
@@ -55,6 +57,23 @@ fn step(
         ClaimStep::Refuse(reason, message) => format!("{reason}: {message}"),
         ClaimStep::Provision(volume) => format!("Provision {}", volume.name_any()),
         other => format!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_claim_that_has_grown_says_so() {
+    let ours = volume("pvc-u", "u");
+    for (wanted, told, expected) in [
+        ("2Gi", Some("1Gi"), "Bound"),
+        ("2Gi", Some("2Gi"), "Rest"),
+        ("2Gi", None, "Bound"),
+    ] {
+        let spec = json!({"storageClassName": "local", "volumeName": "pvc-u",
+            "resources": {"requests": {"storage": wanted}}});
+        let mut claim = claim(&spec, "Bound", true, false);
+        let capacity = told.map(|told| [("storage".to_owned(), Quantity(told.to_owned()))].into());
+        claim.status.get_or_insert_default().capacity = capacity;
+        assert_eq!(step(&claim, Some(&ours), &[], false), expected, "{wanted} {told:?}");
     }
 }
 

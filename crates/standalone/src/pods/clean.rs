@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
 use nix::mount::{MntFlags, umount2};
 use rustix::process::Signal;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::cgroup;
 use super::network::{NetworkConfig, Sandbox};
@@ -133,6 +135,42 @@ pub async fn remove_pods(data: &DataDir, network: &NetworkConfig) {
     network.collect_garbage(&std::collections::HashSet::new());
 }
 
+/// Whether the API says that the pod of a record is gone. While it does not say so, nothing may be ended.
+pub(super) async fn is_gone(context: &Context, record: &PodRecord) -> bool {
+    let PodRecord {
+        uid, namespace, name, ..
+    } = record;
+    let found = match Api::<Pod>::namespaced(context.client.clone(), namespace)
+        .get_opt(name)
+        .await
+    {
+        Ok(found) => found,
+        Err(error) => {
+            warn!(
+                pod = name, namespace, uid, %error,
+                "cannot ask for a pod that is not in this node's list; it is left as it is until the next start"
+            );
+            return false;
+        }
+    };
+    if is_another(found.as_ref(), uid) {
+        return true;
+    }
+    let bound = found.and_then(|pod| pod.spec?.node_name).unwrap_or_default();
+    let (node, file) = (&context.config.node, context.config.data.node());
+    error!(
+        pod = name, namespace, uid, node, bound, file = %file.display(),
+        "a pod has run here that is bound to a node of another name; it is left as it is. If this node had that name, \
+         stop with `ferrovirt down`, remove the file, and start with `ferrovirt up --node-name` and that name"
+    );
+    false
+}
+
+/// Whether what the API has by a pod's name, if anything, is not the pod with this UID.
+fn is_another(found: Option<&Pod>, uid: &str) -> bool {
+    found.is_none_or(|pod| pod.metadata.uid.as_deref() != Some(uid))
+}
+
 /// Ends everything of a pod that the API no longer knows.
 pub(super) async fn remove_orphan(context: &Context, record: PodRecord) {
     let PodRecord {
@@ -207,4 +245,26 @@ pub(crate) fn unmount_below(directory: &Path) -> io::Result<()> {
         umount2(path, MntFlags::MNT_DETACH)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_pod_with_the_same_uid_is_still_there() {
+        let pod = |uid: Option<&str>| {
+            let mut pod = Pod::default();
+            pod.metadata.uid = uid.map(str::to_owned);
+            pod
+        };
+        for (found, expected) in [
+            (None, true),
+            (Some(pod(Some("other"))), true),
+            (Some(pod(None)), true),
+            (Some(pod(Some("u"))), false),
+        ] {
+            assert_eq!(is_another(found.as_ref(), "u"), expected, "{found:?}");
+        }
+    }
 }

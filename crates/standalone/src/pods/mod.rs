@@ -22,7 +22,7 @@ mod status;
 mod sys;
 mod volumes;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::sync::Arc;
@@ -39,12 +39,12 @@ use tracing::{info, warn};
 
 use crate::events::Events;
 use crate::images::ImageStore;
-use clean::{remove_orphan, remove_volumes};
+use clean::{is_gone, remove_orphan, remove_volumes};
 use config::RunnerConfig;
 use kubelet::{LogLimits, NodeKubelet};
 use network::NetworkError;
 use pod::{Context, PodTask};
-use state::{PodRecord, boot_id};
+use state::{Found, PodRecord, boot_id};
 
 /// Why the pod runner cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -153,18 +153,24 @@ struct Tasks<'a> {
     tasks: JoinSet<(Key, String)>,
     /// Records that were on the disk at the start, by pod UID, until a task takes them.
     found: Option<BTreeMap<String, PodRecord>>,
+    /// UIDs of pods whose records cannot be read, so that nobody knows what runs of them: they are left as they are.
+    unreadable: BTreeSet<String>,
     /// Objects of a list that is being received.
     listed: Option<HashSet<String>>,
 }
 
 impl<'a> Tasks<'a> {
     fn new(context: &'a Arc<Context>) -> Self {
-        let found = Some(find_records(context));
+        let network = &context.config.network;
+        // What runs of a pod runs in its network namespace, and no namespace outlives a reboot.
+        let may_run = |uid: &str| network.netns_of(uid).exists();
+        let Found { records, unreadable } = Found::look(&context.config.data.pods(), may_run);
         Self {
             context,
             handles: HashMap::new(),
             tasks: JoinSet::new(),
-            found,
+            found: Some(records),
+            unreadable,
             listed: None,
         }
     }
@@ -206,6 +212,9 @@ impl<'a> Tasks<'a> {
             // Another pod has the name now; the deletion of the first one was missed.
             handle.gone.cancel();
         }
+        if self.unreadable.contains(&uid) {
+            return;
+        }
         let record = self.found.as_mut().and_then(|found| found.remove(&uid));
         let (sender, receiver) = watch::channel(pod);
         let gone = CancellationToken::new();
@@ -240,17 +249,24 @@ impl<'a> Tasks<'a> {
     /// After the first list: what earlier runs left of pods that are gone from the API.
     async fn remove_what_nobody_knows(&mut self, listed: &HashSet<String>) {
         let Some(found) = self.found.take() else { return };
+        let mut known = listed.clone();
+        known.extend(self.unreadable.iter().cloned());
         for record in found.into_values() {
-            remove_orphan(self.context, record).await;
+            // The list is only of pods of this node's name.
+            if is_gone(self.context, &record).await {
+                remove_orphan(self.context, record).await;
+            } else {
+                known.insert(record.uid);
+            }
         }
-        self.context.config.network.collect_garbage(listed);
+        self.context.config.network.collect_garbage(&known);
         for entry in fs::read_dir(self.context.config.data.pods())
             .into_iter()
             .flatten()
             .flatten()
         {
             let uid = entry.file_name().to_string_lossy().into_owned();
-            if !listed.contains(&uid) {
+            if !known.contains(&uid) {
                 info!(uid, "removing the directory of a pod that is gone");
                 remove_volumes(&entry.path()).await;
                 let _ = fs::remove_dir_all(entry.path());
@@ -263,7 +279,7 @@ impl<'a> Tasks<'a> {
             .flatten()
         {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.rsplit('_').next().is_some_and(|uid| !listed.contains(uid)) {
+            if name.rsplit('_').next().is_some_and(|uid| !known.contains(uid)) {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
@@ -272,19 +288,4 @@ impl<'a> Tasks<'a> {
 
 fn key(pod: &Pod) -> Key {
     (pod.namespace().unwrap_or_default(), pod.name_any())
-}
-
-fn find_records(context: &Context) -> BTreeMap<String, PodRecord> {
-    let directories = fs::read_dir(context.config.data.pods()).into_iter().flatten().flatten();
-    let mut records = BTreeMap::new();
-    for directory in directories {
-        match PodRecord::load(&directory.path()) {
-            Ok(Some(record)) => {
-                records.insert(record.uid.clone(), record);
-            }
-            Ok(None) => {}
-            Err(error) => warn!(path = %directory.path().display(), %error, "cannot read what is known of a pod"),
-        }
-    }
-    records
 }

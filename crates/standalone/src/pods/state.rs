@@ -3,16 +3,18 @@
 //! It is written before a container's process runs anything, and after each exit that was seen. It names processes
 //! by pid and start time, within one boot of the machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tracing::{error, warn};
 
 use super::network::{Attachment, PortMapping};
 use super::process::{Exit, ProcessId};
+use super::volumes::Volumes;
 
 const FILE: &str = "state.json";
 
@@ -34,6 +36,9 @@ pub(super) struct PodRecord {
     /// Digests of the image volumes, by volume name.
     #[serde(default)]
     pub images: BTreeMap<String, String>,
+    /// Where its volumes are, for the case that they cannot be prepared again while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Volumes>,
     pub containers: BTreeMap<String, ContainerRecord>,
 }
 
@@ -89,6 +94,45 @@ impl PodRecord {
     }
 }
 
+/// What earlier pod runners wrote down, by pod UID.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub records: BTreeMap<String, PodRecord>,
+    /// Pods of which something may run, but nobody can tell what.
+    pub unreadable: BTreeSet<String>,
+}
+
+impl Found {
+    /// Reads the records in the kubelet layout's `pods` directory. `may_run` tells of a pod, by its UID, whether
+    /// anything of it can run at all: if not, a record that cannot be read is as good as none.
+    pub(super) fn look(pods: &Path, may_run: impl Fn(&str) -> bool) -> Self {
+        let mut found = Self::default();
+        for directory in fs::read_dir(pods).into_iter().flatten().flatten() {
+            let error = match PodRecord::load(&directory.path()) {
+                Ok(record) => {
+                    let record = record.map(|record| (record.uid.clone(), record));
+                    found.records.extend(record);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let (uid, path) = (directory.file_name(), directory.path().join(FILE));
+            let (uid, path) = (uid.to_string_lossy().into_owned(), path.display());
+            if may_run(&uid) {
+                error!(
+                    uid, %path, %error,
+                    "cannot read what runs of a pod; it is left as it is. Repair the file, or end the processes of the \
+                     pod's cgroups (ferrovirt/UID in /sys/fs/cgroup) and remove it; then start `ferrovirt up` again"
+                );
+                found.unreadable.insert(uid);
+            } else {
+                warn!(uid, %path, %error, "cannot read what ran of a pod; nothing of it is left");
+            }
+        }
+        found
+    }
+}
+
 /// The kernel's id of this boot.
 pub(super) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -118,13 +162,15 @@ impl LogDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pods::volumes::Source;
 
-    #[test]
-    fn a_record_survives_the_disk() {
-        let directory = tempfile::tempdir().unwrap();
-        assert_eq!(PodRecord::load(directory.path()).unwrap(), None);
-        let record = PodRecord {
-            uid: "u".into(),
+    fn record(uid: &str) -> PodRecord {
+        let source = Source {
+            path: "/volumes/v".into(),
+            read_only: true,
+        };
+        PodRecord {
+            uid: uid.into(),
             namespace: "ns".into(),
             name: "p".into(),
             boot: boot_id(),
@@ -136,6 +182,10 @@ mod tests {
                 result: serde_json::json!({}),
             }),
             images: BTreeMap::new(),
+            volumes: Some(Volumes {
+                sources: [("v".to_owned(), source)].into(),
+                images: BTreeMap::new(),
+            }),
             containers: [(
                 "compute".to_owned(),
                 ContainerRecord {
@@ -152,8 +202,41 @@ mod tests {
                 },
             )]
             .into(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_record_survives_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(PodRecord::load(directory.path()).unwrap(), None);
+        let record = record("u");
         record.save(directory.path()).unwrap();
         assert_eq!(PodRecord::load(directory.path()).unwrap(), Some(record));
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_says_nothing_of_volumes() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut earlier = serde_json::to_value(record("u")).unwrap();
+        earlier.as_object_mut().unwrap().remove("volumes").unwrap();
+        fs::write(directory.path().join(FILE), earlier.to_string()).unwrap();
+        let loaded = PodRecord::load(directory.path()).unwrap().unwrap();
+        assert_eq!(loaded.volumes, None);
+        assert_eq!(loaded.containers, record("u").containers);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_matters_where_something_may_run() {
+        let pods = tempfile::tempdir().unwrap();
+        for uid in ["sound", "runs", "rebooted", "unstarted"] {
+            fs::create_dir(pods.path().join(uid)).unwrap();
+        }
+        record("sound").save(&pods.path().join("sound")).unwrap();
+        fs::write(pods.path().join("runs").join(FILE), "{\"uid\": \"runs\"").unwrap();
+        fs::write(pods.path().join("rebooted").join(FILE), "").unwrap();
+        let found = Found::look(pods.path(), |uid| uid != "rebooted");
+        assert_eq!(found.records, [("sound".to_owned(), record("sound"))].into());
+        assert_eq!(found.unreadable, ["runs".to_owned()].into());
+        assert!(Found::look(&pods.path().join("missing"), |_| true).records.is_empty());
     }
 }

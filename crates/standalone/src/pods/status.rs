@@ -144,7 +144,7 @@ fn container_status(container: &Container, view: &View) -> ContainerStatus {
         name: container.name.clone(),
         image_id: record.map(|_| image.clone()).unwrap_or_default(),
         image,
-        container_id: record.map(|record| format!("ferrovirt://{}", record.id)),
+        container_id: record.map(container_id),
         ready: running && known.ready,
         started: Some(running),
         restart_count: record.map_or(0, |record| record.restarts),
@@ -195,7 +195,7 @@ fn terminated(record: &ContainerRecord, ended: Ended) -> ContainerState {
     };
     ContainerState {
         terminated: Some(ContainerStateTerminated {
-            container_id: Some(format!("ferrovirt://{}", record.id)),
+            container_id: Some(container_id(record)),
             exit_code: code,
             signal,
             reason: Some(if ended.out_of_memory { "OOMKilled" } else { reason }.to_owned()),
@@ -205,6 +205,26 @@ fn terminated(record: &ContainerRecord, ended: Ended) -> ContainerState {
         }),
         ..ContainerState::default()
     }
+}
+
+/// Whether a container that was taken over is ready: what its pod says of this very instance holds until a probe says
+/// otherwise; of one that the pod says nothing of yet, what holds after a start.
+pub(super) fn was_ready(pod: &Pod, name: &str, record: &ContainerRecord) -> bool {
+    let id = container_id(record);
+    let mut statuses = pod.status.iter().flat_map(|status| {
+        let mains = status.container_statuses.iter().flatten();
+        mains.chain(status.init_container_statuses.iter().flatten())
+    });
+    let said = statuses.find(|status| status.name == name && status.container_id.as_deref() == Some(id.as_str()));
+    let probed = || {
+        let mut containers = pod.spec.iter().flat_map(in_start_order);
+        containers.any(|(_, container)| container.name == name && container.readiness_probe.is_some())
+    };
+    record.ended.is_none() && said.map_or_else(|| !probed(), |status| status.ready)
+}
+
+fn container_id(record: &ContainerRecord) -> String {
+    format!("ferrovirt://{}", record.id)
 }
 
 /// Only mounts of image volumes have something to say: the digest.

@@ -21,11 +21,13 @@ use k8s_openapi::api::core::v1::{
 };
 use kube::{Api, Client, ResourceExt};
 use nix::mount::{MsFlags, mount};
+use serde::{Deserialize, Serialize};
 
 use crate::images::{ImageError, ImageStore, PullPolicy, RegistryAuth, auth_for};
 
 /// A volume as containers mount it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Source {
     /// Directory or file on the host.
     pub path: PathBuf,
@@ -34,7 +36,7 @@ pub(super) struct Source {
 }
 
 /// All volumes of a pod, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Volumes {
     pub sources: BTreeMap<String, Source>,
     /// Digests of the image volumes, by volume name.

@@ -1,4 +1,7 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
+use ferrovirt_apiserver::{ApiServer, Config, UserInfo};
 use serde_json::{Value, json};
 
 fn node(name: &str, change: impl FnOnce(&mut Value)) -> Node {
@@ -242,4 +245,46 @@ fn pods_wait_for_their_claims() {
         assert_eq!(unbound(&claimant, found).as_deref(), expected);
     }
     assert_eq!(unbound(&pod(|_| {}), |_| None), None);
+}
+
+/// A client whose first binding fails as if the connection broke.
+fn failing_once(real: Client) -> Client {
+    let failed = AtomicBool::new(false);
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let fails = request.uri().path().ends_with("/binding") && !failed.swap(true, Ordering::Relaxed);
+        let real = real.clone();
+        async move {
+            if fails {
+                return Err(tower::BoxError::from("the connection broke"));
+            }
+            real.send(request).await.map_err(tower::BoxError::from)
+        }
+    });
+    Client::new(service, "default")
+}
+
+#[tokio::test]
+async fn a_binding_that_failed_is_tried_again() {
+    let server = ApiServer::open(Config::memory()).await.unwrap();
+    let client = server.client(UserInfo::admin("kubernetes-admin"));
+    let create = PostParams::default();
+    let nodes = Api::<Node>::all(client.clone());
+    nodes.create(&create, &node("n1", |_| {})).await.unwrap();
+    let waits = pod(|p| {
+        p["metadata"]["namespace"] = "default".into();
+        p["spec"]["containers"][0]["image"] = "i".into();
+    });
+    let pods = Api::<Pod>::namespaced(client.clone(), "default");
+    pods.create(&create, &waits).await.unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(run(failing_once(client), stop.clone()));
+    // Nothing else happens meanwhile.
+    let bound = async {
+        while pods.get("p").await.unwrap().spec.unwrap().node_name.is_none() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), bound).await.unwrap();
+    stop.cancel();
+    running.await.unwrap().unwrap();
 }

@@ -22,7 +22,7 @@ use super::{IMAGE, Kvm, UpArgs, checks};
 use crate::adapters::{VirtAdmission, VirtSubresources};
 use crate::images::ImageStore;
 use crate::kubevirt;
-use crate::node::Facts;
+use crate::node::{self, Facts};
 use crate::paths::DataDir;
 use crate::pods::PodRunner;
 use crate::pods::config::RunnerConfig;
@@ -74,7 +74,7 @@ impl Home {
         let subresources = Subresources::new(client("kubevirt-apiserver"), Arc::new(agent.clone()));
         server.add_aggregated(Arc::new(VirtSubresources(subresources)));
 
-        let facts = Facts::gather(args.node_name.as_deref(), data.path());
+        let facts = Facts::gather(&node::name(data, args.node_name.as_deref())?, data.path());
         let (kvm, kvm_seen) = watch::channel(None);
         let runner_config = RunnerConfig {
             node: facts.name.clone(),
@@ -98,6 +98,7 @@ impl Home {
             .publish(&client("kubevirt-operator"))
             .await
             .context("cannot write the Node object")?;
+        node::keep_name(data, &facts.name)?;
 
         pki.write_kubeconfig(&data.kubeconfig(), url, "ferrovirt")?;
         let mut handler = virt_handler::Options::new(&facts.name, data.pods(), data.path().join("handler"));

@@ -59,7 +59,7 @@ pub struct UpArgs {
     /// Set in the process that --background leaves running.
     #[arg(long, hide = true)]
     pub detached: bool,
-    /// Name of the node [default: the host name]
+    /// Name of the node, for good [default: the name it had before, at first the host name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
     /// IPv4 network of the pods [default: the first free one of 10.88.0.0/16, 10.89.0.0/16 …]

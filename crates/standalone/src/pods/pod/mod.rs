@@ -16,6 +16,8 @@
 //! ```
 //!
 //! A pod runner that starts finds the pod's record and goes on in the state that the record and the processes show.
+//! While anything of the pod runs, that is Running or Stopping, never Preparing: volumes are prepared again beside it,
+//! and those that the record names serve if that fails.
 
 mod prepare;
 mod supervise;
@@ -34,7 +36,6 @@ use kube::{Api, Client, ResourceExt};
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -42,18 +43,19 @@ use tracing::{debug, info, warn};
 use super::cgroup;
 use super::clean::remove_volumes;
 use super::config::RunnerConfig;
-use super::container::{Role, group, in_start_order, refuse};
+use super::container::{Role, in_start_order, refuse};
 use super::kubelet::LogLimits;
 use super::network::{Attachment, PortMapping, Sandbox};
 use super::probes::{self, ProbeResult};
 use super::process::{Exit, Process};
 use super::state::{Ended, LogDir, PodRecord};
 use super::status::{self, View, Waiting, differs, render};
-use super::volumes::{self, Volumes};
+use super::volumes::Volumes;
 use crate::events::Events;
 use crate::images::ImageStore;
 
-use supervise::{ExitFuture, Restart, Stopping};
+use prepare::Prepared;
+use supervise::{Deletion, ExitFuture, Restart, Stopping};
 
 /// What all pods share.
 pub(super) struct Context {
@@ -89,12 +91,17 @@ pub(super) struct PodTask {
     name: String,
     ports: Vec<PortMapping>,
     network: Option<Attachment>,
+    /// What containers are started with; nothing is before they are there.
     volumes: Option<Volumes>,
+    /// Volumes of a pod that was taken over, until they are prepared again.
+    kept: Option<Volumes>,
+    prepared: (mpsc::Sender<Prepared>, mpsc::Receiver<Prepared>),
     view: View,
     processes: BTreeMap<String, Process>,
     exits: FuturesUnordered<ExitFuture>,
     restarts: BTreeMap<String, Restart>,
     stopping: Option<Stopping>,
+    deletion: Option<Deletion>,
     probes: BTreeMap<String, probes::Running>,
     probe_results: (mpsc::Sender<ProbeResult>, mpsc::Receiver<ProbeResult>),
     /// A status could not be written; try again then.
@@ -115,11 +122,14 @@ impl PodTask {
             pod,
             network: None,
             volumes: None,
+            kept: None,
+            prepared: mpsc::channel(1),
             view: View::default(),
             processes: BTreeMap::new(),
             exits: FuturesUnordered::new(),
             restarts: BTreeMap::new(),
             stopping: None,
+            deletion: None,
             probes: BTreeMap::new(),
             probe_results: mpsc::channel(16),
             publish_again: None,
@@ -144,6 +154,7 @@ impl PodTask {
 
     /// From the start, or from where an earlier pod runner left, to the end of all processes.
     async fn live(&mut self, record: Option<PodRecord>) {
+        let began = record.is_some();
         match record {
             Some(record) => {
                 if let Err(lost) = self.recover(record) {
@@ -158,24 +169,19 @@ impl PodTask {
             }
             None => {}
         }
-        if let Some(refusal) = refuse(&self.pod, &self.context.config) {
+        // What was begun once is not judged anew.
+        if !began && let Some(refusal) = refuse(&self.pod, &self.context.config) {
             self.warn("Failed", &refusal.message).await;
             self.wait_with(Role::Main, &Waiting::new(refusal.reason, refusal.message));
             self.publish().await;
             return self.wait_for_deletion().await;
         }
-        if self.prepare().await {
-            let mut current = JoinSet::new();
-            if volumes::current::any(&self.pod) {
-                let (context, pod) = (Arc::clone(&self.context), Arc::clone(&self.pod));
-                let directory = context.directory(&self.uid);
-                current.spawn(async move {
-                    let group = group(&pod);
-                    volumes::current::keep(&context.client, &context.images, &pod, &directory, group).await;
-                });
-            }
-            // What is current ends with it.
+        let adopted = !self.processes.is_empty();
+        if adopted || self.prepare().await {
+            let mut current = self.keep_volumes(adopted);
             self.supervise().await;
+            // Whoever removes the volumes must be the only one who touches them.
+            current.shutdown().await;
         }
     }
 
@@ -209,9 +215,13 @@ impl PodTask {
                     }
                 }
             }
+            let ready = status::was_ready(&self.pod, &name, &container);
             let view = self.view.containers.entry(name).or_default();
-            view.ready = container.ended.is_none();
+            view.ready = ready;
             view.record = Some(container);
+        }
+        if !self.processes.is_empty() {
+            self.kept = record.volumes;
         }
         let missing = self
             .network
@@ -292,6 +302,7 @@ impl PodTask {
             ports: self.ports.clone(),
             network: self.network.clone(),
             images: self.view.images.clone(),
+            volumes: self.volumes.as_ref().or(self.kept.as_ref()).cloned(),
             containers: self
                 .view
                 .containers
@@ -437,3 +448,6 @@ fn reference(pod: &Pod) -> ObjectReference {
         field_path: None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,7 @@ use super::super::process::{Exit, Process};
 use super::super::state::{ContainerRecord, Ended};
 use super::super::status::Waiting;
 use super::PodTask;
+use super::prepare::Prepared;
 
 /// A container's name, and how it ended.
 pub(super) type ExitFuture = BoxFuture<'static, (String, Exit)>;
@@ -49,9 +50,36 @@ pub(super) struct Stopping {
     sidecars_told: bool,
 }
 
+/// The end that a deletion sets. Its deadline is by the monotonic clock: setting the machine's clock, or suspending it,
+/// must not cost a guest the time to shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Deletion {
+    grace: Duration,
+    deadline: Instant,
+}
+
+impl Deletion {
+    /// What holds when a deletion with this `grace` is seen, of which by the wall clock so much is `left`: that counts
+    /// only the first time. Later only a smaller grace counts, from now, and never makes it longer.
+    fn asked(known: Option<Self>, grace: Duration, left: Duration, now: Instant) -> Self {
+        match known {
+            None => Self {
+                grace,
+                deadline: now + left.min(grace),
+            },
+            Some(known) if grace < known.grace => Self {
+                grace,
+                deadline: now + grace.min(known.deadline.saturating_duration_since(now)),
+            },
+            Some(known) => known,
+        }
+    }
+}
+
 enum Happened {
     Exit(String, Exit),
     Probe(ProbeResult),
+    Prepared(Prepared),
     Pod,
     Timer,
 }
@@ -88,6 +116,7 @@ impl PodTask {
             match self.next().await {
                 Happened::Exit(name, exit) => self.ended(&name, exit).await,
                 Happened::Probe(result) => self.probed(result).await,
+                Happened::Prepared(volumes) => self.take_prepared(volumes).await,
                 Happened::Pod | Happened::Timer => {}
             }
             self.kill_after_deadline();
@@ -97,9 +126,11 @@ impl PodTask {
     async fn next(&mut self) -> Happened {
         let timer = self.next_timer();
         let (_, results) = &mut self.probe_results;
+        let (_, prepared) = &mut self.prepared;
         tokio::select! {
             Some((name, exit)) = self.exits.next() => Happened::Exit(name, exit),
             Some(result) = results.recv() => Happened::Probe(result),
+            Some(volumes) = prepared.recv() => Happened::Prepared(volumes),
             changed = self.pods.changed() => {
                 if changed.is_err() {
                     // The pod runner itself stops, and takes this task with it.
@@ -119,7 +150,8 @@ impl PodTask {
             .filter(|(name, _)| !self.processes.contains_key(*name));
         let restarts = restarts
             .map(|(_, restart)| restart.at)
-            .filter(|_| self.stopping.is_none());
+            // Without volumes nothing can be started, and their coming is an event of its own.
+            .filter(|_| self.stopping.is_none() && self.volumes.is_some());
         let deadline = self.stopping.map(|stopping| stopping.deadline);
         restarts.chain(deadline).chain(self.publish_again).min()
     }
@@ -372,26 +404,40 @@ impl PodTask {
 
     /// Deletion: the grace is what the deletion says, counted from when it was asked.
     fn stop_for_deletion(&mut self) {
+        let (grace, left) = self.grace_of_deletion();
+        let asked = Deletion::asked(self.deletion, grace, left, Instant::now());
+        if self.deletion.replace(asked) != Some(asked) {
+            self.stop_by(asked.deadline);
+        }
+    }
+
+    /// The grace of the deletion, and what is left of it by the wall clock.
+    fn grace_of_deletion(&self) -> (Duration, Duration) {
+        if self.gone.is_cancelled() {
+            return (SIDECAR_GRACE, SIDECAR_GRACE);
+        }
         let meta = &self.pod.metadata;
-        let grace = if self.gone.is_cancelled() {
-            SIDECAR_GRACE
-        } else if let Some(at) = &meta.deletion_timestamp {
-            // `deletionTimestamp` is the end of the grace.
-            let left = Timestamp::now().duration_until(at.0);
-            let most = meta
-                .deletion_grace_period_seconds
-                .and_then(|seconds| u64::try_from(seconds).ok());
-            let left = Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(0));
-            most.map_or(left, |most| left.min(Duration::from_secs(most)))
-        } else {
-            self.grace()
+        let seconds = meta
+            .deletion_grace_period_seconds
+            .and_then(|seconds| u64::try_from(seconds).ok());
+        let grace = seconds.map_or_else(|| self.grace(), Duration::from_secs);
+        let Some(until) = &meta.deletion_timestamp else {
+            return (grace, grace);
         };
-        self.stop(grace);
+        // `deletionTimestamp` is the end of the grace.
+        let left = Timestamp::now().duration_until(until.0);
+        (
+            grace,
+            Duration::from_millis(u64::try_from(left.as_millis()).unwrap_or(0)),
+        )
+    }
+
+    fn stop(&mut self, grace: Duration) {
+        self.stop_by(Instant::now() + grace);
     }
 
     /// Begins to stop, or shortens the grace of what is being stopped.
-    fn stop(&mut self, grace: Duration) {
-        let deadline = Instant::now() + grace;
+    fn stop_by(&mut self, deadline: Instant) {
         match &mut self.stopping {
             Some(stopping) => stopping.deadline = stopping.deadline.min(deadline).max(Instant::now()),
             None => {
@@ -478,6 +524,33 @@ fn restarts(role: Role, policy: &str, exit: Exit) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_smaller_grace_moves_the_end_of_a_deletion() {
+        let seconds = Duration::from_secs;
+        let begin = Instant::now();
+        let known = Deletion {
+            grace: seconds(30),
+            deadline: begin + seconds(30),
+        };
+        for (what, known, [grace, left, now, expected]) in [
+            ("just asked", None, [30, 30, 0, 30]),
+            ("asked before this pod runner began", None, [30, 12, 0, 12]),
+            ("over before this pod runner began", None, [30, 0, 0, 0]),
+            ("the clock was set back before", None, [30, 900, 0, 30]),
+            ("the clock went on", Some(known), [30, 20, 10, 30]),
+            ("the clock was set forward", Some(known), [30, 0, 10, 30]),
+            ("the clock was set back", Some(known), [30, 900, 10, 30]),
+            ("a larger grace", Some(known), [60, 50, 10, 30]),
+            ("a smaller grace", Some(known), [5, 0, 10, 15]),
+            ("a smaller grace that would end later", Some(known), [20, 0, 15, 30]),
+        ] {
+            let asked = Deletion::asked(known, seconds(grace), seconds(left), begin + seconds(now));
+            assert_eq!(asked.deadline, begin + seconds(expected), "{what}");
+            let again = Deletion::asked(Some(asked), seconds(grace), seconds(0), begin + seconds(now + 1));
+            assert_eq!(again, asked, "{what}");
+        }
+    }
 
     #[test]
     fn restart_rules() {

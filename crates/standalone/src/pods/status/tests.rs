@@ -1,6 +1,6 @@
 use super::*;
 use crate::pods::process::ProcessId;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const NOW: Timestamp = Timestamp::UNIX_EPOCH;
 
@@ -193,4 +193,28 @@ fn nothing_is_written_twice() {
     );
     assert!(!differs(&pod, &later));
     assert_eq!(later.conditions, first.conditions);
+}
+
+#[test]
+fn what_is_taken_over_is_as_ready_as_its_pod_says() {
+    let mut pod = pod();
+    let said = |id: &str, ready: bool| json!({"name": "compute", "containerID": id, "ready": ready});
+    for (probed, said, ended, expected) in [
+        (true, Some(said("ferrovirt://id", true)), None, true),
+        (true, Some(said("ferrovirt://id", false)), None, false),
+        (true, Some(said("ferrovirt://id", true)), Some(Exit::Unknown), false),
+        // The instance before.
+        (true, Some(said("ferrovirt://old", true)), None, false),
+        (true, None, None, false),
+        (false, None, None, true),
+        (false, Some(said("ferrovirt://old", false)), None, true),
+    ] {
+        let statuses: Vec<Value> = said.into_iter().collect();
+        let probe = probed.then(|| json!({"exec": {"command": ["true"]}}));
+        let containers = json!([{"name": "compute", "readinessProbe": probe}]);
+        pod.spec = serde_json::from_value(json!({"containers": containers})).unwrap();
+        pod.status = serde_json::from_value(json!({"containerStatuses": statuses})).unwrap();
+        let case = format!("{probed} {statuses:?} {ended:?}");
+        assert_eq!(was_ready(&pod, "compute", &record(ended)), expected, "{case}");
+    }
 }
