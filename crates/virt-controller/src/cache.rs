@@ -9,11 +9,15 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use ferrovirt_api::v1::{KubeVirt, VirtualMachine, VirtualMachineInstance};
+use ferrovirt_core::names;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodSpec};
 use kube::Resource;
+use kube::api::ObjectMeta;
 use kube::core::DynamicObject;
 use kube::runtime::watcher::Event;
+
+use crate::vmi::claims::THICK;
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,10 +61,17 @@ impl Kept for KubeVirt {}
 
 impl Kept for DynamicObject {}
 
+/// Drops all annotations but those that something is decided on.
+fn keep_annotations(metadata: &mut ObjectMeta, kept: &[&str]) {
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.retain(|key, _| kept.contains(&key.as_str()));
+    }
+}
+
 impl Kept for PersistentVolumeClaim {
     fn trim(&mut self) {
         self.metadata.managed_fields = None;
-        self.metadata.annotations = None;
+        keep_annotations(&mut self.metadata, &THICK);
     }
 }
 
@@ -68,7 +79,8 @@ impl Kept for Pod {
     /// What a pod was made of is in its VMI; what became of it is in its metadata, node and status.
     fn trim(&mut self) {
         self.metadata.managed_fields = None;
-        self.metadata.annotations = None;
+        let networks = [names::NETWORK_STATUS_ANNOTATION, names::NETWORK_INFO_ANNOTATION];
+        keep_annotations(&mut self.metadata, &networks);
         if let Some(spec) = &mut self.spec {
             *spec = PodSpec {
                 node_name: spec.node_name.take(),
@@ -326,7 +338,8 @@ impl<K: Kept> Cache<K> {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Pod;
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use super::*;
@@ -349,6 +362,28 @@ mod tests {
     fn expect(cache: &Cache<Pod>, expected: &[(&str, u64)]) {
         let expected: Vec<(String, u64)> = expected.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
         assert_eq!(versions(cache), expected);
+    }
+
+    #[test]
+    fn what_is_decided_on_is_kept() {
+        let annotated = |kept: &[&str]| {
+            let all = kept
+                .iter()
+                .copied()
+                .chain(["kubectl.kubernetes.io/last-applied-configuration"]);
+            let all: BTreeMap<String, String> = all.map(|key| (key.to_owned(), "true".to_owned())).collect();
+            json!({"metadata": {"namespace": "n", "name": "x", "uid": "u", "resourceVersion": "1", "annotations": all,
+                "managedFields": []}})
+        };
+        let networks = [names::NETWORK_STATUS_ANNOTATION, names::NETWORK_INFO_ANNOTATION];
+        let mut pod: Pod = serde_json::from_value(annotated(&networks)).unwrap();
+        pod.trim();
+        let mut claim: PersistentVolumeClaim = serde_json::from_value(annotated(&THICK)).unwrap();
+        claim.trim();
+        for (metadata, kept) in [(pod.metadata, networks), (claim.metadata, THICK)] {
+            let found = metadata.annotations.unwrap();
+            assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), kept);
+        }
     }
 
     #[test]

@@ -11,6 +11,9 @@
 //! A guest on a silent node may well be running, so its VMI lives as long as its pod object does: only Kubernetes, or
 //! an administrator who deletes the Node or taints it as out of service, knows that the node is really off. That may be
 //! known before the silence is long enough, so the Node is asked when a pod was lost; see [`is_given_up`].
+//!
+//! Clocks of nodes are not believed: silence begins when this process last saw the heartbeat change, or when it last
+//! learned of all nodes anew, since nobody was heard while the API server was not.
 
 use std::collections::HashMap;
 use std::pin::pin;
@@ -44,27 +47,33 @@ const PAUSE: Duration = Duration::from_secs(30);
 /// What is known of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Agent {
-    /// When its agent was heard last.
-    heartbeat: Option<Timestamp>,
+    /// What its agent said last, if ever.
+    heartbeat: Option<String>,
+    /// When this process saw that, by its own clock.
+    heard: Timestamp,
     /// Its label says that it takes VMs.
     schedulable: bool,
 }
 
 impl Agent {
-    fn of(node: &PartialObjectMeta<Node>) -> Option<Self> {
+    /// As seen at `now`; with what was known of it before, if it was followed since.
+    fn of(node: &PartialObjectMeta<Node>, before: Option<&Self>, now: Timestamp) -> Option<Self> {
         let labels = node.metadata.labels.as_ref();
         let schedulable = labels.and_then(|l| l.get(names::SCHEDULABLE_LABEL))?;
         let annotations = node.metadata.annotations.as_ref();
-        let heartbeat = annotations.and_then(|a| a.get(names::HEARTBEAT_ANNOTATION));
+        let heartbeat = annotations.and_then(|a| a.get(names::HEARTBEAT_ANNOTATION)).cloned();
+        let same = before.filter(|before| before.heartbeat == heartbeat);
         Some(Self {
-            heartbeat: heartbeat.and_then(|text| text.parse().ok()),
+            heard: same.map_or(now, |before| before.heard),
+            heartbeat,
             schedulable: schedulable == "true",
         })
     }
 
     /// When it counts as silent, if it says nothing more.
     fn silent_at(&self) -> Timestamp {
-        self.heartbeat
+        let heard = self.heartbeat.as_ref().map(|_| self.heard);
+        heard
             .and_then(|at| at.checked_add(SILENCE).ok())
             .unwrap_or(Timestamp::UNIX_EPOCH)
     }
@@ -131,7 +140,8 @@ pub async fn run(context: Arc<Context>, ready: oneshot::Sender<()>, shutdown: Ca
             Some(Err(error)) => tracing::warn!(%error, "the watch of nodes failed and starts anew"),
             Some(Ok(Event::Init)) => listed.clear(),
             Some(Ok(Event::InitApply(node))) => {
-                listed.extend(Agent::of(&node).map(|agent| (node.metadata.name.unwrap_or_default(), agent)));
+                let agent = Agent::of(&node, None, Timestamp::now());
+                listed.extend(agent.map(|agent| (node.metadata.name.unwrap_or_default(), agent)));
             }
             Some(Ok(Event::InitDone)) => {
                 let listed = std::mem::take(&mut listed);
@@ -143,10 +153,12 @@ pub async fn run(context: Arc<Context>, ready: oneshot::Sender<()>, shutdown: Ca
             }
             Some(Ok(Event::Apply(node))) => {
                 let name = node.metadata.name.clone().unwrap_or_default();
-                match Agent::of(&node) {
-                    Some(agent) => context.nodes.change(|known| known.insert(name, agent)),
-                    None => context.nodes.change(|known| known.remove(&name)),
-                };
+                context
+                    .nodes
+                    .change(|known| match Agent::of(&node, known.get(&name), Timestamp::now()) {
+                        Some(agent) => known.insert(name, agent),
+                        None => known.remove(&name),
+                    });
             }
             Some(Ok(Event::Delete(node))) => {
                 let name = node.metadata.name.unwrap_or_default();
@@ -256,14 +268,14 @@ mod tests {
     fn a_node_is_silent_after_five_minutes() {
         let nodes = Nodes::default();
         let agents = [
-            ("heard", node(Some("true"), Some("1970-01-01T00:10:00Z"))),
-            ("closed", node(Some("false"), Some("1970-01-01T00:01:00Z"))),
-            ("never", node(Some("true"), None)),
+            ("heard", node(Some("true"), Some("a")), 600),
+            ("closed", node(Some("false"), Some("a")), 60),
+            ("never", node(Some("true"), None), 600),
         ];
-        for (name, node) in &agents {
-            nodes.change(|known| known.insert((*name).to_owned(), Agent::of(node).unwrap()));
+        for (name, node, seen) in &agents {
+            nodes.change(|known| known.insert((*name).to_owned(), Agent::of(node, None, at(*seen)).unwrap()));
         }
-        assert_eq!(Agent::of(&node(None, Some("1970-01-01T00:10:00Z"))), None);
+        assert_eq!(Agent::of(&node(None, Some("a")), None, at(600)), None);
         for (name, now, unresponsive) in [
             ("heard", 899, false),
             ("heard", 900, true),
@@ -276,6 +288,21 @@ mod tests {
         assert_eq!(nodes.due(at(700)), (vec!["never".to_owned()], Some(at(900))));
         nodes.change(|known| known.remove("never"));
         assert_eq!(nodes.due(at(900)), (vec!["heard".to_owned()], None));
+    }
+
+    #[test]
+    fn clocks_of_nodes_are_not_believed() {
+        // An hour behind, and then a year ahead.
+        let first = Agent::of(&node(Some("true"), Some("1970-01-01T00:00:00Z")), None, at(3600)).unwrap();
+        assert_eq!(first.silent_at(), at(3900));
+        let other = node(Some("false"), Some("1970-01-01T00:00:00Z"));
+        let same = Agent::of(&other, Some(&first), at(3700)).unwrap();
+        assert_eq!(same.silent_at(), at(3900), "what else changes is no sign of life");
+        let ahead = Agent::of(&node(Some("true"), Some("1971-01-01T00:00:00Z")), Some(&same), at(3800)).unwrap();
+        assert_eq!(ahead.silent_at(), at(4100));
+        // Learned anew after the API server was away.
+        let again = Agent::of(&node(Some("true"), Some("1971-01-01T00:00:00Z")), None, at(9000)).unwrap();
+        assert_eq!(again.silent_at(), at(9300));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub const STATE_LABEL: &str = "persistent-state-for";
 /// Size of such a claim.
 const STATE_SIZE: &str = "10Mi";
 /// Annotations by which CDI tells that it took all room of a claim at once, and that somebody else did.
-const THICK: [&str; 2] = [
+pub(crate) const THICK: [&str; 2] = [
     "cdi.kubevirt.io/storage.preallocation",
     "cdi.kubevirt.io/storage.thick-provisioned",
 ];
