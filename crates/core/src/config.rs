@@ -174,6 +174,8 @@ pub struct ClusterConfig {
     pub mem_balloon_stats_period: u32,
     /// Guests give pages back that they have freed.
     pub free_page_reporting: bool,
+    /// Pods have no hooks for programs that make backups, unless the VMI says otherwise.
+    pub skip_backup_hooks: bool,
     /// Resources by which machines may ask for devices of nodes; `None`: any.
     pub permitted_devices: Option<BTreeSet<String>>,
     /// Devices that virt-handler offers as resources.
@@ -311,6 +313,7 @@ impl Default for ClusterConfig {
             disable_serial_console_log: false,
             mem_balloon_stats_period: 10,
             free_page_reporting: true,
+            skip_backup_hooks: false,
             permitted_devices: Some(BTreeSet::new()),
             device_selectors: Vec::new(),
             persistent_reservation: false,

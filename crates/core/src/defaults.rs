@@ -8,11 +8,12 @@ use ferrovirt_api::v1::{
     InterfaceBridge, InterfaceMasquerade, Network, PodNetwork, Probe, VirtualMachineInstance,
     VirtualMachineInstanceSpec, Volume,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use uuid::Uuid;
 
 use crate::config::ClusterConfig;
 use crate::machine::{Architecture, TapBinding};
-use crate::names::VMI_FINALIZER;
+use crate::names::{LATEST_API_VERSION_ANNOTATION, STORAGE_API_VERSION_ANNOTATION, VMI_FINALIZER};
 use crate::parse::HYPERV_REQUIREMENTS;
 
 pub use vm::{PCI_TOPOLOGY_ANNOTATION, default_vm, default_vm_update};
@@ -23,7 +24,7 @@ const GI: i64 = 1 << 30;
 /// Memory is hotplugged in blocks of this size.
 const HOTPLUG_BLOCK: i64 = 2 << 20;
 
-/// Completes a VMI that is being created: spec and finalizer. Its status is its controller's from the beginning.
+/// Completes a VMI that is being created: spec, finalizer and annotations. Its status is its controller's from the beginning.
 ///
 /// `uuid` becomes the firmware UUID if there is none. Doing it again changes nothing.
 pub fn default_vmi(vmi: &mut VirtualMachineInstance, config: &ClusterConfig, uuid: Uuid) {
@@ -35,6 +36,15 @@ pub fn default_vmi(vmi: &mut VirtualMachineInstance, config: &ClusterConfig, uui
     let finalizers = vmi.metadata.finalizers.get_or_insert_default();
     if !finalizers.iter().any(|f| f == VMI_FINALIZER) {
         finalizers.push(VMI_FINALIZER.to_owned());
+    }
+    observed(&mut vmi.metadata);
+}
+
+/// Says which version of the API an object was written in, and is stored in.
+fn observed(metadata: &mut ObjectMeta) {
+    let annotations = metadata.annotations.get_or_insert_default();
+    for key in [LATEST_API_VERSION_ANNOTATION, STORAGE_API_VERSION_ANNOTATION] {
+        annotations.insert(key.to_owned(), "v1".to_owned());
     }
 }
 

@@ -55,6 +55,9 @@ pub const NETWORK_INFO_ANNOTATION: &str = "kubevirt.io/network-info";
 pub const ATTACHMENTS_ANNOTATION: &str = "kubevirt.io/network-binding-attachments";
 /// Annotation of a NetworkAttachmentDefinition: the resource of nodes whose devices the network is made of.
 pub const NETWORK_RESOURCE_ANNOTATION: &str = "k8s.v1.cni.cncf.io/resourceName";
+/// Annotation of a VMI, of its VM and of the KubeVirt object, in this order: pods have no hooks for programs that make
+/// backups.
+pub const SKIP_BACKUP_HOOKS_ANNOTATION: &str = "kubevirt.io/skip-backup-hooks";
 /// Annotation of a VMI: generation of the VM it was created from.
 pub const VM_GENERATION_ANNOTATION: &str = "kubevirt.io/vm-generation";
 /// Annotation that the controllers stamp: newest API version that they have seen.
@@ -92,6 +95,16 @@ pub fn pod_interface(network: &str) -> String {
     let digest = Sha256::digest(network.as_bytes());
     let hex: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     format!("pod{}", &hex[..11])
+}
+
+/// A boolean value of an annotation, as Kubernetes' components read it.
+#[must_use]
+pub fn boolean(value: &str) -> Option<bool> {
+    match value {
+        "1" | "t" | "T" | "true" | "True" | "TRUE" => Some(true),
+        "0" | "f" | "F" | "false" | "False" | "FALSE" => Some(false),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -55,6 +55,7 @@ pub(crate) async fn run(connection: &Connection, arguments: &Guestfs) -> anyhow:
     let name = pod::name(claim);
     let created = pods.create(&PostParams::default(), &rendered).await;
     let created = created.with_context(|| format!("cannot create pod {name}"))?;
+    let uid = created.uid();
     let used = tokio::select! {
         used = use_pod(&pods, created) => used,
         _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
@@ -70,7 +71,7 @@ pub(crate) async fn run(connection: &Connection, arguments: &Guestfs) -> anyhow:
             Err(error)
         }
         (Ok(()), Ok(_)) => tokio::select! {
-            gone = gone(&pods, &name) => gone,
+            gone = gone(&pods, &name, uid) => gone,
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
             _ = hangup.recv() => Ok(()),
@@ -83,9 +84,10 @@ pub(crate) async fn run(connection: &Connection, arguments: &Guestfs) -> anyhow:
 }
 
 /// Returns when the deleted pod is gone, and with it its hold on the claim; a node that does not answer is not waited for.
-async fn gone(pods: &Api<Pod>, name: &str) -> anyhow::Result<()> {
+async fn gone(pods: &Api<Pod>, name: &str, uid: Option<String>) -> anyhow::Result<()> {
     let watched = async {
-        while let Some(pod) = pods.get_opt(name).await? {
+        // Another pod of the name is somebody else's, who found the claim free.
+        while let Some(pod) = pods.get_opt(name).await?.filter(|pod| pod.uid() == uid) {
             let parameters = WatchParams::default().fields(&format!("metadata.name={name}"));
             let version = pod.resource_version().unwrap_or_default();
             let mut events = pods.watch(&parameters, &version).await?.boxed();

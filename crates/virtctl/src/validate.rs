@@ -8,9 +8,10 @@ mod lines;
 
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstance, VirtualMachineInstancePreset};
 use ferrovirt_core::ClusterConfig;
+use ferrovirt_core::machine::Architecture;
 use ferrovirt_core::{default_vm, default_vmi, validate_preset, validate_vm, validate_vmi_create};
 use serde_json::Value;
 use uuid::Uuid;
@@ -47,12 +48,9 @@ struct Report {
 /// # Errors
 /// There is one, or a file cannot be read.
 pub(crate) fn run(arguments: &cli::Validate) -> anyhow::Result<()> {
-    // Beside those that are on by themselves.
-    let mut config = ClusterConfig {
-        any_binding_plugin: true,
-        ..ClusterConfig::default()
-    };
-    config.feature_gates.extend(arguments.feature_gates.iter().cloned());
+    let architecture = Architecture::from_name(&arguments.architecture);
+    let architecture = architecture.with_context(|| format!("{} is no architecture", arguments.architecture))?;
+    let config = cluster(architecture, &arguments.feature_gates);
     let mut count = 0;
     for file in &arguments.files {
         let report = judge(&crate::expand::read(file)?, &config);
@@ -64,6 +62,20 @@ pub(crate) fn run(arguments: &cli::Validate) -> anyhow::Result<()> {
         1 => bail!("1 mistake was found"),
         _ => bail!("{count} mistakes were found"),
     }
+}
+
+/// A cluster of which not much is known: its administrator may have permitted all that can be permitted.
+fn cluster(architecture: Architecture, feature_gates: &[String]) -> ClusterConfig {
+    let mut config = ClusterConfig {
+        any_binding_plugin: true,
+        permitted_devices: None,
+        persistent_reservation: true,
+        ..ClusterConfig::default()
+    };
+    config.architecture = architecture;
+    // Beside those that are on by themselves.
+    config.feature_gates.extend(feature_gates.iter().cloned());
+    config
 }
 
 fn print(file: &Path, report: &Report) -> anyhow::Result<()> {
@@ -279,6 +291,23 @@ spec:
     }
 
     #[test]
+    fn what_an_administrator_may_permit_is_not_refused() {
+        let devices = "devices:
+          gpus: [{name: g, deviceName: example.com/gpu}]
+          hostDevices: [{name: h, deviceName: example.com/nic}]";
+        let text = GOOD
+            .replace("devices:", devices)
+            .replace("disk: {bus: virtio}", "lun: {bus: scsi, reservation: true}")
+            .replace("image: registry/image:1", "claimName: c")
+            .replace("containerDisk:", "persistentVolumeClaim:")
+            .replace("domain:", "domain:\n        machine: {type: q35}");
+        let found = |architecture| lines_with(&text, &cluster(architecture, &["HostDevices".to_owned()]));
+        assert_eq!(found(Architecture::Amd64), "VirtualMachine good is valid\n");
+        let arm = found(Architecture::Arm64);
+        assert!(arm.contains("machine.type"), "{arm}");
+    }
+
+    #[test]
     fn every_mistake_is_told_at_once() {
         let text = GOOD
             .replace("Always", "Sometimes")
@@ -295,24 +324,38 @@ spec:
             .replace("guest: 128Mi", "guest: {}")
             .replace("- name: root\n        containerDisk", "- containerDisk")
             .replace("image:", "picture:");
+        assert_eq!(
+            lines(&text),
+            "6: spec.runStrategy: invalid type: sequence, expected a string
+11: spec.template.spec.domain.memory.guest: invalid type: map, expected a quantity: a string or a number
+17: spec.template.spec.volumes[0].containerDisk: missing field `image`
+17: spec.template.spec.volumes[0]: missing field `name`
+18: spec.template.spec.volumes[0].containerDisk.picture: unknown field
+"
+        );
+        let text = GOOD
+            .replace("- name: root\n            disk: {bus: virtio}", "- disk\n          - 7")
+            .replace(
+                "- name: root\n        containerDisk",
+                "- name: {}\n        containerDisk",
+            )
+            .replace(
+                "      volumes:",
+                "      readinessProbe: {exec: {command: [a, {}, [b]]}}\n      volumes:",
+            );
         let found = lines(&text);
-        let expected = [
-            "6: spec.runStrategy: invalid type: sequence",
-            "11: spec.template.spec.domain.memory.guest: invalid type: map",
-            "17: spec.template.spec.volumes[0]: missing field `name`",
-            "18: spec.template.spec.volumes[0].containerDisk.picture: unknown field",
-        ];
-        for start in expected {
-            assert!(found.lines().any(|line| line.starts_with(start)), "{start}: {found}");
-        }
-        let text = GOOD.replace("- name: root\n            disk: {bus: virtio}", "- disk\n          - 7");
-        let found = lines(&text);
-        for start in [
-            "14: spec.template.spec.domain.devices.disks[0]",
-            "15: spec.template.spec.domain.devices.disks[1]",
-        ] {
-            assert!(found.lines().any(|line| line.starts_with(start)), "{start}: {found}");
-        }
+        let fields: Vec<&str> = found.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+        assert_eq!(
+            fields,
+            [
+                "spec.template.spec.domain.devices.disks[0]",
+                "spec.template.spec.domain.devices.disks[1]",
+                "spec.template.spec.readinessProbe.exec.command[1]",
+                "spec.template.spec.readinessProbe.exec.command[2]",
+                "spec.template.spec.volumes[0].name",
+            ],
+            "{found}"
+        );
     }
 
     #[test]

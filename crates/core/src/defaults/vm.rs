@@ -3,7 +3,7 @@
 use ferrovirt_api::v1::VirtualMachine;
 use uuid::Uuid;
 
-use super::default_architecture;
+use super::{default_architecture, observed};
 use crate::config::ClusterConfig;
 
 /// Annotation on VM templates and VMIs.
@@ -14,6 +14,7 @@ pub const PCI_TOPOLOGY_ANNOTATION: &str = "kubevirt.io/pci-topology-version";
 ///
 /// `uuid` and `serial` become the firmware's if there are none. Doing it again changes nothing.
 pub fn default_vm(vm: &mut VirtualMachine, config: &ClusterConfig, uuid: Uuid, serial: Uuid) {
+    observed(&mut vm.metadata);
     let template = &mut vm.spec.template;
     let Some(spec) = &mut template.spec else { return };
     default_architecture(spec, config);
@@ -42,6 +43,7 @@ pub fn default_vm(vm: &mut VirtualMachine, config: &ClusterConfig, uuid: Uuid, s
 /// A VM that never had a UUID or a serial number gets none: it has been started without. A template that stays stays as
 /// it is, or labelling a VM would require its restart. Doing it again changes nothing.
 pub fn default_vm_update(vm: &mut VirtualMachine, old: &VirtualMachine, config: &ClusterConfig) {
+    observed(&mut vm.metadata);
     let (template, before) = (&mut vm.spec.template, &old.spec.template);
     if template == before {
         return;

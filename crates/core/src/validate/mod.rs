@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::cause::{Cause, Causes, FieldPath};
 use crate::config::ClusterConfig;
 use crate::machine::Machine;
+use crate::names;
 use crate::parse::preset_causes;
 
 pub use vm::{RUN_STRATEGIES, validate_vm};
@@ -25,8 +26,11 @@ pub const RESERVED_LABELS: [&str; 6] = [
     "kubevirt.io/schedulable",
 ];
 
-/// Annotations that ask for what is not built yet.
-const LATER_ANNOTATIONS: [&str; 1] = ["kubevirt.io/placePCIDevicesOnRootComplex"];
+/// Annotations that ask for what is not built yet, unless they say `false`.
+const LATER_ANNOTATIONS: [&str; 2] = [
+    "kubevirt.io/keep-launcher-alive-after-failure",
+    "kubevirt.io/placePCIDevicesOnRootComplex",
+];
 
 /// Causes to refuse a new VMI. `user_is_ours`: one of our components asks.
 #[must_use]
@@ -99,8 +103,8 @@ fn metadata(causes: &mut Causes, metadata: &ObjectMeta, path: &FieldPath, user_i
             format!("label {label} is reserved for KubeVirt"),
         );
     }
-    for (annotation, _) in metadata.annotations.iter().flatten() {
-        if LATER_ANNOTATIONS.contains(&annotation.as_str()) {
+    for (annotation, value) in metadata.annotations.iter().flatten() {
+        if LATER_ANNOTATIONS.contains(&annotation.as_str()) && names::boolean(value) != Some(false) {
             causes.not_yet(&path.child("annotations").key(annotation));
         }
     }

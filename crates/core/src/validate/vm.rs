@@ -1,6 +1,10 @@
 //! VirtualMachine.
 
-use ferrovirt_api::v1::{VirtualMachine, VirtualMachineInstanceTemplateSpec, VirtualMachineSpec};
+use std::borrow::Cow;
+
+use ferrovirt_api::v1::{
+    VirtualMachine, VirtualMachineInstanceSpec, VirtualMachineInstanceTemplateSpec, VirtualMachineSpec,
+};
 
 use super::{data_volumes, metadata};
 use crate::cause::{Cause, Causes, FieldPath};
@@ -118,8 +122,21 @@ fn machine(
     let path = path.child("spec");
     match spec {
         None => causes.required(&path, "a template needs a spec"),
-        Some(spec) => causes.extend(template_causes(name, spec, &path, config)),
+        Some(spec) => causes.extend(template_causes(name, spec, &path, &permitting(spec, config))),
     }
+}
+
+/// Which devices are permitted is asked when the VM is started: the administrator may say so later than its author, and
+/// what was permitted once must not freeze the VM.
+fn permitting<'a>(spec: &VirtualMachineInstanceSpec, config: &'a ClusterConfig) -> Cow<'a, ClusterConfig> {
+    let devices = &spec.domain.devices;
+    if devices.gpus.is_empty() && devices.host_devices.is_empty() {
+        return Cow::Borrowed(config);
+    }
+    Cow::Owned(ClusterConfig {
+        permitted_devices: None,
+        ..config.clone()
+    })
 }
 
 /// What must not change while a snapshot or a restore works on it.

@@ -77,6 +77,9 @@ pub struct Validate {
     /// Feature gates that are on in the cluster
     #[arg(long, value_name = "GATES", value_delimiter = ',')]
     pub feature_gates: Vec<String>,
+    /// Architecture of the cluster, for manifests that name none
+    #[arg(long, value_name = "ARCH", default_value = "amd64", value_parser = ["amd64", "arm64", "s390x"])]
+    pub architecture: String,
 }
 
 /// Arguments of `usbredir`.

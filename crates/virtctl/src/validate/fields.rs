@@ -48,7 +48,7 @@ where
 struct Reader {
     readable: Value,
     causes: Vec<(String, String)>,
-    /// Of fields that are missing: how many values were tried in their place.
+    /// By their fields: how many values were tried in place of what is missing, or cannot be read.
     guesses: BTreeMap<String, usize>,
 }
 
@@ -57,9 +57,25 @@ impl Reader {
     fn mend(&mut self, path: &Path, message: String) -> bool {
         let field = path.to_string();
         let field = if field == "." { String::new() } else { field };
-        let missing = missing(&message).map(str::to_owned);
-        if let (None, Some(guesses)) = (&missing, self.guesses.get_mut(&field)) {
-            // That it is missing was told; it is of another type than what was put in its place.
+        if let Some(name) = missing(&message).map(str::to_owned) {
+            let whole = if field.is_empty() {
+                name.clone()
+            } else {
+                format!("{field}.{name}")
+            };
+            // What is missing of a value that was put there, or taken away, is not the user's mistake.
+            if !self.is_ours(&whole) {
+                if self.causes.len() == MOST {
+                    return false;
+                }
+                self.causes.push((field, message));
+            }
+            self.guesses.entry(whole).or_insert(0);
+            let fields = at(&mut self.readable, path.iter()).and_then(Value::as_object_mut);
+            return fields.is_some_and(|fields| fields.insert(name, json!({})).is_none());
+        }
+        if let Some(guesses) = self.guesses.get_mut(&field) {
+            // It is of another type than what was put in its place.
             *guesses += 1;
             let (place, value) = (at(&mut self.readable, path.iter()), guess(*guesses));
             return place.zip(value).map(|(place, value)| *place = value).is_some();
@@ -67,22 +83,18 @@ impl Reader {
         if self.causes.len() == MOST {
             return false;
         }
-        let mended = match missing {
-            Some(name) => {
-                let whole = if field.is_empty() {
-                    name.clone()
-                } else {
-                    format!("{field}.{name}")
-                };
-                let fields = at(&mut self.readable, path.iter()).and_then(Value::as_object_mut);
-                // What was mended once is not mended again.
-                self.guesses.insert(whole, 0).is_none()
-                    && fields.is_some_and(|fields| fields.insert(name, json!({})).is_none())
-            }
-            None => clear(&mut self.readable, path),
+        self.causes.push((field.clone(), message));
+        self.guesses.insert(field, 0);
+        clear(&mut self.readable, path)
+    }
+
+    /// Whether a field, or what it is in, was mended before.
+    fn is_ours(&self, field: &str) -> bool {
+        let holds = |outer: &String| {
+            let rest = field.strip_prefix(outer.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
-        self.causes.push((field, message));
-        mended
+        self.guesses.keys().any(holds)
     }
 }
 
@@ -91,7 +103,7 @@ fn missing(message: &str) -> Option<&str> {
     message.strip_prefix("missing field `")?.split('`').next()
 }
 
-/// What a missing field may be, so that the rest can be read.
+/// What a field may be, so that the rest can be read.
 fn guess(index: usize) -> Option<Value> {
     [json!({}), json!(""), json!([]), json!(0), json!(false)]
         .get(index)
@@ -106,15 +118,15 @@ fn at<'v, 's>(object: &'v mut Value, steps: impl IntoIterator<Item = &'s Segment
     })
 }
 
-/// Makes what cannot be read of an object empty; whether there was anything.
+/// Takes away what cannot be read, or empties an item of a list, whose others keep their places; whether it was there.
 fn clear(object: &mut Value, path: &Path) -> bool {
     let mut steps: Vec<&Segment> = path.iter().collect();
     let last = steps.pop();
     match (at(object, steps), last) {
         (Some(Value::Object(fields)), Some(Segment::Map { key })) => fields.remove(key).is_some(),
-        (Some(Value::Array(items)), Some(Segment::Seq { index })) => items
-            .get_mut(*index)
-            .is_some_and(|item| std::mem::replace(item, json!({})) != json!({})),
+        (Some(Value::Array(items)), Some(Segment::Seq { index })) => {
+            items.get_mut(*index).map(|item| *item = json!({})).is_some()
+        }
         _ => false,
     }
 }
