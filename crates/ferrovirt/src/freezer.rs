@@ -2,7 +2,7 @@
 //! guest's disks (annotations `pre.hook.backup.velero.io/command` and `post.hook.backup.velero.io/command` of its pod).
 //!
 //! A guest whose file systems cannot or need not stand still does not keep its backup from being made: one without an
-//! agent, and one that is paused, are left alone.
+//! agent, one that is paused and one that shuts down are left alone.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use ferrovirt_protocol::launcher::{ActRequest, Action, GuestState, Lifecycle, Wa
 use crate::launcher;
 
 /// A guest with much to write, or that asks its applications first, needs some time to stand still.
-const LIMIT: Duration = Duration::from_secs(70);
+const LIMIT: Duration = Duration::from_secs(55);
 
 /// Make the file systems of this pod's guest stand still, or thaw them.
 #[derive(Debug, Parser)]
@@ -65,7 +65,7 @@ async fn act(args: Args) -> Result<&'static str, String> {
     let said = |status: tonic::Status| status.message().to_owned();
     let mut states = launcher.watch(WatchRequest {}).await.map_err(said)?.into_inner();
     let state = states.message().await.map_err(said)?;
-    if let Some(why) = state.as_ref().and_then(left_alone) {
+    if let Some(why) = state.as_ref().and_then(|state| left_alone(state, args.freeze)) {
         return Ok(why);
     }
     let (action, done, thaw_seconds) = if args.freeze {
@@ -87,11 +87,15 @@ async fn act(args: Args) -> Result<&'static str, String> {
 }
 
 /// Why nothing is asked of the guest.
-fn left_alone(state: &GuestState) -> Option<&'static str> {
+fn left_alone(state: &GuestState, freeze: bool) -> Option<&'static str> {
     match state.lifecycle() {
+        Lifecycle::Running if state.agent_connected => None,
+        Lifecycle::Running if freeze => Some("the guest has no agent to ask; its file systems go on"),
+        Lifecycle::Running => Some("the guest has no agent to ask; what stands still thaws by itself"),
         Lifecycle::Paused => Some("the guest is paused and writes nothing"),
-        _ if !state.agent_connected => Some("the guest has no agent to ask; its file systems go on"),
-        _ => None,
+        Lifecycle::ShuttingDown => Some("the guest is shutting down"),
+        Lifecycle::Unspecified | Lifecycle::Waiting | Lifecycle::Preparing => Some("the guest does not run yet"),
+        Lifecycle::ShutOff | Lifecycle::Crashed | Lifecycle::Failed => Some("the guest has ended"),
     }
 }
 
@@ -124,8 +128,20 @@ mod tests {
             agent_connected,
             ..GuestState::default()
         };
-        assert_eq!(left_alone(&state(Lifecycle::Running, true)), None);
-        assert!(left_alone(&state(Lifecycle::Paused, true)).is_some_and(|why| why.contains("paused")));
-        assert!(left_alone(&state(Lifecycle::Running, false)).is_some_and(|why| why.contains("no agent")));
+        for (lifecycle, agent, freeze, expected) in [
+            (Lifecycle::Running, true, true, None),
+            (Lifecycle::Running, true, false, None),
+            (Lifecycle::Running, false, true, Some("go on")),
+            (Lifecycle::Running, false, false, Some("thaws by itself")),
+            (Lifecycle::Paused, true, true, Some("paused")),
+            (Lifecycle::ShuttingDown, true, true, Some("shutting down")),
+            (Lifecycle::Preparing, false, true, Some("not run yet")),
+            (Lifecycle::ShutOff, false, false, Some("has ended")),
+        ] {
+            match (left_alone(&state(lifecycle, agent), freeze), expected) {
+                (Some(why), Some(part)) => assert!(why.contains(part), "{lifecycle:?}: {why}"),
+                (found, expected) => assert_eq!(found, expected, "{lifecycle:?} {agent} {freeze}"),
+            }
+        }
     }
 }

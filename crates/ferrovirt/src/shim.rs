@@ -9,10 +9,12 @@
 //! ```
 //!
 //! What they write to standard error is in the container's log. A program that fails makes the launcher's question fail,
-//! and with it the start of the guest.
+//! and with it the start of the guest. A sidecar without programs changes nothing: it may be there for its claim.
 
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 
@@ -38,6 +40,8 @@ const CLOUD_INIT: &str = "preCloudInitIso";
 const SOCKET: &str = "shim.sock";
 /// Longest output of a program: what the launcher listens to.
 const MAX_OUTPUT: u64 = 4 << 20;
+/// Longest argument of a program, execve(2): 32 pages, with the zero at its end.
+const MAX_ARGUMENT: usize = (128 << 10) - 1;
 
 /// Serve the hook points of a hook sidecar with the programs onDefineDomain and preCloudInitIso.
 #[derive(Debug, Parser)]
@@ -66,14 +70,14 @@ pub(crate) fn main() -> ExitCode {
 }
 
 async fn serve(version: &str, path: &OsStr, directory: &Path) -> Result<(), String> {
-    let shim = Shim::find(version, path)?;
+    let shim = Shim::find(version, path);
     let mut end = signal(SignalKind::terminate()).map_err(|error| format!("cannot watch signals: {error}"))?;
     let socket = directory.join(SOCKET);
     // Of this container before it was started anew.
     let _ = std::fs::remove_file(&socket);
     let listener =
         UnixListener::bind(&socket).map_err(|error| format!("cannot listen on {}: {error}", socket.display()))?;
-    eprintln!("sidecar-shim: {} with {}", socket.display(), shim.said());
+    eprintln!("sidecar-shim: {} with {}", socket.display(), shim.said(path));
     let served = Server::builder()
         .add_service(InfoServer::new(shim.clone()))
         .add_service(v1alpha2::callbacks_server::CallbacksServer::new(shim.clone()))
@@ -93,29 +97,26 @@ struct Shim {
 }
 
 impl Shim {
-    fn find(version: &str, path: &OsStr) -> Result<Self, String> {
+    fn find(version: &str, path: &OsStr) -> Self {
         let find = |name: &str| {
             let mut candidates = std::env::split_paths(path).map(|directory| directory.join(name));
-            candidates.find(|candidate| candidate.is_file())
+            candidates.find(|candidate| is_program(candidate))
         };
-        let shim = Self {
+        Self {
             // What v1alpha1 has, v1alpha2 has, too.
             version: if version == "v1alpha3" { "v1alpha3" } else { "v1alpha2" },
             define: find(DEFINE),
             cloud_init: find(CLOUD_INIT).filter(|_| version != "v1alpha1"),
-        };
-        if shim.define.is_none() && shim.cloud_init.is_none() {
-            return Err(format!(
-                "there is neither {DEFINE} nor {CLOUD_INIT} in {}: this sidecar would do nothing",
-                path.display()
-            ));
         }
-        Ok(shim)
     }
 
-    fn said(&self) -> String {
+    fn said(&self, path: &OsStr) -> String {
         let programs = self.define.iter().chain(&self.cloud_init);
         let programs: Vec<String> = programs.map(|program| program.display().to_string()).collect();
+        if programs.is_empty() {
+            let path = path.display();
+            return format!("nothing: no {DEFINE} or {CLOUD_INIT} in {path} can be run, so the guest is not changed");
+        }
         programs.join(" and ")
     }
 
@@ -135,6 +136,24 @@ impl Shim {
     }
 }
 
+fn is_program(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}
+
+/// Why a program does not start, and what to do about it.
+fn not_started(error: &io::Error) -> String {
+    match error.kind() {
+        // It was there a moment ago.
+        io::ErrorKind::NotFound => {
+            format!(
+                "cannot be run: what its first line names is not in this image, or the line ends in CR LF ({error})"
+            )
+        }
+        _ => format!("cannot be run: {error}"),
+    }
+}
+
 /// What a program prints. It ends with the question: whoever does not wait any more wants no answer.
 async fn answer(program: Option<&Path>, name: &str, arguments: [(&str, Vec<u8>); 2]) -> Result<Vec<u8>, Status> {
     let program = program.ok_or_else(|| Status::unimplemented(format!("there is no {name}")))?;
@@ -142,6 +161,13 @@ async fn answer(program: Option<&Path>, name: &str, arguments: [(&str, Vec<u8>);
         eprintln!("sidecar-shim: {}: {why}", program.display());
         Status::internal(format!("{}: {why}", program.display()))
     };
+    if let Some((flag, value)) = arguments.iter().find(|(_, value)| value.len() > MAX_ARGUMENT) {
+        return Err(failed(format!(
+            "{flag} would be {} bytes, and Linux gives a program no argument of more than {MAX_ARGUMENT}: use a hook \
+             sidecar that serves the hooks itself",
+            value.len()
+        )));
+    }
     let words = arguments
         .into_iter()
         .flat_map(|(flag, value)| [OsString::from(flag), OsStr::from_bytes(&value).to_owned()]);
@@ -151,7 +177,7 @@ async fn answer(program: Option<&Path>, name: &str, arguments: [(&str, Vec<u8>);
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn();
-    let mut child = child.map_err(|error| failed(format!("cannot be run: {error}")))?;
+    let mut child = child.map_err(|error| failed(not_started(&error)))?;
     let mut said = Vec::new();
     if let Some(output) = child.stdout.take() {
         let read = output.take(MAX_OUTPUT + 1).read_to_end(&mut said).await;
@@ -235,29 +261,29 @@ mod tests {
 
     use super::*;
 
+    /// A script that is written while another thread starts a process is busy until that has begun.
+    static SCRIPTS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
     fn programs(all: &[(&str, &str)]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         for (name, script) in all {
             let path = directory.path().join(name);
-            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::write(&path, format!("{script}\n")).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
         directory
     }
 
-    async fn points(version: &str, directory: &tempfile::TempDir) -> Result<(Vec<String>, Vec<String>), String> {
-        let shim = Shim::find(version, directory.path().as_os_str())?;
-        let info = shim.info(Request::new(InfoParams {})).await.unwrap().into_inner();
-        Ok((
-            info.versions,
-            info.hook_points.into_iter().map(|point| point.name).collect(),
-        ))
+    fn shim(version: &str, directory: &tempfile::TempDir) -> Shim {
+        Shim::find(version, directory.path().as_os_str())
     }
 
     #[tokio::test]
     async fn what_there_is_is_told() {
         let both = programs(&[(DEFINE, ""), (CLOUD_INIT, "")]);
-        let define = programs(&[(DEFINE, "")]);
+        let define = programs(&[(DEFINE, ""), (CLOUD_INIT, "")]);
+        std::fs::set_permissions(define.path().join(CLOUD_INIT), std::fs::Permissions::from_mode(0o644)).unwrap();
+        let none = programs(&[]);
         for (version, directory, versions, expected) in [
             (
                 "v1alpha3",
@@ -268,22 +294,24 @@ mod tests {
             ("v1alpha2", &both, "v1alpha2", &["OnDefineDomain", "PreCloudInitIso"]),
             ("v1alpha1", &both, "v1alpha2", &["OnDefineDomain"]),
             ("v1alpha3", &define, "v1alpha3", &["OnDefineDomain"]),
+            ("v1alpha3", &none, "v1alpha3", &[]),
         ] {
-            let (told, found) = points(version, directory).await.unwrap();
-            assert_eq!(told, [versions], "{version}");
-            assert_eq!(found, expected, "{version}");
+            let shim = shim(version, directory);
+            let told = shim.info(Request::new(InfoParams {})).await.unwrap().into_inner();
+            let points: Vec<String> = told.hook_points.into_iter().map(|point| point.name).collect();
+            assert_eq!(told.versions, [versions], "{version}");
+            assert_eq!(points, expected, "{version}");
+            let said = shim.said(directory.path().as_os_str());
+            assert_eq!(said.contains("is not changed"), expected.is_empty(), "{said}");
         }
-        let why = points("v1alpha3", &programs(&[])).await.unwrap_err();
-        assert!(why.contains("neither onDefineDomain nor preCloudInitIso"), "{why}");
     }
 
     #[tokio::test]
     async fn programs_get_what_kubevirts_get() {
-        let directory = programs(&[
-            (DEFINE, r#"echo "$# $1 $2 $3 $4""#),
-            (CLOUD_INIT, r#"echo "$# $1 $2 $3 $4""#),
-        ]);
-        let shim = Shim::find("v1alpha3", directory.path().as_os_str()).unwrap();
+        let _alone = SCRIPTS.lock().await;
+        let script = "#!/bin/sh\necho \"$# $1 $2 $3 $4\"";
+        let directory = programs(&[(DEFINE, script), (CLOUD_INIT, script)]);
+        let shim = shim("v1alpha3", &directory);
         let asked = OnDefineDomainParams {
             domain_xml: b"<domain/>".to_vec(),
             vmi: b"{}".to_vec(),
@@ -301,17 +329,24 @@ mod tests {
 
     #[tokio::test]
     async fn failures_are_told() {
-        for (script, expected) in [
-            ("echo half; exit 3", "ended with exit status: 3"),
-            ("head -c 4194305 /dev/zero", "more than 4194304 bytes"),
+        let _alone = SCRIPTS.lock().await;
+        let asked = |bytes: usize| OnDefineDomainParams {
+            domain_xml: vec![b'x'; bytes],
+            vmi: Vec::new(),
+        };
+        for (script, bytes, expected) in [
+            ("#!/bin/sh\necho half; exit 3", 0, "ended with exit status: 3"),
+            ("#!/bin/sh\nhead -c 4194305 /dev/zero", 0, "more than 4194304 bytes"),
+            ("#!/no/such/program", 0, "what its first line names"),
+            ("#!/bin/sh\ntrue", 131_072, "--domain would be 131072 bytes"),
         ] {
             let directory = programs(&[(DEFINE, script)]);
-            let shim = Shim::find("v1alpha3", directory.path().as_os_str()).unwrap();
-            let status = shim.define(OnDefineDomainParams::default()).await.unwrap_err();
+            let status = shim("v1alpha3", &directory).define(asked(bytes)).await.unwrap_err();
             assert!(status.message().contains(expected), "{status:?}");
         }
-        let directory = programs(&[(DEFINE, "")]);
-        let shim = Shim::find("v1alpha3", directory.path().as_os_str()).unwrap();
+        let directory = programs(&[(DEFINE, "#!/bin/sh\ntrue")]);
+        let shim = shim("v1alpha3", &directory);
+        assert!(shim.define(asked(131_071)).await.is_ok(), "the longest argument");
         let status = shim.cloud_init(PreCloudInitIsoParams::default()).await.unwrap_err();
         assert_eq!(status.code(), tonic::Code::Unimplemented);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ferrovirt_api::v1::KubeVirt;
-use ferrovirt_core::ClusterConfig;
+use ferrovirt_core::{ClusterConfig, names};
 use futures::StreamExt;
 use kube::api::ListParams;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -18,10 +18,16 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// The home's defaults, changed by what the object says.
 #[must_use]
 pub fn config(defaults: &ClusterConfig, kubevirt: &KubeVirt) -> ClusterConfig {
-    match &kubevirt.spec.configuration {
+    let mut config = match &kubevirt.spec.configuration {
         Some(configuration) => defaults.clone().with(configuration),
         None => defaults.clone(),
+    };
+    let annotations = kubevirt.metadata.annotations.as_ref();
+    let skip = annotations.and_then(|all| all.get(names::SKIP_BACKUP_HOOKS_ANNOTATION));
+    if let Some(skip) = skip.and_then(|value| names::boolean(value)) {
+        config.skip_backup_hooks = skip;
     }
+    config
 }
 
 /// What the one `KubeVirt` object of the cluster says now; `defaults` if there is none.

@@ -37,6 +37,8 @@ pub struct DebianLayer {
     /// Lower layers of all images that have it: what they hold is left out.
     pub upon: &'static [&'static str],
     pub files: &'static [Files],
+    /// Other names: link and target.
+    pub links: &'static [(&'static str, &'static str)],
 }
 
 /// Each after those that it is upon.
@@ -64,6 +66,7 @@ const RUNTIME: DebianLayer = DebianLayer {
             keep: &["usr/lib/x86_64-linux-gnu/libgcc_s.so.1"],
         },
     ],
+    links: &[],
 };
 
 /// QEMU, libvirt and firmware.
@@ -183,6 +186,7 @@ const VIRTUALIZATION: DebianLayer = DebianLayer {
             ],
         },
     ],
+    links: &[],
 };
 
 /// What virt-handler and the daemon beside it need beside the launcher's own files.
@@ -200,6 +204,7 @@ const HANDLER: DebianLayer = DebianLayer {
             keep: &["usr/bin/qemu-pr-helper"],
         },
     ],
+    links: &[],
 };
 
 /// A shell with libguestfs' tools, for `virtctl guestfs`. Their appliance is a layer of its own.
@@ -272,6 +277,7 @@ const GUESTFS: DebianLayer = DebianLayer {
             keep: &["usr/bin/tar"],
         },
     ],
+    links: &[],
 };
 
 /// What scripts of hook sidecars are written in.
@@ -288,8 +294,12 @@ const SCRIPTS: DebianLayer = DebianLayer {
             keep: &["usr/bin/*"],
         },
         Files {
-            package: "dash",
-            keep: &["usr/bin/dash", "usr/bin/sh"],
+            package: "findutils",
+            keep: &["usr/bin/find", "usr/bin/xargs"],
+        },
+        Files {
+            package: "gawk",
+            keep: &["usr/bin/gawk"],
         },
         Files {
             package: "grep",
@@ -316,6 +326,8 @@ const SCRIPTS: DebianLayer = DebianLayer {
             keep: &["usr/bin/sed"],
         },
     ],
+    // As where KubeVirt's scripts run: dash's `echo` would turn `\n` in JSON into line breaks.
+    links: &[("usr/bin/awk", "gawk"), ("usr/bin/sh", "bash")],
 };
 
 /// Packages of which only something generated is in the images.

@@ -119,6 +119,10 @@ impl Unpacked {
         while !batch.is_empty() {
             batch = self.take(batch, lower, &mut selection)?;
         }
+        for (path, target) in layer.links {
+            let target = (*target).to_owned();
+            selection.tree.insert((*path).to_owned(), Node::Link { target });
+        }
         Ok(selection)
     }
 
@@ -254,6 +258,7 @@ mod tests {
             name: "l",
             upon: &[],
             files: Box::leak(Box::new([Files { package: "p", keep }])),
+            links: &[],
         }
     }
 

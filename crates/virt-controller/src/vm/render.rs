@@ -27,6 +27,10 @@ pub fn vmi(vm: &VirtualMachine, paused: bool) -> VirtualMachineInstance {
     let name = vm.metadata.name.clone().unwrap_or_default();
     let template = vm.spec.template.metadata.clone().unwrap_or_default();
     let mut annotations = template.annotations.unwrap_or_default();
+    let key = names::SKIP_BACKUP_HOOKS_ANNOTATION;
+    if let Some(skip) = vm.metadata.annotations.as_ref().and_then(|own| own.get(key)) {
+        annotations.entry(key.to_owned()).or_insert_with(|| skip.clone());
+    }
     let generation = vm.metadata.generation.unwrap_or_default();
     annotations.extend([
         (names::VM_GENERATION_ANNOTATION.to_owned(), generation.to_string()),

@@ -137,7 +137,7 @@ pub fn render(
         }
     }
     Ok(Pod {
-        metadata: metadata(vmi, &machine, &resources),
+        metadata: metadata(vmi, &machine, config, &resources),
         spec: Some(PodSpec {
             affinity: scheduling::affinity(vmi, &machine, options),
             // Istio's proxy shows by it who it is.
@@ -216,7 +216,12 @@ fn lun_of_files(machine: &Machine, claims: &Claims) -> Option<Cause> {
     })
 }
 
-fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodResources) -> ObjectMeta {
+fn metadata(
+    vmi: &VirtualMachineInstance,
+    machine: &Machine,
+    config: &ClusterConfig,
+    resources: &PodResources,
+) -> ObjectMeta {
     let meta = &vmi.metadata;
     let vmi_name = meta.name.clone().unwrap_or_default();
     let uid = meta.uid.clone().unwrap_or_default();
@@ -257,6 +262,7 @@ fn metadata(vmi: &VirtualMachineInstance, machine: &Machine, resources: &PodReso
     backup::hooks(
         meta.namespace.as_deref().unwrap_or_default(),
         &vmi_name,
+        config.skip_backup_hooks,
         &mut annotations,
     );
     annotations.extend(attachments(machine));
