@@ -14,11 +14,13 @@ use super::{BOOT, SOON, Shared, archive, trial};
 pub fn trials(shared: &Arc<Shared>) -> Vec<Trial> {
     vec![
         trial(shared, "hardware", hardware),
+        trial(shared, "devices", devices),
         trial(shared, "huge-pages", huge_pages),
         trial(shared, "arm64", arm64),
         trial(shared, "secure-boot", secure_boot),
         trial(shared, "secure-boot-signed", secure_boot_signed),
         trial(shared, "watchdog", watchdog),
+        trial(shared, "reboot-policy", reboot_policy),
         trial(shared, "guest-panic", guest_panic),
     ]
 }
@@ -128,6 +130,83 @@ async fn hardware(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let serials = log.split_once("usb serials").map(|(_, rest)| rest).unwrap_or_default();
     ensure!(serials.contains("USB1"), "{log}");
     Ok(())
+}
+
+/// Each line begins with a word that no other has.
+const LOOK_AT_DEVICES: &str = r#"
+modprobe xhci_pci
+tablet() { cat /sys/bus/usb/devices/*/product 2>/dev/null | grep -q Tablet; }
+for i in $(seq 600); do tablet && break; usleep 100000; done
+echo "siblings $(cat /sys/devices/system/cpu/cpu0/topology/thread_siblings_list)"
+echo "card $(cat /sys/class/net/eth0/address) $(basename $(readlink /sys/class/net/eth0/device/driver)) $(cat /sys/class/net/eth0/device/acpi_index)"
+cd /sys/block
+for disk in vd?; do
+    echo "disk $(cat $disk/serial) ro=$(cat $disk/ro) $(cat $disk/queue/logical_block_size)/$(cat $disk/queue/physical_block_size) cache=$(cat $disk/queue/write_cache)"
+done
+echo "inputs $(cat /sys/bus/usb/devices/*/product)"
+cd /sys/bus/pci/devices
+for device in *; do echo "pci $(cat $device/vendor):$(cat $device/device)"; done
+echo "year $(date -u +%Y)"
+echo looked-$((1+1))
+"#;
+
+/// Shows `spec.domain.cpu.threads`, `spec.domain.devices.disks[].disk.readonly`, `spec.domain.devices.disks[].blockSize`,
+/// `spec.domain.devices.disks[].cache`, `spec.domain.devices.interfaces[].macAddress`,
+/// `spec.domain.devices.interfaces[].model`, `spec.domain.devices.interfaces[].acpiIndex`,
+/// `spec.domain.devices.inputs[].type`, `spec.domain.devices.inputs[].bus`, `spec.domain.devices.sound.model`,
+/// `spec.domain.clock.utc.offsetSeconds`.
+async fn devices(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    let mut spec = spec();
+    spec["domain"]["cpu"] = json!({"sockets": 1, "cores": 1, "threads": 2});
+    // Twenty years.
+    spec["domain"]["clock"] = json!({"utc": {"offsetSeconds": 20 * 31_556_952}});
+    let devices = &mut spec["domain"]["devices"];
+    devices["interfaces"][0]["macAddress"] = json!("02:00:00:00:00:77");
+    devices["interfaces"][0]["model"] = json!("e1000e");
+    devices["interfaces"][0]["acpiIndex"] = json!(101);
+    devices["inputs"] = json!([{"name": "tablet", "type": "tablet", "bus": "usb"}]);
+    devices["sound"] = json!({"name": "loud", "model": "ich9"});
+    for disk in [
+        json!({"name": "still", "disk": {"bus": "virtio", "readonly": true}, "serial": "STILL"}),
+        json!({"name": "large", "disk": {"bus": "virtio"}, "serial": "LARGE",
+            "blockSize": {"custom": {"logical": 4096, "physical": 4096}}}),
+        json!({"name": "through", "disk": {"bus": "virtio"}, "serial": "THROUGH", "cache": "writethrough"}),
+    ] {
+        let volume = json!({"name": disk["name"], "emptyDisk": {"capacity": "8Mi"}});
+        add_disk(&mut spec, disk, volume);
+    }
+    add_script(&mut spec, LOOK_AT_DEVICES);
+    let now = i64::from(jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).year());
+    home.apply(ns, &vmi("a", spec))?;
+    let log = home.wait_serial(ns, "a", "looked-2", BOOT).await?;
+    for line in [
+        "siblings 0-1",
+        "card 02:00:00:00:00:77 e1000e 101",
+        "disk STILL ro=1 512/512",
+        "disk LARGE ro=0 4096/4096 cache=write back",
+        "disk THROUGH ro=0 512/512 cache=write through",
+        "pci 0x8086:0x293e",
+    ] {
+        ensure!(log.contains(line), "{line:?} is not in {log}");
+    }
+    let inputs = log.split_once("inputs").map(|(_, rest)| rest).unwrap_or_default();
+    ensure!(inputs.contains("QEMU USB Tablet"), "{log}");
+    let years = [now + 20, now + 21].map(|year| format!("year {year}"));
+    ensure!(years.iter().any(|year| log.contains(year)), "{log}");
+    Ok(())
+}
+
+/// A guest that reboots is over, and its VM starts another.
+///
+/// Shows `spec.domain.rebootPolicy`.
+async fn reboot_policy(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
+    let home = &shared.home;
+    let mut spec = spec();
+    spec["domain"]["rebootPolicy"] = json!("Terminate");
+    add_script(&mut spec, "reboot -f");
+    home.apply(ns, &vmi("a", spec))?;
+    home.wait_phase(ns, "a", "Succeeded", BOOT).await.map(drop)
 }
 
 /// Pages of 2 MiB that the guest of `huge_pages` is made of.

@@ -84,6 +84,7 @@ async fn get(address: &str, file: &str) -> Result<String> {
     Ok(answer)
 }
 
+/// Shows `spec.domain.devices.interfaces[].masquerade`.
 async fn masquerade(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     home.apply(ns, &vmi("a", spec()))?;
@@ -109,6 +110,7 @@ async fn masquerade(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     Ok(())
 }
 
+/// Shows `spec.domain.devices.interfaces[].ports[].port`.
 async fn masquerade_ports(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     let mut spec = spec();
@@ -142,6 +144,7 @@ async fn masquerade_ports(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     Ok(())
 }
 
+/// Shows `spec.domain.devices.interfaces[].bridge`.
 async fn bridge(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     let mut spec = spec();
@@ -232,6 +235,8 @@ async fn guest_with_plugin(home: &Home, ns: &str, plugin: &Plugin) -> Result<()>
 }
 
 /// The guest has the pod's address by DHCP from passt, which forwards the ports that are listed and no others.
+///
+/// Shows `spec.domain.devices.interfaces[].passtBinding`, `spec.domain.devices.interfaces[].ports[].port`.
 async fn passt(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     let mut spec = spec();

@@ -17,7 +17,7 @@ domain.find(\"sysinfo/baseBoard/entry[@name='manufacturer']\").text = 'Hooks and
 print(tree.tostring(domain, encoding='unicode'))
 ";
 const CLOUD_INIT: &str = "#!/bin/sh
-printf %s \"$4\" | sed s/unhooked/hooked/
+echo \"$4\" | sed s/unhooked/hooked/
 ";
 const FAILS: &str = "#!/bin/sh
 echo this is no day for guests >&2
