@@ -158,7 +158,7 @@ echo looked-$((1+1))
 async fn devices(shared: Arc<Shared>, ns: &'static str) -> Result<()> {
     let home = &shared.home;
     let mut spec = spec();
-    spec["domain"]["cpu"] = json!({"sockets": 1, "cores": 1, "threads": 2});
+    spec["domain"]["cpu"] = json!({"sockets": 1, "cores": 1, "threads": 2, "model": "Penryn"});
     // Twenty years.
     spec["domain"]["clock"] = json!({"utc": {"offsetSeconds": 20 * 31_556_952}});
     let devices = &mut spec["domain"]["devices"];
