@@ -36,6 +36,9 @@ pub mod paths {
     pub const SOCKETS_VOLUME: &str = "sockets";
     /// Where the launcher listens, below [`SOCKETS_VOLUME`].
     pub const LAUNCHER_SOCKET: &str = "launcher-sock";
+    /// What the launcher's exit code will be, in decimal, below [`SOCKETS_VOLUME`]: for a pod runner that was not there to
+    /// see it. It is the launcher's own word, and a guest's author may have made it up.
+    pub const EXIT_CODE: &str = "exit-code";
     /// Mount path of [`SOCKETS_VOLUME`].
     pub const SOCKETS_DIR: &str = "/var/run/kubevirt/sockets";
     /// Volume `private`; holds `<vmi uid>/virt-serial0`, `virt-serial0-log`, `virt-vnc`.

@@ -34,6 +34,11 @@ impl Layout {
         self.below(paths::SOCKETS_DIR).join(paths::LAUNCHER_SOCKET)
     }
 
+    /// See [`paths::EXIT_CODE`].
+    pub fn exit_code(&self) -> PathBuf {
+        self.below(paths::SOCKETS_DIR).join(paths::EXIT_CODE)
+    }
+
     /// The volume `private`: also `XDG_CACHE_HOME`, `XDG_CONFIG_HOME` and `HOME` of libvirtd.
     pub fn private(&self) -> PathBuf {
         self.below(paths::PRIVATE_DIR)

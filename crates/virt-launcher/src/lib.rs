@@ -127,7 +127,7 @@ async fn launch(args: &Args, layout: Layout) -> anyhow::Result<ExitCode> {
     )?;
     let socket = layout.launcher_socket();
     let listener = rpc::listen(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
-    let termination_log = layout.termination_log();
+    let (termination_log, exit_code) = (layout.termination_log(), layout.exit_code());
     let parts = Parts {
         layout,
         children,
@@ -153,14 +153,18 @@ async fn launch(args: &Args, layout: Layout) -> anyhow::Result<ExitCode> {
         }
     };
     leave_word(&termination_log, &published);
+    let code: u8 = match outcome {
+        Outcome::ShutOff => 0,
+        Outcome::Failed => 1,
+    };
+    if let Err(error) = std::fs::write(&exit_code, code.to_string()) {
+        tracing::debug!(%error, "cannot write {}", exit_code.display());
+    }
     served.cancel();
     let _ = tokio::time::timeout(LAST_WORDS, server).await;
     stop.cancel();
     let _ = tokio::time::timeout(LAST_WORDS, daemon).await;
-    Ok(match outcome {
-        Outcome::ShutOff => ExitCode::SUCCESS,
-        Outcome::Failed => ExitCode::FAILURE,
-    })
+    Ok(ExitCode::from(code))
 }
 
 async fn forward_signals(inputs: mpsc::UnboundedSender<Input>) -> std::io::Result<()> {

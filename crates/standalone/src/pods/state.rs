@@ -5,9 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use ferrovirt_protocol::paths;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tracing::{error, warn};
@@ -133,6 +135,20 @@ impl Found {
     }
 }
 
+/// What a launcher that has ended says its exit code was, in its volume in a pod's directory.
+pub(super) fn said_exit(pod: &Path) -> Exit {
+    let directory = format!("volumes/kubernetes.io~empty-dir/{}", paths::SOCKETS_VOLUME);
+    // Whatever a launcher may have put there is not followed, not waited for, and not read to its end.
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(pod.join(directory).join(paths::EXIT_CODE));
+    let mut said = String::new();
+    let code = file.and_then(|file| file.take(8).read_to_string(&mut said)).ok();
+    let code = code.and_then(|_| said.trim().parse::<u8>().ok());
+    code.map_or(Exit::Unknown, |code| Exit::Code(code.into()))
+}
+
 /// The kernel's id of this boot.
 pub(super) fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -212,6 +228,33 @@ mod tests {
         let record = record("u");
         record.save(directory.path()).unwrap();
         assert_eq!(PodRecord::load(directory.path()).unwrap(), Some(record));
+    }
+
+    #[test]
+    fn a_launcher_says_how_it_ended() {
+        let pod = tempfile::tempdir().unwrap();
+        assert_eq!(said_exit(pod.path()), Exit::Unknown);
+        let volume = pod.path().join("volumes/kubernetes.io~empty-dir/sockets");
+        fs::create_dir_all(&volume).unwrap();
+        let file = volume.join("exit-code");
+        for (content, expected) in [
+            ("0", Exit::Code(0)),
+            ("1\n", Exit::Code(1)),
+            ("256", Exit::Unknown),
+            ("", Exit::Unknown),
+            ("0000000000000000", Exit::Code(0)),
+            ("no", Exit::Unknown),
+        ] {
+            fs::write(&file, content).unwrap();
+            assert_eq!(said_exit(pod.path()), expected, "{content}");
+        }
+        fs::remove_file(&file).unwrap();
+        fs::write(volume.join("other"), "0").unwrap();
+        std::os::unix::fs::symlink("other", &file).unwrap();
+        assert_eq!(said_exit(pod.path()), Exit::Unknown, "a link");
+        fs::remove_file(&file).unwrap();
+        nix::unistd::mkfifo(&file, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(said_exit(pod.path()), Exit::Unknown, "nobody writes");
     }
 
     #[test]

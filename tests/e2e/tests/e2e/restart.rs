@@ -37,6 +37,7 @@ pub fn trials(tiny: &str) -> Vec<Trial> {
         trial("sigkill-of-libvirtd", sigkill_of_libvirtd),
         trial("sigkill-of-launcher", sigkill_of_launcher),
         trial("power-loss", power_loss),
+        trial("off-while-away", off_while_away),
     ]
 }
 
@@ -140,6 +141,36 @@ fn sigkill_of_launcher(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Re
             Err(events)
         }
     }))
+}
+
+/// A guest that its user shuts down while nobody watches has not failed, and a VM that is run again on failure stays off.
+fn off_while_away(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Result<()> {
+    let strategy = r#"{"spec": {"runStrategy": "RerunOnFailure"}}"#;
+    run(&mut home.kubectl(&["patch", "vm", "a", "--type=merge", "-p", strategy]))?;
+    let mut console = Console::open(&mut home.virtctl(&["console", "a"]))?;
+    console.shell(SOON)?;
+    console.send("(sleep 3; poweroff -f) & echo going-$((1+1))\n")?;
+    console.expect("going-2", SOON)?;
+    drop(console);
+    home.kill()?;
+    runtime.block_on(eventually("the guest is off", BOOT, || async {
+        match qemu("default", "a") {
+            Err(_) => Ok(()),
+            Ok(pid) => Err(format!("QEMU is still {pid}")),
+        }
+    }))?;
+    runtime.block_on(home.restart())?;
+    runtime.block_on(home.wait_status("default", "a", "Stopped", SOON))?;
+    runtime.block_on(eventually("it is told", SOON, || async {
+        let events = run(&mut home.kubectl(&["get", "events"])).map_err(|e| e.to_string())?;
+        if events.contains("The VirtualMachineInstance was shut down.") {
+            Ok(())
+        } else {
+            Err(events)
+        }
+    }))?;
+    ensure!(qemu("default", "a").is_err(), "it runs again");
+    Ok(())
 }
 
 fn power_loss(home: &mut Home, runtime: &tokio::runtime::Runtime) -> Result<()> {

@@ -48,7 +48,7 @@ use super::kubelet::LogLimits;
 use super::network::{Attachment, PortMapping, Sandbox};
 use super::probes::{self, ProbeResult};
 use super::process::{Exit, Process};
-use super::state::{Ended, LogDir, PodRecord};
+use super::state::{Ended, LogDir, PodRecord, said_exit};
 use super::status::{self, View, Waiting, differs, render};
 use super::volumes::Volumes;
 use crate::events::Events;
@@ -56,6 +56,9 @@ use crate::images::ImageStore;
 
 use prepare::Prepared;
 use supervise::{Deletion, ExitFuture, Restart, Stopping};
+
+/// The container of a guest.
+const COMPUTE: &str = "compute";
 
 /// What all pods share.
 pub(super) struct Context {
@@ -207,8 +210,13 @@ impl PodTask {
                         self.context.log_limits.add(logs.file(&name, container.restarts));
                     }
                     _ => {
+                        let exit = if same_boot {
+                            self.said_exit(&name, Exit::Unknown)
+                        } else {
+                            Exit::Unknown
+                        };
                         container.ended = Some(Ended {
-                            exit: Exit::Unknown,
+                            exit,
                             at: Timestamp::now(),
                             out_of_memory: false,
                         });
@@ -234,6 +242,15 @@ impl PodTask {
             return Err(Waiting::new("Lost", "the pod's network namespace is gone"));
         }
         Ok(())
+    }
+
+    /// How a container ended, by its own word where nobody saw it: a guest that was shut down while this pod runner was
+    /// away has not failed.
+    fn said_exit(&self, name: &str, seen: Exit) -> Exit {
+        match seen {
+            Exit::Unknown if name == COMPUTE => said_exit(&self.context.directory(&self.uid)),
+            seen => seen,
+        }
     }
 
     /// Kills what is left of a pod that cannot go on.

@@ -290,6 +290,7 @@ impl PodTask {
     }
 
     async fn ended(&mut self, name: &str, exit: Exit) {
+        let exit = self.said_exit(name, exit);
         info!(pod = %self.name, namespace = %self.namespace, container = name, ?exit, "a container ended");
         self.note_end(name, exit);
         let Some(spec) = self.pod.spec.clone() else { return };
