@@ -67,6 +67,8 @@ pub struct Options {
     pub qemu: PathBuf,
     /// Whether guests use KVM.
     pub kvm: KvmMode,
+    /// What is found out about KVM is told here, and again when it turns out otherwise.
+    pub verdict: watch::Sender<Option<Verdict>>,
     /// What the cluster's administrator decides.
     pub config: watch::Receiver<Arc<ClusterConfig>>,
     /// How pods come by devices.
@@ -92,6 +94,7 @@ impl Options {
             state_dir: state_dir.into(),
             qemu: PathBuf::from("/usr/bin/qemu-system-x86_64"),
             kvm: KvmMode::Probe,
+            verdict: watch::Sender::new(None),
             // The value outlives its sender.
             config: watch::channel(Arc::new(ClusterConfig::standalone())).1,
             devices: Devices::Status,
@@ -162,7 +165,8 @@ pub async fn run_with(
     for path in [options.state_dir.clone(), options.network_records()] {
         std::fs::create_dir_all(&path).map_err(|source| Error::State { path, source })?;
     }
-    let (verdict, kvm) = watch::channel(None);
+    let verdict = options.verdict.clone();
+    let kvm = verdict.subscribe();
     let context = Arc::new(Context {
         client: client.clone(),
         capabilities: options.capabilities.clone().map(Capabilities::new),

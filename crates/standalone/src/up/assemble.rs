@@ -169,22 +169,20 @@ impl Home {
         );
         let (pods, stop) = (Arc::clone(&runner), parts.token());
         parts.critical("the pod runner", async move { pods.run(stop).await });
-        let (node, stop) = (client("kubevirt-handler"), parts.token());
-        parts.critical("virt-handler", async move {
-            // The answer is kept, so the handler does not ask again.
-            if let Err(error) = std::fs::create_dir_all(&handler.state_dir) {
-                tracing::warn!(%error, "the result of the KVM probe cannot be kept");
+        let (mut verdicts, stop) = (handler.verdict.subscribe(), parts.token());
+        parts.critical("what is known of KVM", async move {
+            // The pod runner asks for as long as it runs.
+            while let Some(Ok(())) = stop.run_until_cancelled(verdicts.changed()).await {
+                kvm.send_replace(verdicts.borrow_and_update().as_ref().map(|verdict| verdict.usable));
             }
-            let verdict = tokio::select! {
-                verdict = virt_handler::kvm::decide(handler.kvm, &handler.qemu, &handler.state_dir) => verdict,
-                () = stop.cancelled() => return Ok(()),
-            };
-            kvm.send_replace(Some(verdict.usable));
-            let outcome = virt_handler::run_with(node, handler, agent, stop).await;
-            // Kept until now: the pod runner asks for as long as it runs.
-            drop(kvm);
-            outcome
+            stop.cancelled().await;
+            Ok::<_, std::io::Error>(())
         });
+        let node = client("kubevirt-handler");
+        parts.critical(
+            "virt-handler",
+            virt_handler::run_with(node, handler, agent, parts.token()),
+        );
         let stop = parts.token();
         parts.critical("preparation of QEMU's capabilities", async move {
             tokio::select! {

@@ -108,14 +108,8 @@ struct Cached {
     verdict: Verdict,
 }
 
-/// Decides now, by the probe: `state_dir` keeps its answer for this boot and QEMU build, but not that it has shown
-/// nothing. Takes at most a few seconds, and leaves no process behind.
-pub async fn decide(mode: KvmMode, qemu: &Path, state_dir: &Path) -> Verdict {
-    ask(mode, qemu, state_dir, LIMIT).await.unwrap_or_else(Verdict::from)
-}
-
-/// Tells `verdict` what [`decide`] finds, and decides again while a probe has shown nothing. Returns when there is an
-/// answer that stays. Cancel safe.
+/// Tells `verdict` what is found out, and probes again while that has shown nothing. `state_dir` keeps an answer of the
+/// probe for this boot and QEMU build. Returns when there is an answer that stays; leaves no process behind. Cancel safe.
 pub(crate) async fn settle(mode: KvmMode, qemu: &Path, state_dir: &Path, verdict: &watch::Sender<Option<Verdict>>) {
     repeat(|limit| ask(mode, qemu, state_dir, limit), verdict).await;
 }

@@ -30,6 +30,8 @@ const CPU_MANAGER_STATE: &str = "cpu_manager_state";
 const REALTIME_LIMIT: &str = "/proc/sys/kernel/sched_rt_runtime_us";
 /// Least time between heartbeats; the other half of the interval is chance, so that many nodes do not write at once.
 const HEARTBEAT: Duration = Duration::from_secs(60);
+/// And so soon again when one could not be written: a few missed ones close the node.
+const HEARTBEAT_AGAIN: Duration = Duration::from_secs(5);
 /// How long the last write may take.
 const RETIRE: Duration = Duration::from_secs(3);
 /// First and longest pause before QEMU is asked again what it can do, when it did not say.
@@ -172,15 +174,23 @@ fn device_status(node: &Node, kvm: &Verdict, guests: u32) -> Option<Value> {
 /// Renews the heartbeat for ever, one write each.
 pub(crate) async fn heartbeat(client: &Client, node: &str) {
     let nodes: Api<Node> = Api::all(client.clone());
+    let mut failed = false;
     loop {
         let chance = u64::from(jiff::Timestamp::now().subsec_nanosecond().unsigned_abs()) % 72_000;
-        tokio::time::sleep(HEARTBEAT + Duration::from_millis(chance)).await;
+        let pause = if failed {
+            HEARTBEAT_AGAIN + Duration::from_millis(chance / 12)
+        } else {
+            HEARTBEAT + Duration::from_millis(chance)
+        };
+        tokio::time::sleep(pause).await;
         let metadata = json!({
             "labels": {SCHEDULABLE_LABEL: "true"},
             "annotations": {HEARTBEAT_ANNOTATION: now()},
         });
         let patch = Patch::Merge(json!({"metadata": metadata}));
-        if let Err(error) = nodes.patch(node, &PatchParams::default(), &patch).await {
+        let renewed = nodes.patch(node, &PatchParams::default(), &patch).await;
+        failed = renewed.is_err();
+        if let Err(error) = renewed {
             tracing::warn!(node, %error, "cannot renew the heartbeat");
         }
     }
