@@ -261,15 +261,14 @@ mod tests {
 
     use super::*;
 
-    /// A script that is written while another thread starts a process is busy until that has begun.
-    static SCRIPTS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
     fn programs(all: &[(&str, &str)]) -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         for (name, script) in all {
-            let path = directory.path().join(name);
-            std::fs::write(&path, format!("{script}\n")).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let (source, path) = (directory.path().join("source"), directory.path().join(name));
+            std::fs::write(&source, format!("{script}\n")).unwrap();
+            // Another process writes what is run: a file that this one had open would be busy while any test starts one.
+            let installed = std::process::Command::new("install").arg(&source).arg(&path).status();
+            assert!(installed.unwrap().success());
         }
         directory
     }
@@ -308,7 +307,6 @@ mod tests {
 
     #[tokio::test]
     async fn programs_get_what_kubevirts_get() {
-        let _alone = SCRIPTS.lock().await;
         let script = "#!/bin/sh\necho \"$# $1 $2 $3 $4\"";
         let directory = programs(&[(DEFINE, script), (CLOUD_INIT, script)]);
         let shim = shim("v1alpha3", &directory);
@@ -329,7 +327,6 @@ mod tests {
 
     #[tokio::test]
     async fn failures_are_told() {
-        let _alone = SCRIPTS.lock().await;
         let asked = |bytes: usize| OnDefineDomainParams {
             domain_xml: vec![b'x'; bytes],
             vmi: Vec::new(),

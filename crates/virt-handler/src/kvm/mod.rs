@@ -299,9 +299,11 @@ mod tests {
 
     /// Stands for a QEMU: it ignores its arguments.
     fn script(directory: &Path, text: &str) -> PathBuf {
-        let path = directory.join("qemu");
-        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let (source, path) = (directory.join("source"), directory.join("qemu"));
+        std::fs::write(&source, format!("#!/bin/sh\n{text}\n")).unwrap();
+        // Another process writes what is run: a file that this one had open would be busy while any test starts one.
+        let installed = std::process::Command::new("install").arg(&source).arg(&path).status();
+        assert!(installed.unwrap().success());
         path
     }
 
@@ -309,7 +311,7 @@ mod tests {
     async fn a_guest_that_hangs_is_killed_in_time() {
         let state = tempfile::tempdir().unwrap();
         let script = script(state.path(), "echo $$ >$0.pid\nexec sleep 60");
-        let found = probe(&script, "kvm", "host", state.path(), Duration::from_millis(500)).await;
+        let found = probe(&script, "kvm", "host", state.path(), Duration::from_secs(3)).await;
         assert!(matches!(found, Err(Undecided::Late(_))), "{found:?}");
         let pid = std::fs::read_to_string(state.path().join("qemu.pid")).unwrap();
         assert!(!Path::new("/proc").join(pid.trim()).exists(), "it was reaped");
