@@ -94,3 +94,32 @@ pub async fn follow(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn annotations_of_the_object_are_configuration_too() {
+        let defaults = ClusterConfig::default();
+        for (annotations, expected) in [
+            (json!({}), false),
+            (json!({names::SKIP_BACKUP_HOOKS_ANNOTATION: "true"}), true),
+            (json!({names::SKIP_BACKUP_HOOKS_ANNOTATION: "false"}), false),
+            (json!({names::SKIP_BACKUP_HOOKS_ANNOTATION: "perhaps"}), false),
+        ] {
+            let kubevirt = json!({
+                "apiVersion": "kubevirt.io/v1", "kind": "KubeVirt",
+                "metadata": {"name": "kubevirt", "annotations": annotations}, "spec": {},
+            });
+            let kubevirt: KubeVirt = serde_json::from_value(kubevirt).unwrap();
+            assert_eq!(
+                config(&defaults, &kubevirt).skip_backup_hooks,
+                expected,
+                "{annotations}"
+            );
+        }
+    }
+}

@@ -207,31 +207,41 @@ const HANDLER: DebianLayer = DebianLayer {
     links: &[],
 };
 
+// What people and scripts work with at a shell.
+const BASH: Files = Files {
+    package: "bash",
+    keep: &["usr/bin/bash"],
+};
+const COREUTILS: Files = Files {
+    package: "coreutils",
+    keep: &["usr/bin/*"],
+};
+const FINDUTILS: Files = Files {
+    package: "findutils",
+    keep: &["usr/bin/find", "usr/bin/xargs"],
+};
+const GREP: Files = Files {
+    package: "grep",
+    keep: &["usr/bin/grep"],
+};
+const SED: Files = Files {
+    package: "sed",
+    keep: &["usr/bin/sed"],
+};
+
 /// A shell with libguestfs' tools, for `virtctl guestfs`. Their appliance is a layer of its own.
 const GUESTFS: DebianLayer = DebianLayer {
     name: "guestfs",
     upon: &["runtime", "virtualization"],
     files: &[
-        Files {
-            package: "bash",
-            keep: &["usr/bin/bash"],
-        },
-        Files {
-            package: "coreutils",
-            keep: &["usr/bin/*"],
-        },
+        BASH,
+        COREUTILS,
         Files {
             package: "diffutils",
             keep: &["usr/bin/cmp", "usr/bin/diff"],
         },
-        Files {
-            package: "findutils",
-            keep: &["usr/bin/find", "usr/bin/xargs"],
-        },
-        Files {
-            package: "grep",
-            keep: &["usr/bin/grep"],
-        },
+        FINDUTILS,
+        GREP,
         Files {
             package: "guestfish",
             keep: &["usr/bin/*"],
@@ -268,10 +278,7 @@ const GUESTFS: DebianLayer = DebianLayer {
             package: "ncurses-base",
             keep: &["usr/lib/terminfo/**"],
         },
-        Files {
-            package: "sed",
-            keep: &["usr/bin/sed"],
-        },
+        SED,
         Files {
             package: "tar",
             keep: &["usr/bin/tar"],
@@ -285,26 +292,14 @@ const SCRIPTS: DebianLayer = DebianLayer {
     name: "scripts",
     upon: &["runtime"],
     files: &[
-        Files {
-            package: "bash",
-            keep: &["usr/bin/bash"],
-        },
-        Files {
-            package: "coreutils",
-            keep: &["usr/bin/*"],
-        },
-        Files {
-            package: "findutils",
-            keep: &["usr/bin/find", "usr/bin/xargs"],
-        },
+        BASH,
+        COREUTILS,
+        FINDUTILS,
         Files {
             package: "gawk",
             keep: &["usr/bin/gawk"],
         },
-        Files {
-            package: "grep",
-            keep: &["usr/bin/grep"],
-        },
+        GREP,
         Files {
             package: "libpython3.11-minimal",
             keep: &["usr/lib/python3.11/**"],
@@ -321,10 +316,7 @@ const SCRIPTS: DebianLayer = DebianLayer {
             package: "python3.11-minimal",
             keep: &["usr/bin/python3.11"],
         },
-        Files {
-            package: "sed",
-            keep: &["usr/bin/sed"],
-        },
+        SED,
     ],
     // As where KubeVirt's scripts run: dash's `echo` would turn `\n` in JSON into line breaks.
     links: &[("usr/bin/awk", "gawk"), ("usr/bin/sh", "bash")],

@@ -81,3 +81,31 @@ pub fn revision(vm: &VirtualMachine) -> ControllerRevision {
         revision: generation,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vm_may_have_no_backup_hooks_unless_its_template_says_otherwise() {
+        let key = names::SKIP_BACKUP_HOOKS_ANNOTATION;
+        for (own, template, expected) in [
+            (json!({}), json!({}), None),
+            (json!({key: "true"}), json!({}), Some("true")),
+            (json!({key: "true"}), json!({key: "false"}), Some("false")),
+            (json!({"other": "true"}), json!({key: "true"}), Some("true")),
+        ] {
+            let vm = json!({
+                "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachine",
+                "metadata": {"name": "x", "namespace": "n", "annotations": own},
+                "spec": {"template": {"metadata": {"annotations": template}, "spec": {"domain": {"devices": {}}}}},
+            });
+            let found = vmi(&serde_json::from_value(vm).unwrap(), false)
+                .metadata
+                .annotations
+                .unwrap();
+            assert_eq!(found.get(key).map(String::as_str), expected, "{own} {template}");
+            assert!(!found.contains_key("other"));
+        }
+    }
+}

@@ -171,18 +171,23 @@ fn device_status(node: &Node, kvm: &Verdict, guests: u32) -> Option<Value> {
     (!same).then(|| json!({"status": {"capacity": counts, "allocatable": counts}}))
 }
 
+/// The pause before a heartbeat; `chance` may be any number.
+fn until_next(failed: bool, chance: u32) -> Duration {
+    let (least, more) = if failed {
+        (HEARTBEAT_AGAIN, 6_000)
+    } else {
+        (HEARTBEAT, 72_000)
+    };
+    least + Duration::from_millis(u64::from(chance % more))
+}
+
 /// Renews the heartbeat for ever, one write each.
 pub(crate) async fn heartbeat(client: &Client, node: &str) {
     let nodes: Api<Node> = Api::all(client.clone());
     let mut failed = false;
     loop {
-        let chance = u64::from(jiff::Timestamp::now().subsec_nanosecond().unsigned_abs()) % 72_000;
-        let pause = if failed {
-            HEARTBEAT_AGAIN + Duration::from_millis(chance / 12)
-        } else {
-            HEARTBEAT + Duration::from_millis(chance)
-        };
-        tokio::time::sleep(pause).await;
+        let chance = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
+        tokio::time::sleep(until_next(failed, chance)).await;
         let metadata = json!({
             "labels": {SCHEDULABLE_LABEL: "true"},
             "annotations": {HEARTBEAT_ANNOTATION: now()},
@@ -204,5 +209,26 @@ pub(crate) async fn retire(client: &Client, node: &str) {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::warn!(node, %error, "cannot mark the node as not schedulable"),
         Err(_) => tracing::warn!(node, "the API server did not answer in time"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_heartbeat_that_failed_is_sent_again_soon() {
+        // Five minutes of silence close a node.
+        let most = Duration::from_secs(300) / 2;
+        for chance in [0, 1, 71_999, 999_999_999] {
+            let (usual, again) = (until_next(false, chance), until_next(true, chance));
+            assert!(usual >= HEARTBEAT && usual < most, "{usual:?}");
+            assert!(again >= HEARTBEAT_AGAIN && again < HEARTBEAT / 4, "{again:?}");
+        }
+        assert_ne!(
+            until_next(false, 0),
+            until_next(false, 1),
+            "nodes do not write all at once"
+        );
     }
 }
